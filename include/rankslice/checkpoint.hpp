@@ -1,0 +1,91 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "rankslice/communicator.hpp"
+#include "rankslice/digest.hpp"
+#include "rankslice/parameter.hpp"
+#include "rankslice/tensor_catalog.hpp"
+
+namespace rankslice {
+
+enum class CheckpointFormat : std::uint8_t { huggingface, store, shards };
+
+/// One safetensors file of the Hugging Face checkpoint: everything of it but the tensor bytes.
+struct HfFile {
+  std::string name;
+  std::uint64_t size = 0;         ///< Of the whole file.
+  std::vector<std::byte> header;  ///< Length field, JSON and padding, as in the file.
+};
+
+/// A file that is carried along unread: tokenizer, config.json, …
+struct SideFile {
+  std::string name;
+  std::uint64_t size = 0;
+  std::string path;          ///< Of the file that holds the bytes: itself, or a store.
+  std::uint64_t offset = 0;  ///< Of the first byte there.
+};
+
+/// What is needed, beside the tensor bytes, to write the Hugging Face checkpoint byte for byte.
+struct HfLayout {
+  std::vector<HfFile> files;          ///< By name.
+  std::string index_name;             ///< Empty when there is no index.
+  std::vector<std::byte> index;       ///< The raw index.
+  std::vector<std::byte> config;      ///< The raw config.json; empty when there is none. Also a side file.
+  std::vector<SideFile> side_files;   ///< By name.
+  std::vector<std::string> left_out;  ///< Files of the folder that are not carried along.
+};
+
+/// A run of parts of one parameter, contiguous in one file.
+struct StoredPiece {
+  std::uint32_t parameter = 0;
+  Range part;     ///< In the units of `Parameter::part_count`.
+  Extent extent;  ///< In `Storage::files`.
+};
+
+/// Where the tensor bytes lie now, and in which form.
+struct Storage {
+  Form form = Form::hf;
+  std::vector<CatalogFile> files;
+  std::vector<StoredPiece> pieces;  ///< By (parameter, part.begin).
+};
+
+/// An opened checkpoint: what is in it and where, no tensor bytes. Immutable and the same on all ranks.
+struct Checkpoint {
+  std::string path;
+  CheckpointFormat format = CheckpointFormat::huggingface;
+  std::string family;                 ///< `qwen3_5_moe`.
+  TensorCatalog catalog;              ///< The tensors of the HF files, which need not exist (a store).
+  std::vector<Parameter> parameters;  ///< One per tensor of the catalog, in its order.
+  HfLayout hf;
+  Storage storage;
+  std::optional<Digests> digests;     ///< Recorded by a store.
+  std::string fingerprint;            ///< Of names, sizes, headers and index of the HF files: XXH3-128, 32 hex digits.
+  std::vector<std::string> warnings;  ///< What is odd but no error.
+};
+
+class StoreFormat;  // rankslice/store.hpp
+
+struct OpenOptions {
+  std::string family = "auto";
+  /// Opens native stores when given (`rankslice::native_store()`); without it a store is refused by name.
+  StoreFormat const* store = nullptr;
+  /// For a folder of shards: the HF checkpoint or store whose headers and side files are used, instead of the recorded
+  /// one.
+  std::string source;
+};
+
+/// Open a folder of safetensors files, a native store, or a folder written by `save_shards`. Rank 0 reads headers and
+/// index once and shares them. Collective.
+/// @throws IoError when something is missing, FormatError when it breaks its format or does not fit its model.
+[[nodiscard]] std::shared_ptr<Checkpoint const> open_checkpoint(std::string const& path, Communicator& world,
+                                                                OpenOptions const& options = {});
+
+/// The same for a single process. Not collective.
+[[nodiscard]] std::shared_ptr<Checkpoint const> open_checkpoint(std::string const& path,
+                                                                OpenOptions const& options = {});
+
+}  // namespace rankslice

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "rankslice/parameter.hpp"
+
+namespace rankslice {
+
+/// The digest/1 numbers of a list of tensors. Each tensor has one number per entry of its first axis when its rank is
+/// at least 3 (an expert's digest), else a single one. Partial tables of parts of the tensors add up to the whole, so
+/// one all-reduce of `values()` gives the global digests. Sums are modulo 2^64.
+class DigestTable {
+ public:
+  DigestTable() = default;
+  /// All zero: the digest of nothing. Shapes are HF shapes.
+  explicit DigestTable(std::vector<Parameter> const& parameters);
+
+  [[nodiscard]] std::size_t tensors() const { return first_.empty() ? 0 : first_.size() - 1; }
+  [[nodiscard]] std::span<std::uint64_t> of(std::size_t tensor);
+  [[nodiscard]] std::span<std::uint64_t const> of(std::size_t tensor) const;
+  /// The digest of a whole tensor: the sum over its entries.
+  [[nodiscard]] std::uint64_t sum(std::size_t tensor) const;
+  [[nodiscard]] std::span<std::uint64_t> values() { return values_; }
+  [[nodiscard]] std::span<std::uint64_t const> values() const { return values_; }
+
+ private:
+  std::vector<std::size_t> first_;  // where each tensor's numbers begin; one more at the end
+  std::vector<std::uint64_t> values_;
+};
+
+/// The digests of a checkpoint as its files store it, and, where loading converts (rule 55), of the converted values.
+struct Digests {
+  DigestTable source;
+  DigestTable stored;  ///< Entries of tensors that are not converted are unused.
+};
+
+}  // namespace rankslice

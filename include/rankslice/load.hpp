@@ -1,0 +1,29 @@
+#pragma once
+
+#include <string_view>
+
+#include "rankslice/options.hpp"
+#include "rankslice/state_dict.hpp"
+
+namespace rankslice {
+
+struct LoadOptions {
+  /// Which tensors, by HF key; all of them when empty.
+  std::function<bool(std::string_view)> keys;
+  Device device = Device::automatic;
+  /// `full` digests every block while it is in the staging buffer, for `verify`.
+  VerifyLevel verify = VerifyLevel::full;
+  CallOptions call;
+};
+
+/// Load this rank's slice: its experts of every stacked tensor and all dense tensors, in the native form. Reads each
+/// byte that it owns once and no other; needs the owned bytes and a bounded staging buffer. Collective.
+/// @throws IoError, FormatError (a file that changed or ends early), DeviceError; the same on every rank.
+[[nodiscard]] StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh, Communicator& world,
+                             LoadOptions const& options = {});
+
+/// Rank-local: the same for one coordinate of a mesh, without any communication.
+[[nodiscard]] StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh,
+                             MeshCoordinate const& coordinate, LoadOptions const& options = {});
+
+}  // namespace rankslice

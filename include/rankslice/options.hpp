@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <stop_token>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace rankslice {
+
+struct Progress {
+  std::string_view phase;  ///< "load", "verify", "store", "to_hf"
+  std::uint64_t done = 0;  ///< Bytes of this rank.
+  std::uint64_t total = 0;
+};
+
+enum class Device : std::uint8_t { automatic, cpu, cuda };
+
+/// How much is proved; each level includes the ones before it.
+enum class VerifyLevel : std::uint8_t {
+  off,
+  coverage,  ///< Every rank has the same keys, shapes and dtypes; the slices tile each tensor.
+  full,      ///< … and what was read is what is held, and is the reference where there is one.
+};
+
+/// What every long call accepts.
+struct CallOptions {
+  std::function<void(Progress const&)> progress;  ///< Called on the caller's thread, after every block.
+  std::stop_token stop;                           ///< When it fires the call throws `Interrupted` on every rank.
+};
+
+}  // namespace rankslice

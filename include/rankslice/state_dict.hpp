@@ -1,0 +1,47 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "rankslice/checkpoint.hpp"
+#include "rankslice/mesh.hpp"
+
+namespace rankslice {
+
+/// Memory of a tensor. Copies share it; the last one releases it. On the host, large buffers stand on huge pages.
+struct Buffer {
+  std::shared_ptr<std::byte> data;
+  std::uint64_t bytes = 0;
+
+  [[nodiscard]] std::span<std::byte> span() const { return {data.get(), bytes}; }
+};
+
+/// The local tensor of one rank, contiguous and row-major in the native form, and its place in the global one.
+struct ShardedTensor {
+  Parameter parameter;
+  Shape local_shape;
+  Shape offsets;                      ///< Of the local tensor in the global one, per axis.
+  std::vector<Placement> placements;  ///< For (`ep_replicate`, `ep_shard`, `ep`).
+  Buffer data;
+  std::uint32_t index = 0;  ///< In `Checkpoint::parameters`.
+
+  /// The held part in the units of `Parameter::part_count`.
+  [[nodiscard]] Range part() const;
+};
+
+/// FQN -> local tensor: what one rank holds of a checkpoint. Free a tensor by erasing it.
+struct StateDict {
+  std::map<std::string, ShardedTensor, std::less<>> tensors;
+  Mesh mesh;
+  MeshCoordinate coordinate;
+  std::shared_ptr<Checkpoint const> source;  ///< Where it came from, and the form to which `to_hf` brings it back.
+  /// What was read, digested in the staging buffers, and, for converted tensors, what left them (`digest.md`). Empty
+  /// when loading did not digest.
+  Digests read;
+};
+
+}  // namespace rankslice

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <string>
+
+#include "rankslice/options.hpp"
+#include "rankslice/state_dict.hpp"
+
+namespace rankslice {
+
+struct SaveOptions {
+  bool overwrite = false;  ///< Replace what exists under the final name, in one step at the end.
+  CallOptions call;
+};
+
+/// Everything in a store but the tensor bytes.
+struct StoreContents {
+  struct Tensor {
+    std::string fqn;
+    DType dtype = DType::BF16;  ///< As stored.
+    Shape shape;                ///< Global, native.
+    std::uint64_t offset = 0;   ///< Of its first byte in the file.
+  };
+  struct RecordedDigest {
+    std::string hf_key;
+    std::vector<std::uint64_t> values;  ///< [sum, d(0), d(1), …]
+  };
+
+  std::string family;
+  std::uint64_t file_size = 0;
+  std::vector<Tensor> tensors;         ///< By FQN.
+  HfLayout hf;                         ///< Side files point into the store.
+  std::vector<RecordedDigest> source;  ///< By HF key.
+  std::vector<RecordedDigest> stored;  ///< Converted tensors only.
+};
+
+/// What `open_checkpoint` needs to open native stores: the link from `rankslice::core` to `rankslice::hdf5`.
+class StoreFormat {
+ public:
+  virtual ~StoreFormat() = default;
+  /// Read everything but the tensor bytes. Local.
+  /// @throws FormatError for a store that is incomplete, damaged, or uses storage that has no fixed address.
+  [[nodiscard]] virtual StoreContents read(std::string const& path) const = 0;
+  /// Whether the file begins like one. Local.
+  [[nodiscard]] virtual bool recognises(std::string const& path) const = 0;
+};
+
+/// The native HDF5 store (`native/1`). In `rankslice::hdf5`.
+[[nodiscard]] StoreFormat const& native_store();
+
+/// Write a state dict to one HDF5 file: rank 0 makes the metadata, all ranks write their parts at the addresses it
+/// shares; checked by reading back and renamed when complete. In `rankslice::hdf5`. Collective.
+/// @throws IoError (`cannot_create` when `path` exists and `overwrite` is not set), VerifyError when what was written
+/// reads back differently.
+void save_store(StateDict const& state, std::string const& path, Communicator& world, SaveOptions const& options = {});
+
+}  // namespace rankslice

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "rankslice/options.hpp"
+#include "rankslice/state_dict.hpp"
+
+namespace rankslice {
+
+struct VerifyOptions {
+  VerifyLevel level = VerifyLevel::full;
+  /// Compared with, beside the digests that the source recorded itself.
+  Digests const* reference = nullptr;
+  std::string reference_name = "against";
+  CallOptions call;
+};
+
+/// One thing that is not as it should be.
+struct Mismatch {
+  std::string tensor;  ///< HF key.
+  std::int64_t expert = -1;
+  int rank = -1;     ///< Who found it; -1 when it is known of the sum over all ranks only.
+  std::string what;  ///< "layer 3, expert 17, rank 2: read …, held …"
+};
+
+struct VerifyReport {
+  VerifyLevel level = VerifyLevel::off;
+  std::string reference = "none";  ///< "none", "store", "against"
+  std::uint64_t tensors = 0;
+  std::uint64_t experts = 0;  ///< Expert blocks: the sum of E over the stacked tensors.
+  std::vector<Mismatch> mismatches;
+
+  [[nodiscard]] bool ok() const { return mismatches.empty(); }
+  /// @throws VerifyError naming the first mismatches.
+  void throw_if_bad() const;
+};
+
+/// Prove that the ranks together hold exactly the checkpoint: same keys, shapes and dtypes everywhere, slices that tile
+/// every tensor, and digests of the held tensors equal to those of the bytes that were read and to the reference. The
+/// report is the same on every rank. Collective.
+[[nodiscard]] VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions const& options = {});
+
+/// Read every byte of a checkpoint once, the ranks sharing the work, and compare its digests with those that it
+/// recorded and with a reference. Bounded memory. Collective.
+[[nodiscard]] VerifyReport verify(Checkpoint const& checkpoint, Communicator& world, VerifyOptions const& options = {});
+
+/// The digests of a whole checkpoint, each byte read once, the ranks sharing the work. Collective.
+[[nodiscard]] Digests digest(Checkpoint const& checkpoint, Communicator& world, CallOptions const& call = {});
+
+}  // namespace rankslice

@@ -1,0 +1,37 @@
+#include "rankslice/mesh.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "rankslice/error.hpp"
+
+namespace rankslice {
+
+MeshCoordinate Mesh::coordinate(int rank) const {
+  return {.ep_replicate = rank / (ep_shard * ep), .ep_shard = rank / ep % ep_shard, .ep = rank % ep};
+}
+
+int Mesh::rank(MeshCoordinate at) const { return (at.ep_replicate * ep_shard + at.ep_shard) * ep + at.ep; }
+
+Mesh make_mesh(int ranks, int ep, int ep_shard) {
+  if (ranks < 1) throw PlanError(fmt::format("a mesh needs at least one rank, not {}", ranks));
+  if (ep < 0 || ep_shard < 1) throw PlanError(fmt::format("ep = {} and ep_shard = {} must be positive", ep, ep_shard));
+  if (ep == 0) ep = ranks / ep_shard;
+  if (ep == 0 || ranks % (ep * ep_shard) != 0) {
+    throw PlanError(
+        fmt::format("{} ranks cannot be arranged as ep_replicate × ep_shard {} × ep {}: "
+                    "ranks must be a multiple of ep_shard × ep",
+                    ranks, ep_shard, ep));
+  }
+  return {.ep_replicate = ranks / (ep * ep_shard), .ep_shard = ep_shard, .ep = ep};
+}
+
+Range balanced_part(std::uint64_t count, std::uint64_t parts, std::uint64_t index) {
+  auto const base = count / parts;
+  auto const larger = count % parts;  // so many parts get one more
+  auto const begin = index * base + std::min(index, larger);
+  return {begin, begin + base + (index < larger ? 1 : 0)};
+}
+
+}  // namespace rankslice

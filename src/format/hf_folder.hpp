@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "rankslice/checkpoint.hpp"
+
+namespace rankslice {
+
+/// Largest file that is carried along as a side file.
+inline constexpr std::uint64_t kMaxSideFileBytes = std::uint64_t{256} << 20;
+
+/// Read what `HfLayout` holds from a folder as on the Hub: the index and the headers of the shards it names; without
+/// an index, the headers of all `*.safetensors` of the top level. Cache symlinks are followed; names of shards that are
+/// absolute, contain `..`, empty components, `\`, control characters or do not end in `.safetensors` are refused.
+/// Adds what is odd but no error to `warnings`. Local.
+/// @throws IoError `input_missing` when folder, shards or tensors are missing, FormatError.
+[[nodiscard]] HfLayout read_hf_folder(std::string const& folder, std::vector<std::string>& warnings);
+
+/// The catalog that the headers and the index of a layout describe, with files placed below `folder`, and checked
+/// against the index: each tensor in the shard that the index names, none missing, none in two shards, none left over.
+/// Pure. @throws FormatError
+[[nodiscard]] TensorCatalog make_catalog(HfLayout const& layout, std::string const& folder,
+                                         std::vector<std::string>& warnings);
+
+}  // namespace rankslice
