@@ -1,0 +1,40 @@
+#pragma once
+
+#include <vector>
+
+#include "rankslice/state_dict.hpp"
+#include "storage_reader.hpp"
+
+namespace rankslice {
+
+/// The tensors that this rank holds.
+class HeldTensors final : public NativeSource {
+ public:
+  /// @throws PlanError when a tensor of the source is missing from `state`, or is not the size it says.
+  explicit HeldTensors(StateDict const& state);
+  void for_each_piece(PlannedPart const& wanted,
+                      std::function<void(Range part, std::byte const* native)> const& use) override;
+
+ private:
+  std::vector<ShardedTensor const*> by_index_;
+};
+
+/// A stored checkpoint, streamed through a buffer of one expert, or a few MiB of a dense tensor. Digests what it reads.
+class StreamedTensors final : public NativeSource {
+ public:
+  StreamedTensors(Storage const& storage, std::vector<Parameter> const& parameters);
+  void for_each_piece(PlannedPart const& wanted,
+                      std::function<void(Range part, std::byte const* native)> const& use) override;
+  [[nodiscard]] Digests const& read() const { return read_; }
+  /// @throws IoError when a file changed under the reader.
+  void check_unchanged() const { reader_.check_unchanged(); }
+
+ private:
+  std::vector<Parameter> const& parameters_;
+  StorageReader reader_;
+  Transfer transfer_;
+  Digests read_;
+  std::vector<std::byte> buffer_;
+};
+
+}  // namespace rankslice
