@@ -46,6 +46,9 @@ class Communicator {
   /// A communicator of the ranks that pass the same colour, ordered by rank. Collective.
   [[nodiscard]] virtual std::unique_ptr<Communicator> split(int color) = 0;
 
+  /// The start of a step: until the agreement that ends it, this rank owes the others `progress()` within every
+  /// deadline, or counts as stuck. Outside steps and collective calls nobody watches it. Local.
+  virtual void begin_step() {}
   /// The end of a step that can fail on one rank alone: returns the outcome of the lowest failing rank, or a good one.
   /// The same on every rank. Collective.
   [[nodiscard]] virtual Outcome agree(Outcome const& mine) = 0;
@@ -56,11 +59,13 @@ class Communicator {
 /// A communicator of one rank; needs no MPI.
 [[nodiscard]] std::unique_ptr<Communicator> make_solo_communicator();
 
-/// Run `step` on every rank, then agree: one rank's exception becomes everyone's, with `rank` set. `step` itself must
-/// not communicate. Collective.
+/// Run `step` on every rank, then agree: the exception of the lowest failing rank becomes everyone's, of the type that
+/// its exit code stands for, with message, file, tensor and `rank` set. `step` itself must not communicate. Collective.
+/// @throws UnexpectedError for exceptions that are not rankslice's own.
 void on_every_rank(Communicator& world, std::function<void()> const& step);
 
-/// Broadcast bytes of a size that only `root` knows. Collective.
+/// Broadcast bytes of a size that only `root` knows; elsewhere `bytes` is replaced. Collective.
+/// @throws UnexpectedError on every rank when one has no memory for them.
 void broadcast_vector(Communicator& world, std::vector<std::byte>& bytes, int root);
 
 }  // namespace rankslice

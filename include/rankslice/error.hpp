@@ -88,4 +88,10 @@ class Interrupted : public Error {
   explicit Interrupted(ExitCode exit_code = ExitCode::interrupted) : Error(exit_code, "stopped on request", {}, {}) {}
 };
 
+/// What no rank should meet: a bug, or memory that ran out.
+class UnexpectedError : public Error {
+ public:
+  explicit UnexpectedError(std::string const& message) : Error(ExitCode::unexpected, message, {}, {}) {}
+};
+
 }  // namespace rankslice
