@@ -1,0 +1,289 @@
+"""Checkpoints made without the program: a hand-written one with awkward values and names, one by transformers, and the
+ways to break them."""
+
+import json
+import re
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+
+import reference
+
+HIDDEN, INTERMEDIATE, SHARED, VOCAB = 16, 12, 8, 40
+KEY_HEADS, VALUE_HEADS, HEAD, ATTENTION_HEADS = 2, 4, 4, 2
+MTP_LAYERS = 1
+
+
+# Writing safetensors by hand ----------------------------------------------------------------------------------------
+
+
+def header_bytes(entries, metadata=None, pad=0):
+    """A legal header that no common writer would make: spaces in the JSON, metadata last, padding of its own."""
+    fields = dict(entries)
+    if metadata is not None:
+        fields["__metadata__"] = metadata
+    text = json.dumps(fields, separators=(", ", " : ")).encode() + b" " * pad
+    return struct.pack("<Q", len(text)) + text
+
+
+def write_safetensors(path, tensors, metadata=None, pad=0):
+    """Tensors in the given order: [(name, dtype, array of bits)]."""
+    entries, data = {}, bytearray()
+    for name, dtype, bits in tensors:
+        entries[name] = {"shape": list(bits.shape), "dtype": dtype, "data_offsets": [len(data), len(data) + bits.nbytes]}
+        data += bits.tobytes()
+    Path(path).write_bytes(header_bytes(entries, metadata, pad) + data)
+
+
+def edit_header(path, edit):
+    """Give a file the header that `edit` makes of the old one (a dict, or text with duplicates, …); data unchanged."""
+    old = reference.raw_header(path)
+    data = Path(path).read_bytes()[len(old) :]
+    new = edit(json.loads(old[8:]))
+    text = new if isinstance(new, bytes) else json.dumps(new).encode()
+    Path(path).write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def edit_json(path, edit):
+    content = json.loads(Path(path).read_text())
+    edit(content)
+    Path(path).write_text(json.dumps(content, indent=2))
+
+
+# A hand-written Qwen3.5-MoE -----------------------------------------------------------------------------------------
+
+
+def _moe_shapes(prefix, experts):
+    return {
+        f"{prefix}.mlp.gate.weight": [experts, HIDDEN],
+        f"{prefix}.mlp.experts.gate_up_proj": [experts, 2 * INTERMEDIATE, HIDDEN],
+        f"{prefix}.mlp.experts.down_proj": [experts, HIDDEN, INTERMEDIATE],
+        f"{prefix}.mlp.shared_expert.gate_proj.weight": [SHARED, HIDDEN],
+        f"{prefix}.mlp.shared_expert.up_proj.weight": [SHARED, HIDDEN],
+        f"{prefix}.mlp.shared_expert.down_proj.weight": [HIDDEN, SHARED],
+        f"{prefix}.mlp.shared_expert_gate.weight": [1, HIDDEN],
+        f"{prefix}.input_layernorm.weight": [HIDDEN],
+        f"{prefix}.post_attention_layernorm.weight": [HIDDEN],
+    }
+
+
+def _attention_shapes(prefix):
+    width = ATTENTION_HEADS * HEAD
+    return {
+        f"{prefix}.self_attn.q_proj.weight": [2 * width, HIDDEN],
+        f"{prefix}.self_attn.k_proj.weight": [HEAD, HIDDEN],
+        f"{prefix}.self_attn.v_proj.weight": [HEAD, HIDDEN],
+        f"{prefix}.self_attn.o_proj.weight": [HIDDEN, width],
+        f"{prefix}.self_attn.q_norm.weight": [HEAD],
+        f"{prefix}.self_attn.k_norm.weight": [HEAD],
+    }
+
+
+def _linear_attention_shapes(prefix):
+    mixed = 2 * HEAD * KEY_HEADS + HEAD * VALUE_HEADS
+    return {
+        f"{prefix}.linear_attn.in_proj_qkv.weight": [mixed, HIDDEN],
+        f"{prefix}.linear_attn.in_proj_z.weight": [HEAD * VALUE_HEADS, HIDDEN],
+        f"{prefix}.linear_attn.in_proj_a.weight": [VALUE_HEADS, HIDDEN],
+        f"{prefix}.linear_attn.in_proj_b.weight": [VALUE_HEADS, HIDDEN],
+        f"{prefix}.linear_attn.conv1d.weight": [mixed, 1, 4],
+        f"{prefix}.linear_attn.dt_bias": [VALUE_HEADS],
+        f"{prefix}.linear_attn.A_log": [VALUE_HEADS],
+        f"{prefix}.linear_attn.norm.weight": [HEAD],
+        f"{prefix}.linear_attn.out_proj.weight": [HIDDEN, HEAD * VALUE_HEADS],
+    }
+
+
+def mini_shapes(experts, layers):
+    shapes = {
+        "model.language_model.embed_tokens.weight": [VOCAB, HIDDEN],
+        "model.language_model.norm.weight": [HIDDEN],
+        "lm_head.weight": [VOCAB, HIDDEN],
+        "model.visual.patch_embed.proj.weight": [6, 3, 2, 2, 2],
+        "model.visual.patch_embed.proj.bias": [6],
+        "mtp.fc.weight": [HIDDEN, 2 * HIDDEN],
+        "mtp.norm.weight": [HIDDEN],
+        "mtp.pre_fc_norm_embedding.weight": [HIDDEN],
+        "mtp.pre_fc_norm_hidden.weight": [HIDDEN],
+    }
+    for layer in range(layers):
+        prefix = f"model.language_model.layers.{layer}"
+        attention = _attention_shapes if (layer + 1) % 4 == 0 else _linear_attention_shapes
+        shapes |= _moe_shapes(prefix, experts) | attention(prefix)
+    return shapes | _moe_shapes("mtp.layers.0", experts) | _attention_shapes("mtp.layers.0")
+
+
+def mini_config(experts, layers):
+    return {
+        "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+        "model_type": "qwen3_5_moe",
+        "text_config": {
+            "model_type": "qwen3_5_moe_text",
+            "dtype": "bfloat16",
+            "hidden_size": HIDDEN,
+            "moe_intermediate_size": INTERMEDIATE,
+            "shared_expert_intermediate_size": SHARED,
+            "num_experts": experts,
+            "num_experts_per_tok": 2,
+            "num_hidden_layers": layers,
+            "mtp_num_hidden_layers": MTP_LAYERS,
+            "full_attention_interval": 4,
+            "layer_types": [
+                "full_attention" if (layer + 1) % 4 == 0 else "linear_attention" for layer in range(layers)
+            ],
+            "vocab_size": VOCAB,
+        },
+        "vision_config": {"model_type": "qwen3_5_moe", "depth": 0, "hidden_size": 6},
+    }
+
+
+def write_mini(folder, experts=6, layers=4, shards=3):
+    """A grouped checkpoint of about 100 KB whose elements are random bits: NaNs of every payload, infinities, minus
+    zero, subnormals. Its side files have awkward names, one is empty."""
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(20)
+    tensors = []
+    for name, shape in mini_shapes(experts, layers).items():
+        wide = name.endswith(("A_log", "linear_attn.norm.weight"))
+        bits = random.integers(1, 1 << (32 if wide else 16), shape, dtype="u4").astype("<u4" if wide else "<u2")
+        tensors.append((name, "F32" if wide else "BF16", bits))
+    tensors.sort(key=lambda item: item[0][::-1])  # an order that nobody else uses
+    weight_map = {}
+    for n in range(shards):
+        file = f"model.safetensors-{n + 1:05}-of-{shards:05}.safetensors"
+        write_safetensors(folder / file, tensors[n::shards], {"format": "pt", "made by": "hand"}, pad=n)
+        weight_map |= {name: file for name, _, _ in tensors[n::shards]}
+    total = sum(bits.nbytes for _, _, bits in tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(mini_config(experts, layers), indent=2))
+    (folder / "tokenizer.json").write_bytes(bytes(range(256)) * 40)
+    (folder / "100%.txt").write_text("a name that a store has to escape\n")
+    (folder / "notes ü.md").write_text("a name with a space and a letter beyond ASCII\n")
+    (folder / "empty.txt").touch()
+    return folder
+
+
+def copy(source, target):
+    """A copy to break."""
+    return Path(shutil.copytree(source, target))
+
+
+def file_of(folder, hf_key):
+    return Path(folder) / reference.extents(folder)[hf_key][0]
+
+
+def split_experts(folder, scales=False):
+    """Turn decoder experts into one tensor per expert and projection; with scales, into block-FP8 ones."""
+    checkpoint = reference.read_folder(folder)
+    grouped = [key for key in checkpoint if reference.STACKED.fullmatch(key)]
+    tensors = [(key, value.dtype, value.bits) for key, value in checkpoint.items() if key not in grouped]
+    for key in grouped:
+        stem, projection = key.rsplit(".", 1)
+        for x, expert in enumerate(checkpoint[key].bits):
+            parts = (
+                {"gate_proj": expert[:INTERMEDIATE], "up_proj": expert[INTERMEDIATE:]}
+                if projection == "gate_up_proj"
+                else {"down_proj": expert}
+            )
+            for name, bits in parts.items():
+                weight = f"{stem}.{x}.{name}.weight"
+                if scales:
+                    tensors.append((weight, "F8_E4M3", (bits & 0x77).astype("<u1")))
+                    tensors.append((f"{weight}_scale_inv", "BF16", np.full((1, 1), 0x3F80, "<u2")))
+                else:
+                    tensors.append((weight, "BF16", bits))
+    for path in [*Path(folder).glob("*.safetensors"), *Path(folder).glob("*.index.json")]:
+        path.unlink()
+    write_safetensors(Path(folder) / "model.safetensors", tensors, {"format": "pt"})
+    if scales:
+        quantization = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+        edit_json(Path(folder) / "config.json", lambda config: config.update(quantization_config=quantization))
+
+
+# Made by transformers -----------------------------------------------------------------------------------------------
+
+
+def write_with_transformers(folder):
+    """A tiny Qwen3.5-MoE with random BF16 weights, grouped experts and several shards. Returns the model."""
+    import torch
+    from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
+
+    torch.manual_seed(7)
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [1, 1, 0],
+        "mrope_interleaved": True,
+    }
+    text = {
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 16,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "rope_parameters": rope,
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 16,
+        "patch_size": 4,
+    }
+    tokens = {"image_token_id": 250, "video_token_id": 251, "vision_start_token_id": 252, "vision_end_token_id": 253}
+    config = Qwen3_5MoeConfig(text_config=text, vision_config=vision, **tokens)
+    model = Qwen3_5MoeForConditionalGeneration(config).to(torch.bfloat16).eval()
+    model.save_pretrained(folder, save_original_format=False, max_shard_size="60KB")
+    assert len(list(Path(folder).glob("*.safetensors"))) > 2
+    return model
+
+
+# Comparing folders --------------------------------------------------------------------------------------------------
+
+
+def folder_files(folder):
+    return {path.name: path for path in Path(folder).iterdir() if path.is_file()}
+
+
+def folder_differences(expected, found):
+    """One line per regular file of the top level that is missing, superfluous or different."""
+    want, have = folder_files(expected), folder_files(found)
+    lines = [f"{name}: missing" for name in sorted(want.keys() - have.keys())]
+    lines += [f"{name}: should not be there" for name in sorted(set(p.name for p in Path(found).iterdir()) - want.keys())]
+    lines += [
+        f"{name}: differs" for name in sorted(want.keys() & have.keys()) if want[name].read_bytes() != have[name].read_bytes()
+    ]
+    return lines
+
+
+def differing_bytes(expected, found):
+    """(file name, offset) of every byte that differs between two folders with the same files."""
+    want, have = folder_files(expected), folder_files(found)
+    assert want.keys() == have.keys()
+    places = []
+    for name in sorted(want):
+        a, b = (np.fromfile(folder[name], "u1") for folder in (want, have))
+        assert len(a) == len(b), name
+        places += [(name, int(at)) for at in np.flatnonzero(a != b)]
+    return places
+
+
+def layer_of(key):
+    """The number of the layer that a name belongs to."""
+    return int(re.search(r"layers\.(\d+)\.", key).group(1))

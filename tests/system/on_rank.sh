@@ -1,0 +1,19 @@
+#!/bin/sh
+# Starts one rank of a job under test: notes its pid in $ON_RANK_DIR, and traces it with "strace $ON_RANK_STRACE" when it
+# is among $ON_RANK_TRACED. With $ON_RANK_CODES it notes the exit code instead of leaving with it, because a launcher
+# stops the other ranks as soon as one has left with an error.
+rank=${OMPI_COMM_WORLD_RANK:-0}
+case " $ON_RANK_TRACED " in
+  # -D: the tracer is the child, so the program keeps this pid and stays the launcher's own child.
+  *" $rank "* | *" all "*)
+    # shellcheck disable=SC2086 # the options are words
+    set -- strace -D -ff --seccomp-bpf -q -y -s 0 -o "$ON_RANK_DIR/trace.$rank" $ON_RANK_STRACE "$@"
+    ;;
+esac
+note_pid='echo $$ >"$0.new" && mv "$0.new" "$0" && exec "$@"'
+if [ -n "$ON_RANK_CODES" ]; then
+  sh -c "$note_pid" "$ON_RANK_DIR/pid.$rank" "$@"
+  echo $? >"$ON_RANK_DIR/code.$rank"
+  exit 0
+fi
+exec sh -c "$note_pid" "$ON_RANK_DIR/pid.$rank" "$@"

@@ -1,0 +1,161 @@
+"""Starting `rankslice`, alone and under mpirun, with a deadline, and seeing that nothing of it stays behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PROGRAM = Path(os.environ.get("SYSTEM_TEST_PROGRAM", HERE.parents[1] / "build/release/bin/rankslice"))
+MPIEXEC = os.environ.get("SYSTEM_TEST_MPIEXEC", "mpirun")
+MARK = "SYSTEM_TEST_RUN"  # in the environment of every process of one run
+
+
+@dataclass
+class Result:
+    code: int
+    stdout: str
+    stderr: str
+    seconds: float
+    rank_codes: dict = field(default_factory=dict)  # with `codes=True`: rank -> exit code
+
+    @property
+    def json(self):
+        return json.loads(self.stdout)
+
+
+@dataclass
+class OnRank:
+    """What happens to single ranks of a run (on_rank.sh)."""
+
+    folder: Path  # for pids, codes and traces
+    traced: str = ""  # ranks, or "all"
+    strace: str = ""
+    codes: bool = False
+
+    def environment(self):
+        return {
+            "ON_RANK_DIR": str(self.folder),
+            "ON_RANK_TRACED": self.traced,
+            "ON_RANK_STRACE": self.strace,
+            "ON_RANK_CODES": "1" if self.codes else "",
+        }
+
+    def pid(self, rank, timeout=20):
+        path = self.folder / f"pid.{rank}"
+        wait_until(path.exists, timeout, f"rank {rank} to start")
+        return int(path.read_text())
+
+    def traces(self, rank):
+        """The traces of a rank's threads."""
+        return sorted(self.folder.glob(f"trace.{rank}.*"))
+
+    def wait_for_call(self, rank, pattern, timeout=30):
+        """Until a traced rank has made a system call that matches."""
+        wait_until(
+            lambda: any(re.search(pattern, path.read_text()) for path in self.traces(rank)),
+            timeout,
+            f"rank {rank} to call {pattern}",
+        )
+
+
+def wait_until(condition, timeout, what):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"waited {timeout} s for {what}"
+        time.sleep(0.02)
+
+
+def marked_processes(mark):
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes()
+            state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:  # gone, or somebody else's
+            continue
+        if f"{MARK}={mark}".encode() in environment.split(b"\0") and state != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+class Run:
+    """A started program. Leaving the `with` block ends what is left of it."""
+
+    def __init__(self, *args, ranks=None, timeout=60, env=None, on_rank=None, cwd=None):
+        self.mark = uuid.uuid4().hex
+        self.on_rank = on_rank
+        command = [str(PROGRAM), *map(str, args)]
+        if on_rank:
+            on_rank.folder.mkdir(parents=True, exist_ok=True)
+            command = [str(HERE / "on_rank.sh"), *command]
+        if ranks is not None:
+            command = [MPIEXEC, "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), *command]
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            ["timeout", "-k", "5", str(timeout), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            env=self._environment(env or {}),
+        )
+
+    def _environment(self, extra):
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("RANKSLICE_")}
+        kept.setdefault("ASAN_OPTIONS", "detect_leaks=0")  # the leak checker cannot run under strace
+        return kept | {MARK: self.mark} | (self.on_rank.environment() if self.on_rank else {}) | extra
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for pid in marked_processes(self.mark):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.process.communicate()
+
+    def finish(self, survive_seconds=10):
+        """Wait for the end; no process of the run may outlive it by more than a moment."""
+        stdout, stderr = self.process.communicate()
+        seconds = time.monotonic() - self.started
+        assert self.process.returncode != 124, f"still running after {seconds:.0f} s:\n{stderr}"
+        wait_until(lambda: not marked_processes(self.mark), survive_seconds, "all processes of the run to end")
+        codes = {}
+        if self.on_rank and self.on_rank.codes:
+            codes = {int(p.suffix[1:]): int(p.read_text()) for p in self.on_rank.folder.glob("code.*")}
+        return Result(self.process.returncode, stdout, stderr, seconds, codes)
+
+
+def run(*args, **how):
+    """Run to the end: `run("load", ckpt, "--store", path, ranks=4)`. Without `ranks`, without mpirun."""
+    with Run(*args, **how) as running:
+        return running.finish()
+
+
+def run_ok(*args, **how):
+    result = run(*args, **how)
+    assert result.code == 0, f"{args}: exit code {result.code}\n{result.stderr}"
+    return result
+
+
+def expect(code, *args, says=(), **how):
+    """Run, and expect an exit code and words in what it says to people."""
+    result = run(*args, **how)
+    assert result.code == code, f"{args}: exit code {result.code} instead of {code}\n{result.stderr}"
+    for words in [says] if isinstance(says, str) else says:
+        assert str(words) in result.stderr, f"{words!r} is not in:\n{result.stderr}"
+    return result
+
+
+def leftovers(path):
+    """What stands beside an output under a temporary name."""
+    return sorted(Path(path).parent.glob(f"{Path(path).name}.partial-*"))

@@ -1,0 +1,318 @@
+"""What rankslice must compute for Qwen3.5-MoE, written a second time from the rules, in plain numpy and torch.
+
+Nothing here comes from the program's code: files are parsed by the safetensors package, tensors are sliced,
+transposed and converted by torch, digests are computed with numpy's wrapping integers. Rule numbers are those of the
+adapter rules that the project follows.
+"""
+
+import json
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+
+# An element's bits are handled as an unsigned number of its size, so that the payload of a NaN counts.
+BITS = {
+    "BOOL": "<u1", "U8": "<u1", "I8": "<u1", "F8_E5M2": "<u1", "F8_E4M3": "<u1", "F8_E8M0": "<u1",
+    "I16": "<u2", "U16": "<u2", "F16": "<u2", "BF16": "<u2",
+    "I32": "<u4", "U32": "<u4", "F32": "<u4",
+    "I64": "<u8", "U64": "<u8", "F64": "<u8",
+}  # fmt: skip
+TORCH_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    dtype: str  # as safetensors spells it
+    bits: np.ndarray  # unsigned, in the tensor's shape
+
+    @property
+    def shape(self):
+        return self.bits.shape
+
+    @property
+    def nbytes(self):
+        return self.bits.nbytes
+
+
+def tensor(dtype, shape, data):
+    return Tensor(dtype, np.frombuffer(data, BITS[dtype]).reshape(shape))
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def read_file(path):
+    """All tensors of one safetensors file, by name."""
+    entries = safetensors.deserialize(Path(path).read_bytes())
+    return {name: tensor(entry["dtype"], entry["shape"], entry["data"]) for name, entry in entries}
+
+
+def shard_files(folder):
+    """The files with weights: those that the index names, or all when there is no index."""
+    indexes = sorted(Path(folder).glob("*.safetensors.index.json"))
+    if not indexes:
+        return sorted(Path(folder).glob("*.safetensors"))
+    names = {name for index in indexes for name in json.loads(index.read_text())["weight_map"].values()}
+    return [Path(folder) / name for name in sorted(names)]
+
+
+def read_folder(folder):
+    """All tensors of a Hugging Face checkpoint, by HF key."""
+    found = {}
+    for path in shard_files(folder):
+        found.update(read_file(path))
+    return found
+
+
+def raw_header(path):
+    """Length field, JSON and padding, as in the file."""
+    with open(path, "rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        file.seek(0)
+        return file.read(8 + size)
+
+
+def metadata(path):
+    return json.loads(raw_header(path)[8:]).get("__metadata__", {})
+
+
+def extents(folder):
+    """HF key -> (file name, first byte in the file, one past the last)."""
+    found = {}
+    for path in shard_files(folder):
+        header = raw_header(path)
+        for name, entry in json.loads(header[8:]).items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                found[name] = (path.name, len(header) + begin, len(header) + end)
+    return found
+
+
+# Who owns what ------------------------------------------------------------------------------------------------------
+
+
+def owned_experts(experts, width, ep_rank):
+    """Rule 9."""
+    base, rest = divmod(experts, width)
+    if ep_rank < rest:
+        return range(ep_rank * (base + 1), (ep_rank + 1) * (base + 1))
+    return range(ep_rank * base + rest, ep_rank * base + rest + base)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    ep_replicate: int
+    ep: int
+
+    @property
+    def ranks(self):
+        return self.ep_replicate * self.ep
+
+    def coordinate(self, rank):
+        """`ep` is the fastest (rule 13)."""
+        return {"ep_replicate": rank // self.ep, "ep_shard": 0, "ep": rank % self.ep}
+
+
+# Names (rules 32-39, 53-54) -----------------------------------------------------------------------------------------
+
+STACKED = re.compile(r"(?:model\.)?(?:language_model\.)?layers\.(\d+)\.mlp\.experts\.(gate_up_proj|down_proj)")
+STACKED_MTP = re.compile(r"(?:model\.)?mtp\.layers\.(\d+)\.mlp\.experts\.(gate_up_proj|down_proj)")
+STACKED_NAMES = {"gate_up_proj": "gate_and_up_projs", "down_proj": "down_projs"}
+MTP_NAMES = {
+    "mtp.fc.weight": "mtp.layers.0.eh_proj.weight",
+    "mtp.pre_fc_norm_embedding.weight": "mtp.layers.0.enorm.weight",
+    "mtp.pre_fc_norm_hidden.weight": "mtp.layers.0.hnorm.weight",
+    "mtp.norm.weight": "mtp.layers.0.final_layernorm.weight",
+}
+
+
+def prefix(hf_keys):
+    """Rule 32."""
+    return "model." if any(key.startswith("model.") and not key.startswith("model.mtp.") for key in hf_keys) else ""
+
+
+def is_stacked(hf_key):
+    return bool(STACKED.fullmatch(hf_key) or STACKED_MTP.fullmatch(hf_key))
+
+
+def is_tracked(hf_key):
+    """Rule 53: what the GDN holder keeps in F32."""
+    return ".linear_attn." in hf_key and hf_key.endswith(("A_log", "dt_bias"))
+
+
+def fqn(hf_key, model_prefix):
+    """The native name. First match wins."""
+    if match := STACKED.fullmatch(hf_key):  # rule 35
+        layer, name = match.groups()
+        return f"{model_prefix}language_model.layers.{layer}.mlp.experts.{STACKED_NAMES[name]}"
+    if match := STACKED_MTP.fullmatch(hf_key):
+        layer, name = match.groups()
+        return f"mtp.layers.{layer}.mlp.experts.{STACKED_NAMES[name]}"
+    if hf_key in MTP_NAMES:  # rule 34
+        return MTP_NAMES[hf_key]
+    name = hf_key.replace(".mlp.shared_expert.", ".mlp.shared_experts.")  # rule 38
+    if name.startswith(("model.lm_head.", "model.mtp.")):
+        name = name.removeprefix("model.")
+    elif not name.startswith(("mtp.", "lm_head.", "model.")):
+        name = model_prefix + name
+    if is_tracked(name) and "._fp32_params." not in name:  # rule 54
+        before, after = name.rsplit(".linear_attn.", 1)
+        name = f"{before}.linear_attn._fp32_params.{after}"
+    return name
+
+
+# Values (rules 35, 39, 55) ------------------------------------------------------------------------------------------
+
+
+def _to_torch(value):
+    bits = value.bits if value.bits.flags.writeable else value.bits.copy()
+    return torch.from_numpy(bits.view(f"<i{bits.itemsize}"))
+
+
+def _from_torch(dtype, value):
+    bits = value.contiguous().view(SIGNED[value.element_size()]).numpy()
+    return Tensor(dtype, bits.view(BITS[dtype]))
+
+
+def native(hf_key, value, experts=None):
+    """The native form of an HF tensor, or of the given range of its experts."""
+    if is_stacked(hf_key):
+        held = value.bits if experts is None else value.bits[experts.start : experts.stop]
+        return _from_torch(value.dtype, _to_torch(Tensor(value.dtype, held)).transpose(1, 2))
+    if is_tracked(hf_key) and value.dtype in TORCH_FLOATS:
+        return _from_torch("F32", _to_torch(value).view(TORCH_FLOATS[value.dtype]).to(torch.float32))
+    return value
+
+
+def global_state(checkpoint):
+    """FQN -> whole native tensor, from HF key -> tensor."""
+    model_prefix = prefix(checkpoint)
+    return {fqn(key, model_prefix): native(key, value) for key, value in checkpoint.items()}
+
+
+def local_state(checkpoint, mesh, rank):
+    """FQN -> the tensor that a rank holds."""
+    model_prefix, ep_rank = prefix(checkpoint), mesh.coordinate(rank)["ep"]
+    return {
+        fqn(key, model_prefix): native(key, value, owned_experts(value.shape[0], mesh.ep, ep_rank))
+        if is_stacked(key)
+        else native(key, value)
+        for key, value in checkpoint.items()
+    }
+
+
+def local_offsets(checkpoint, mesh, rank):
+    """FQN -> where the local tensor begins in the global one."""
+    model_prefix, ep_rank = prefix(checkpoint), mesh.coordinate(rank)["ep"]
+    found = {}
+    for key, value in checkpoint.items():
+        offsets = [0] * len(value.shape)
+        if is_stacked(key):
+            offsets[0] = owned_experts(value.shape[0], mesh.ep, ep_rank).start
+        found[fqn(key, model_prefix)] = offsets
+    return found
+
+
+def bytes_read(checkpoint, mesh, rank):
+    """Tensor bytes that a rank has to read: its experts, and everything that is not experts."""
+    ep_rank = mesh.coordinate(rank)["ep"]
+    return sum(
+        len(owned_experts(value.shape[0], mesh.ep, ep_rank)) * (value.nbytes // value.shape[0])
+        if is_stacked(key)
+        else value.nbytes
+        for key, value in checkpoint.items()
+    )
+
+
+# digest/1 -----------------------------------------------------------------------------------------------------------
+
+MASK64 = (1 << 64) - 1
+
+
+def _mix64(x):
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK64
+    return x ^ (x >> 31)
+
+
+def entry_factor(e):
+    return (2 * _mix64((0x243F6A8885A308D3 + e) & MASK64) + 1) & MASK64
+
+
+def _factors(count, multiplier, constant):
+    x = np.arange(count, dtype=np.uint64)
+    below_2_31 = np.uint64(0x7FFFFFFF)
+    x = (x * np.uint64(multiplier) + np.uint64(constant)) & below_2_31
+    x ^= x >> np.uint64(15)
+    x = (x * np.uint64(0x2C1B3C6D)) & below_2_31
+    x ^= x >> np.uint64(13)
+    x = (x * np.uint64(0x297A2D39)) & below_2_31
+    x ^= x >> np.uint64(16)
+    return np.uint64(2) * x + np.uint64(1)
+
+
+def row_factors(count):
+    return _factors(count, 0x5851F42D, 0x13198A2E)
+
+
+def word_factors(count):
+    return _factors(count, 0x4C957F2D, 0x03707344)
+
+
+def _as_words(value):
+    """The words as [entries, rows, words of a row]."""
+    bits = np.ascontiguousarray(value.bits)
+    shape = bits.shape
+    if bits.itemsize == 8:  # two words, low first, neighbours on the last axis
+        shape = (*shape[:-1], shape[-1] * 2) if shape else (2,)
+        bits = bits.view("<u4")
+    entries = shape[0] if len(shape) >= 3 else 1
+    row = shape[-1] if shape else 1
+    rows = 1
+    for size in shape[1:-1] if len(shape) >= 3 else shape[:-1]:
+        rows *= size
+    return bits.reshape(entries, rows, row)
+
+
+def digest(value):
+    """[sum, d(0), d(1), …] of an HF tensor; the list of entries only for rank 3 and above."""
+    words = _as_words(value)
+    entries, rows, row = words.shape
+    with np.errstate(over="ignore"):
+        of_row, of_word = row_factors(rows)[:, None], word_factors(row)
+        q = [np.sum(of_row * of_word * (one.astype(np.uint64) + np.uint64(1)), dtype=np.uint64) for one in words]
+    d = [entry_factor(e) * int(one) & MASK64 for e, one in enumerate(q)]
+    total = sum(d) & MASK64
+    return [total, *d] if len(value.shape) >= 3 else [total]
+
+
+# Comparison ---------------------------------------------------------------------------------------------------------
+
+
+def difference(expected, found):
+    """What is different between two tensors, in words; empty when they are equal bit for bit."""
+    if expected.dtype != found.dtype:
+        return f"dtype {found.dtype} instead of {expected.dtype}"
+    if expected.shape != found.shape:
+        return f"shape {list(found.shape)} instead of {list(expected.shape)}"
+    wrong = np.argwhere(np.asarray(expected.bits != found.bits))
+    if len(wrong) == 0:
+        return ""
+    at = tuple(wrong[0])
+    return f"{len(wrong)} elements, first at {list(map(int, at))}: {found.bits[at]:#x} instead of {expected.bits[at]:#x}"
+
+
+def differences(expected, found):
+    """The same for two state dicts: one line per tensor that is missing, superfluous or different."""
+    lines = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]
+    lines += [f"{name}: should not be there" for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(expected.keys() & found.keys()):
+        if what := difference(expected[name], found[name]):
+            lines.append(f"{name}: {what}")
+    return lines
