@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "rankslice/state_dict.hpp"
+
 #include "storage_reader.hpp"
 
 namespace rankslice {

@@ -3,8 +3,9 @@
 #include <memory>
 #include <string>
 
-#include "io/staged_output.hpp"
 #include "rankslice/communicator.hpp"
+
+#include "io/staged_output.hpp"
 
 namespace rankslice {
 

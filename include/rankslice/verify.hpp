@@ -10,9 +10,9 @@ namespace rankslice {
 
 struct VerifyOptions {
   VerifyLevel level = VerifyLevel::full;
-  /// Compared with, beside the digests that the source recorded itself.
-  Digests const* reference = nullptr;
-  std::string reference_name = "against";
+  /// Compared with, beside the digests that the source recorded itself: its own recorded digests, or, when it has
+  /// none, those of its bytes, which are then read once by all ranks together.
+  Checkpoint const* against = nullptr;
   CallOptions call;
 };
 

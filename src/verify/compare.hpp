@@ -1,0 +1,37 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "rankslice/checkpoint.hpp"
+#include "rankslice/digest.hpp"
+#include "rankslice/verify.hpp"
+
+namespace rankslice {
+
+/// Digests of a list of tensors and what they are called in messages: "read", "held", "recorded", …
+struct NamedTable {
+  std::string_view name;
+  DigestTable const& table;
+};
+struct NamedDigests {
+  std::string_view name;
+  Digests const& digests;
+};
+
+/// Where two tables differ: one entry per tensor and expert. A swapped expert is recognised, as q(e) does not depend
+/// on e. `rank` is who found it, or -1 for sums over all ranks.
+[[nodiscard]] std::vector<Mismatch> differences(std::vector<Parameter> const& parameters, NamedTable const& expected,
+                                                NamedTable const& found, int rank);
+
+/// The same for the source and the converted values of each tensor.
+[[nodiscard]] std::vector<Mismatch> differences(std::vector<Parameter> const& parameters, NamedDigests const& expected,
+                                                NamedDigests const& found, int rank);
+
+/// The digests of `reference` for the tensors of `target`, in their order, by HF key. Tensors that only one of the two
+/// has, or has with another dtype or shape, are added to `mismatches`, and get the digests of `fallback`.
+[[nodiscard]] Digests in_order_of(Checkpoint const& target, Checkpoint const& reference, Digests const& of_reference,
+                                  Digests const& fallback, std::vector<Mismatch>& mismatches);
+
+}  // namespace rankslice
