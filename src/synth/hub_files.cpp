@@ -1,0 +1,53 @@
+#include "synth/hub_files.hpp"
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <utility>
+
+namespace rankslice {
+
+std::vector<HubFile> split_into_files(std::vector<HfTensor> tensors, std::uint64_t limit) {
+  std::vector<HubFile> files;
+  HubFile open;
+  std::uint64_t open_bytes = 0;
+  for (auto& tensor : tensors) {
+    auto const bytes = byte_size(tensor.dtype, tensor.shape);
+    if (bytes > limit) {  // goes before the file that is being filled, as in huggingface_hub
+      files.push_back({{}, {std::move(tensor)}});
+      continue;
+    }
+    if (open_bytes + bytes > limit) {
+      files.push_back(std::exchange(open, {}));
+      open_bytes = 0;
+    }
+    open.tensors.push_back(std::move(tensor));
+    open_bytes += bytes;
+  }
+  if (!open.tensors.empty()) files.push_back(std::move(open));
+
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    files[i].name =
+        files.size() == 1 ? "model.safetensors" : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, files.size());
+  }
+  return files;
+}
+
+std::string index_json(std::vector<HubFile> const& files) {
+  std::uint64_t total_size = 0;
+  auto weight_map = nlohmann::json::object();
+  for (auto const& file : files) {
+    total_size += tensor_bytes(file.tensors);
+    for (auto const& tensor : file.tensors) weight_map[tensor.name] = file.name;
+  }
+  nlohmann::json const index{{"metadata", {{"total_size", total_size}}}, {"weight_map", std::move(weight_map)}};
+  return index.dump(2) + "\n";
+}
+
+std::uint64_t tensor_bytes(std::vector<HfTensor> const& tensors) {
+  std::uint64_t bytes = 0;
+  for (auto const& tensor : tensors) bytes += byte_size(tensor.dtype, tensor.shape);
+  return bytes;
+}
+
+}  // namespace rankslice

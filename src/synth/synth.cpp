@@ -1,0 +1,138 @@
+#include "synth/synth.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <span>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "rankslice/error.hpp"
+
+#include "core/literals.hpp"
+#include "format/safetensors.hpp"
+#include "io/file.hpp"
+#include "io/staged_output.hpp"
+#include "synth/hub_files.hpp"
+#include "synth/presets.hpp"
+#include "synth/side_files.hpp"
+#include "synth/values.hpp"
+
+namespace rankslice {
+
+namespace {
+
+constexpr std::uint64_t kPieceBytes = 1_MiB;  // stays in the cache between the generator and the kernel's copy
+
+void check_family(std::string_view family) {
+  if (family == "qwen3_5_moe") return;
+  constexpr std::array<std::string_view, 3> kLater{"qwen3_vl_moe", "qwen3_moe", "qwen3_next"};
+  if (std::ranges::find(kLater, family) != kLater.end()) {
+    throw UsageError(fmt::format("synthetic checkpoints of family {}: not in this version", family));
+  }
+  throw UsageError(fmt::format("unknown family '{}': there is qwen3_5_moe", family));
+}
+
+std::uint64_t checked_count(std::string_view what, std::uint64_t count, std::uint64_t most) {
+  if (count >= 1 && count <= most) return count;
+  throw UsageError(fmt::format("{} {}: expected 1 to {}", count, what, most));
+}
+
+Qwen35MoeDims dims_of(Preset const& preset, SynthOptions const& options) {
+  auto dims = preset.dims;
+  if (options.layers) dims.layers = checked_count("layers", *options.layers, 1024);
+  if (options.experts) dims.experts = checked_count("experts", *options.experts, 65536);
+  dims.experts_per_token = std::min(dims.experts_per_token, dims.experts);
+  return dims;
+}
+
+/// The size without the blocks.
+void make_sparse(std::string const& path, std::uint64_t size) {
+  std::error_code error;
+  std::filesystem::resize_file(path, size, error);
+  if (!error) return;
+  throw IoError(ExitCode::cannot_create, fmt::format("{}: cannot make it {} bytes: {}", path, size, error.message()),
+                path);
+}
+
+void write_text(std::string const& path, std::string_view text) {
+  auto writer = FileWriter::create(path);
+  writer.write(std::as_bytes(std::span(text)), 0);
+  writer.sync();
+  writer.close();
+}
+
+/// Writes the safetensors files of one checkpoint, piece by piece through one buffer.
+class WeightWriter {
+ public:
+  WeightWriter(SynthOptions const& options, std::uint64_t total_bytes)
+      : options_(options), total_(total_bytes), piece_(std::make_unique<std::byte[]>(kPieceBytes)) {}
+
+  void write_file(std::string const& path, HubFile const& file) {
+    auto const header_bytes = header_of(file);
+    auto const size = header_bytes.size() + tensor_bytes(file.tensors);
+    auto const header = parse_safetensors_header(header_bytes, size, file.name);
+    auto writer = FileWriter::create(path);
+    if (options_.headers_only) {
+      make_sparse(path, size);
+    } else {
+      writer.allocate(size);
+    }
+    writer.write(header_bytes, 0);
+    for (auto const& tensor : header.tensors) write_tensor(writer, tensor);
+    writer.sync();
+    writer.close();
+  }
+
+ private:
+  static std::vector<std::byte> header_of(HubFile const& file) {
+    std::vector<SafetensorsHeader::Tensor> tensors;
+    for (auto const& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, tensor.shape, {}});
+    return make_safetensors_header(std::move(tensors), {{"format", "pt"}});
+  }
+
+  void write_tensor(FileWriter& writer, SafetensorsHeader::Tensor const& tensor) {
+    SyntheticValues const values(options_.seed, tensor.name, tensor.dtype);
+    for (std::uint64_t first = 0; first < tensor.bytes.size(); first += kPieceBytes) {
+      if (options_.call.stop.stop_requested()) throw Interrupted();
+      std::span const piece(piece_.get(), std::min(kPieceBytes, tensor.bytes.size() - first));
+      if (!options_.headers_only) {
+        values.fill(first, piece);
+        writer.write(piece, tensor.bytes.begin + first);
+      }
+      done_ += piece.size();
+      if (options_.call.progress) options_.call.progress({"synth", done_, total_});
+    }
+  }
+
+  SynthOptions const& options_;
+  std::uint64_t done_ = 0, total_;
+  std::unique_ptr<std::byte[]> piece_;
+};
+
+}  // namespace
+
+SynthReport synthesize(std::string const& out_dir, SynthOptions const& options) {
+  check_family(options.family);
+  auto const& preset = find_preset(options.preset);
+  auto const dims = dims_of(preset, options);
+  auto const tensors = qwen3_5_moe_tensors(dims);
+  auto const files = split_into_files(tensors, preset.file_limit);
+  SynthReport const report{files.size(), tensors.size(), tensor_bytes(tensors)};
+
+  StagedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite);
+  std::filesystem::path const folder(output.path());
+  WeightWriter weights(options, report.bytes);
+  for (auto const& file : files) weights.write_file(folder / file.name, file);
+  for (auto const& file : side_files(dims)) write_text(folder / file.name, file.text);
+  if (files.size() > 1) write_text(folder / "model.safetensors.index.json", index_json(files));
+  output.publish();
+  return report;
+}
+
+}  // namespace rankslice

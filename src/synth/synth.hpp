@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "rankslice/options.hpp"
+
+namespace rankslice {
+
+struct SynthOptions {
+  std::string family = "qwen3_5_moe";
+  std::string preset = "tiny";  ///< `tiny` (about 20 MB) or `small` (about 2 GB).
+  std::uint64_t seed = 0;
+  std::optional<std::uint64_t> layers;   ///< Decoder layers instead of the preset's, 1 to 1024.
+  std::optional<std::uint64_t> experts;  ///< Experts per layer instead of the preset's, 1 to 65536.
+  bool headers_only = false;             ///< Files of the right size whose tensor bytes are holes.
+  bool overwrite = false;
+  CallOptions call;
+};
+
+struct SynthReport {
+  std::uint64_t files = 0;    ///< Safetensors files.
+  std::uint64_t tensors = 0;  ///< In all of them.
+  std::uint64_t bytes = 0;    ///< Of all tensors.
+};
+
+/// Write a checkpoint with the names, shapes, dtypes, files, config.json and side files of a real model as it is on the
+/// Hub, and values that depend on seed, tensor name and element index alone (synth/values.hpp). It appears under
+/// `out_dir` whole and synced, or not at all. Local.
+/// @throws UsageError for families, presets, layers or experts that there are not, IoError, Interrupted.
+SynthReport synthesize(std::string const& out_dir, SynthOptions const& options);
+
+}  // namespace rankslice

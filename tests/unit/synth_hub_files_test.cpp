@@ -1,0 +1,68 @@
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "synth/hub_files.hpp"
+
+namespace rankslice {
+namespace {
+
+using testing::ElementsAre;
+
+std::vector<HfTensor> tensors_of_bytes(std::vector<std::uint64_t> const& sizes) {
+  std::vector<HfTensor> tensors;
+  for (auto const size : sizes) tensors.push_back({fmt::format("t{}", tensors.size()), DType::U8, {size}});
+  return tensors;
+}
+
+std::vector<std::vector<std::uint64_t>> sizes_by_file(std::vector<HubFile> const& files) {
+  std::vector<std::vector<std::uint64_t>> sizes;
+  for (auto const& file : files) {
+    sizes.emplace_back();
+    for (auto const& tensor : file.tensors) sizes.back().push_back(tensor.shape[0]);
+  }
+  return sizes;
+}
+
+// Expected: huggingface_hub.serialization.split_state_dict_into_shards_factory.
+TEST(SplitIntoFiles, FillsOneFileAfterTheOtherInOrder) {
+  EXPECT_THAT(sizes_by_file(split_into_files(tensors_of_bytes({6, 6, 2, 6, 2, 2}), 10)),
+              ElementsAre(ElementsAre(6), ElementsAre(6, 2), ElementsAre(6, 2, 2)));
+}
+
+TEST(SplitIntoFiles, FillsAFileUpToTheLimitItself) {
+  EXPECT_THAT(sizes_by_file(split_into_files(tensors_of_bytes({6, 4, 1}), 10)),
+              ElementsAre(ElementsAre(6, 4), ElementsAre(1)));
+}
+
+TEST(SplitIntoFiles, GivesATensorOverTheLimitAFileOfItsOwnAndGoesOnWithTheOpenOne) {
+  EXPECT_THAT(sizes_by_file(split_into_files(tensors_of_bytes({3, 11, 4, 20, 5}), 10)),
+              ElementsAre(ElementsAre(11), ElementsAre(20), ElementsAre(3, 4), ElementsAre(5)));
+}
+
+TEST(SplitIntoFiles, NamesTheFilesAsTheHubDoes) {
+  auto const files = split_into_files(tensors_of_bytes({6, 6, 2, 6, 2, 2}), 10);
+  EXPECT_EQ(files[0].name, "model-00001-of-00003.safetensors");
+  EXPECT_EQ(files[2].name, "model-00003-of-00003.safetensors");
+  EXPECT_EQ(split_into_files(tensors_of_bytes({6}), 10)[0].name, "model.safetensors");
+}
+
+TEST(IndexJson, IsWhatHuggingfaceHubWrites) {
+  std::vector<HubFile> const files{
+      {"model-00001-of-00002.safetensors", {{"b.weight", DType::BF16, {3, 5}}}},
+      {"model-00002-of-00002.safetensors", {{"a", DType::F32, {}}, {"c", DType::U8, {0}}}}};
+  EXPECT_EQ(index_json(files), R"({
+  "metadata": {
+    "total_size": 34
+  },
+  "weight_map": {
+    "a": "model-00002-of-00002.safetensors",
+    "b.weight": "model-00001-of-00002.safetensors",
+    "c": "model-00002-of-00002.safetensors"
+  }
+}
+)");
+}
+
+}  // namespace
+}  // namespace rankslice
