@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Installs what is needed, builds everything, runs the tests.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() {
+  cat <<'TEXT'
+Usage: tests/run.sh [--all] [CTEST-OPTION…]
+
+  --all           first the unit and MPI tests once more under the address and undefined-behaviour sanitizers
+  CTEST-OPTION…   to ctest: -R REGEX, -L LABEL (unit, mpi, system, check, gpu), --rerun-failed, …
+
+Tests that cannot run here are skipped, with the reason, and do not count as failures.
+TEXT
+}
+
+all=false
+ctest_options=()
+for argument in "$@"; do
+  case $argument in
+    --all) all=true ;;
+    -h | --help) usage && exit 0 ;;
+    *) ctest_options+=("$argument") ;;
+  esac
+done
+
+configure_and_build() {
+  local preset=$1
+  shift
+  echo "== building: $preset"
+  cmake --preset "$preset" >/dev/null
+  cmake --build --preset "$preset" "$@"
+}
+
+# run_ctest FOLDER OPTION…
+run_ctest() {
+  local folder=$1
+  shift
+  ctest --test-dir "$folder" --output-on-failure --no-tests=error --parallel "$(nproc)" \
+    --output-junit "$PWD/$folder/junit.xml" "$@" "${ctest_options[@]}" 2>&1 |
+    tests/support/explain_skips.py "$folder/junit.xml"
+}
+
+launch/setup.sh --tests
+
+if $all; then
+  configure_and_build asan
+  echo "== testing: asan"
+  run_ctest build/asan -L 'unit|mpi'
+fi
+
+configure_and_build release
+
+# The GPU tests are one target of the cuda preset. Together with the others they make one run, with one summary.
+folders=("$PWD/build/release")
+if grep -q '^LibTorch_CUDA_LIBRARY:FILEPATH=.*-NOTFOUND$' build/release/CMakeCache.txt; then
+  echo "== without GPU tests: this LibTorch is built without CUDA"
+else
+  configure_and_build cuda --target gpu_tests
+  folders+=("$PWD/build/cuda/tests/gpu")
+fi
+mkdir -p build/all
+printf 'subdirs("%s")\n' "${folders[@]}" >build/all/CTestTestfile.cmake
+
+echo "== testing"
+run_ctest build/all
