@@ -39,13 +39,15 @@ class Family {
  public:
   virtual ~Family() = default;
   [[nodiscard]] virtual std::string_view name() const = 0;
-  /// HF key -> FQN. `prefix` is "model." or "" (rule 32).
+  /// Whether a config.json with this (outer) `model_type` is of this family.
+  [[nodiscard]] virtual bool handles(std::string_view model_type) const = 0;
+  /// HF key -> FQN. `prefix` is "model." or "" (rule 32). @throws FormatError for keys that this version refuses.
   [[nodiscard]] virtual KeyMapping from_hf(std::string_view hf_key, std::string_view prefix) const = 0;
   /// FQN -> HF key (rules 44-49).
   [[nodiscard]] virtual KeyMapping to_hf(std::string_view fqn) const = 0;
   /// Rule 32, from all HF keys.
   [[nodiscard]] virtual std::string_view prefix(std::span<CatalogTensor const> tensors) const = 0;
-  /// The dtype in which the state dict holds a tensor (rules 53-57).
+  /// The dtype in which the state dict holds a tensor (rules 53-57). @throws FormatError where bits would be lost.
   [[nodiscard]] virtual DType dtype_on_load(std::string_view hf_key, DType hf_dtype) const = 0;
   /// Refuse by name what this version cannot load; check E, H, I, completeness of the experts.
   /// @throws FormatError
@@ -54,7 +56,7 @@ class Family {
 };
 
 /// By name, or for `auto` by config.json's model_type. @throws UsageError for an unknown name, FormatError for a
-/// model type without a table (naming it and the families there are).
+/// model type without a table (naming it and the families there are) or one that contradicts the name.
 [[nodiscard]] Family const& find_family(std::string_view name, ModelConfig const& config);
 
 /// All families, by name.

@@ -1,0 +1,92 @@
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "rankslice/error.hpp"
+
+#include "model/family.hpp"
+
+namespace rankslice {
+
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr char const* kFile = "config.json";
+
+[[noreturn]] void fail_type(std::string_view field, std::string_view expected, Json const& found) {
+  throw FormatError(fmt::format("{}: {}: expected {}, found {}", kFile, field, expected, found.type_name()), kFile);
+}
+
+// A field that is absent or null says nothing.
+Json const* find_field(Json const& object, char const* field) {
+  auto const found = object.find(field);
+  return found == object.end() || found->is_null() ? nullptr : &*found;
+}
+
+Json const* find_object(Json const& object, char const* field) {
+  auto const* found = find_field(object, field);
+  if (found != nullptr && !found->is_object()) fail_type(field, "an object", *found);
+  return found;
+}
+
+std::uint64_t count_of(Json const& value, char const* field) {
+  if (!value.is_number_unsigned()) fail_type(field, "a whole number that is not negative", value);
+  return value.get<std::uint64_t>();
+}
+
+std::uint64_t find_count(Json const& object, char const* field) {
+  auto const* found = find_field(object, field);
+  return found == nullptr ? 0 : count_of(*found, field);
+}
+
+std::string find_text(Json const& object, char const* field) {
+  auto const* found = find_field(object, field);
+  if (found == nullptr) return {};
+  if (!found->is_string()) fail_type(field, "a string", *found);
+  return found->get<std::string>();
+}
+
+std::vector<std::uint64_t> find_counts(Json const& object, char const* field) {
+  auto const* found = find_field(object, field);
+  if (found == nullptr) return {};
+  if (!found->is_array()) fail_type(field, "an array", *found);
+  std::vector<std::uint64_t> counts;
+  for (auto const& value : *found) counts.push_back(count_of(value, field));
+  return counts;
+}
+
+// The Hub says num_experts, some configs written by transformers num_local_experts.
+std::uint64_t find_experts(Json const& text) {
+  auto const experts = find_count(text, "num_experts");
+  auto const local = find_count(text, "num_local_experts");
+  if (experts != 0 && local != 0 && experts != local) {
+    throw FormatError(fmt::format("{}: num_experts = {} contradicts num_local_experts = {}", kFile, experts, local),
+                      kFile);
+  }
+  return experts != 0 ? experts : local;
+}
+
+}  // namespace
+
+ModelConfig parse_model_config(std::span<std::byte const> config_json) {
+  auto const* begin = reinterpret_cast<char const*>(config_json.data());
+  auto const outer = Json::parse(begin, begin + config_json.size(), nullptr, false);
+  if (outer.is_discarded()) throw FormatError(fmt::format("{}: no valid JSON", kFile), kFile);
+  if (!outer.is_object()) fail_type("the whole file", "an object", outer);
+
+  auto const* nested = find_object(outer, "text_config");
+  auto const& text = nested != nullptr ? *nested : outer;
+  auto const* quantization = find_object(outer, "quantization_config");
+  return {
+      .model_type = find_text(outer, "model_type"),
+      .experts = find_experts(text),
+      .hidden = find_count(text, "hidden_size"),
+      .intermediate = find_count(text, "moe_intermediate_size"),
+      .layers = find_count(text, "num_hidden_layers"),
+      .mtp_layers = find_count(text, "mtp_num_hidden_layers"),
+      .dense_layers = find_counts(text, "mlp_only_layers"),
+      .quant_method = quantization != nullptr ? find_text(*quantization, "quant_method") : std::string{},
+  };
+}
+
+}  // namespace rankslice

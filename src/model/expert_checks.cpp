@@ -1,0 +1,176 @@
+#include "model/expert_checks.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <unordered_set>
+
+#include "rankslice/error.hpp"
+
+namespace rankslice {
+
+namespace {
+
+bool quantised(DType dtype) {
+  switch (dtype) {
+    case DType::F4:
+    case DType::F6_E2M3:
+    case DType::F6_E3M2:
+    case DType::F8_E4M3:
+    case DType::F8_E4M3FNUZ:
+    case DType::F8_E5M2:
+    case DType::F8_E5M2FNUZ:
+    case DType::F8_E8M0:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// A length with the place that demands it.
+struct Length {
+  std::uint64_t value = 0;
+  std::string source;
+};
+
+struct ExpertSizes {
+  Length experts;
+  Length hidden;
+  Length intermediate;
+
+  [[nodiscard]] Length& of(StackedAxis axis) {
+    if (axis == StackedAxis::experts) return experts;
+    return axis == StackedAxis::hidden ? hidden : intermediate;
+  }
+  [[nodiscard]] std::uint64_t length(StackedAxis axis) {
+    return axis == StackedAxis::twice_intermediate ? 2 * intermediate.value : of(axis).value;
+  }
+};
+
+std::string_view symbol(StackedAxis axis) {
+  switch (axis) {
+    case StackedAxis::experts:
+      return "E";
+    case StackedAxis::hidden:
+      return "H";
+    case StackedAxis::intermediate:
+      return "I";
+    case StackedAxis::twice_intermediate:
+      return "2I";
+  }
+  return "";
+}
+
+[[noreturn]] void fail_tensor(TensorCatalog const& catalog, std::size_t index, std::string const& reason) {
+  auto const& tensor = catalog.tensors[index];
+  auto const& file = catalog.files[tensor.extent.file].name;
+  throw FormatError(fmt::format("{}: {}: {}", file, tensor.name, reason), file, tensor.name);
+}
+
+void learn(ExpertSizes& sizes, StackedRule const& rule, CatalogTensor const& tensor) {
+  for (std::size_t i = 0; i < rule.hf_axes.size(); ++i) {
+    auto& length = sizes.of(rule.hf_axes[i]);
+    if (length.value != 0) continue;
+    length.value = rule.hf_axes[i] == StackedAxis::twice_intermediate ? tensor.shape[i] / 2 : tensor.shape[i];
+    length.source = tensor.name;
+  }
+}
+
+void check_shape(ExpertSizes& sizes, StackedRule const& rule, TensorCatalog const& catalog, std::size_t index) {
+  auto const& axes = rule.hf_axes;
+  Shape const expected{sizes.length(axes[0]), sizes.length(axes[1]), sizes.length(axes[2])};
+  if (catalog.tensors[index].shape == expected && element_count(expected) != 0) return;
+  fail_tensor(
+      catalog, index,
+      fmt::format("expected the shape {} = [{}, {}, {}], found {}; E is {} by {}, H is {} by {}, I is {} by {}",
+                  to_string(expected), symbol(axes[0]), symbol(axes[1]), symbol(axes[2]),
+                  to_string(catalog.tensors[index].shape), sizes.experts.value, sizes.experts.source,
+                  sizes.hidden.value, sizes.hidden.source, sizes.intermediate.value, sizes.intermediate.source));
+}
+
+// Knows which stacked tensors there are, and says what is wrong when one is not.
+class ExpertLayers {
+ public:
+  ExpertLayers(KeyTable const& table, TensorCatalog const& catalog, std::vector<Parameter> const& parameters)
+      : table_(table), prefix_(find_prefix(table, catalog.tensors)) {
+    for (auto const& parameter : parameters) fqns_.insert(parameter.fqn);
+  }
+
+  void demand(Stack stack, std::string_view layer, std::string const& reason) const {
+    for (auto const& rule : table_.stacked) {
+      if (rule.stack != stack) continue;
+      auto const fqn = fill_key(rule.native, {.prefix = prefix_, .layer = layer, .expert = {}});
+      if (fqns_.contains(fqn)) continue;
+      auto const missing = map_to_hf(table_, fqn).name;
+      throw FormatError(fmt::format("{}: missing from the checkpoint: {}", missing, reason), {}, missing);
+    }
+  }
+
+ private:
+  KeyTable const& table_;
+  std::string_view prefix_;
+  std::unordered_set<std::string_view> fqns_;
+};
+
+void demand_announced_layers(ExpertLayers const& layers, std::vector<Parameter> const& parameters,
+                             ModelConfig const& config) {
+  std::unordered_set<std::uint64_t> const dense(config.dense_layers.begin(), config.dense_layers.end());
+  auto const announced = fmt::format("config.json has num_hidden_layers = {}", config.layers);
+  for (std::uint64_t layer = 0; layer < config.layers; ++layer) {
+    if (!dense.contains(layer)) layers.demand(Stack::decoder, std::to_string(layer), announced);
+  }
+  auto const is_mtp = [](Parameter const& parameter) { return parameter.fqn.starts_with("mtp."); };
+  if (std::ranges::none_of(parameters, is_mtp)) return;
+  auto const mtp_announced = fmt::format("config.json has mtp_num_hidden_layers = {}", config.mtp_layers);
+  for (std::uint64_t layer = 0; layer < config.mtp_layers; ++layer) {
+    layers.demand(Stack::mtp, std::to_string(layer), mtp_announced);
+  }
+}
+
+}  // namespace
+
+void check_unquantised(TensorCatalog const& catalog, std::vector<Parameter> const& parameters,
+                       ModelConfig const& config) {
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    auto const& parameter = parameters[i];
+    auto const weight = parameter.stacked_experts || parameter.hf_key.ends_with(".weight");
+    if (!weight || !quantised(parameter.hf_dtype)) continue;
+    fail_tensor(
+        catalog, i,
+        fmt::format("has dtype {}: quantised checkpoints are not supported in this version", name(parameter.hf_dtype)));
+  }
+  if (!config.quant_method.empty()) {
+    throw FormatError(fmt::format("config.json: quantization_config.quant_method is {}: quantised checkpoints are not "
+                                  "supported in this version",
+                                  config.quant_method),
+                      "config.json");
+  }
+}
+
+void check_expert_shapes(KeyTable const& table, TensorCatalog const& catalog, std::vector<Parameter> const& parameters,
+                         ModelConfig const& config) {
+  ExpertSizes sizes{.experts = {config.experts, "config.json's num_experts"},
+                    .hidden = {config.hidden, "config.json's hidden_size"},
+                    .intermediate = {config.intermediate, "config.json's moe_intermediate_size"}};
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    auto const match = find_stacked(table, parameters[i].hf_key);
+    if (!match) continue;
+    learn(sizes, *match->rule, catalog.tensors[i]);
+    check_shape(sizes, *match->rule, catalog, i);
+  }
+}
+
+void check_expert_layers(KeyTable const& table, TensorCatalog const& catalog, std::vector<Parameter> const& parameters,
+                         ModelConfig const& config) {
+  if (std::ranges::none_of(parameters, &Parameter::stacked_experts)) {
+    throw FormatError(fmt::format("no stacked experts ({}) in the checkpoint", table.stacked.front().hf));
+  }
+  ExpertLayers const layers(table, catalog, parameters);
+  for (auto const& parameter : parameters) {
+    auto const match = find_stacked(table, parameter.hf_key);
+    if (match) layers.demand(match->rule->stack, match->places.layer, parameter.hf_key + " is there");
+  }
+  demand_announced_layers(layers, parameters, config);
+}
+
+}  // namespace rankslice

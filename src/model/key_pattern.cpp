@@ -1,0 +1,71 @@
+#include "model/key_pattern.hpp"
+
+#include <algorithm>
+
+namespace rankslice {
+
+namespace {
+
+constexpr std::string_view kDigits = "0123456789";
+
+// Cuts `[text]` or `{name}` off the front of a pattern and returns what is between the brackets.
+std::string_view take_bracketed(std::string_view& pattern, char closing) {
+  auto const end = pattern.find(closing);
+  auto const inner = pattern.substr(1, end - 1);
+  pattern.remove_prefix(end + 1);
+  return inner;
+}
+
+std::string_view take_digits(std::string_view& key) {
+  auto const digits = key.substr(0, std::min(key.find_first_not_of(kDigits), key.size()));
+  key.remove_prefix(digits.size());
+  return digits;
+}
+
+bool match_rest(std::string_view pattern, std::string_view key, KeyPlaces& places) {
+  while (!pattern.empty()) {
+    if (pattern.front() == '[') {
+      auto const optional = take_bracketed(pattern, ']');
+      if (key.starts_with(optional) && match_rest(pattern, key.substr(optional.size()), places)) return true;
+    } else if (pattern.front() == '{') {
+      auto& place = take_bracketed(pattern, '}') == "L" ? places.layer : places.expert;
+      place = take_digits(key);
+      if (place.empty()) return false;
+    } else {
+      auto const literal = pattern.substr(0, std::min(pattern.find_first_of("[{"), pattern.size()));
+      if (!key.starts_with(literal)) return false;
+      key.remove_prefix(literal.size());
+      pattern.remove_prefix(literal.size());
+    }
+  }
+  return key.empty();
+}
+
+}  // namespace
+
+std::optional<KeyPlaces> match_key(std::string_view pattern, std::string_view key) {
+  KeyPlaces places;
+  if (!match_rest(pattern, key, places)) return std::nullopt;
+  return places;
+}
+
+std::string fill_key(std::string_view pattern, KeyPlaces const& places) {
+  std::string key;
+  while (!pattern.empty()) {
+    if (pattern.front() == '{') {
+      auto const place = take_bracketed(pattern, '}');
+      key += place == "prefix" ? places.prefix : place == "L" ? places.layer : places.expert;
+    } else {
+      auto const literal = pattern.substr(0, std::min(pattern.find('{'), pattern.size()));
+      key += literal;
+      pattern.remove_prefix(literal.size());
+    }
+  }
+  return key;
+}
+
+std::string_view tail_of(std::string_view pattern) {
+  return pattern.substr(pattern.rfind('}') + 1);  // npos + 1 == 0: a pattern without places is all tail
+}
+
+}  // namespace rankslice

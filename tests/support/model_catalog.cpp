@@ -1,0 +1,196 @@
+#include "support/model_catalog.hpp"
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "model/qwen3_5_moe.hpp"
+
+namespace rankslice::test {
+
+namespace {
+
+using Size = std::uint64_t;
+
+void add_full_attention(TensorCatalog& catalog, std::string const& layer, Qwen35Shape const& s) {
+  auto const at = layer + "self_attn.";
+  append_tensor(catalog, at + "q_proj.weight", DType::BF16, {2 * s.heads * s.head_dim, s.hidden});
+  append_tensor(catalog, at + "k_proj.weight", DType::BF16, {s.kv_heads * s.head_dim, s.hidden});
+  append_tensor(catalog, at + "v_proj.weight", DType::BF16, {s.kv_heads * s.head_dim, s.hidden});
+  append_tensor(catalog, at + "o_proj.weight", DType::BF16, {s.hidden, s.heads * s.head_dim});
+  append_tensor(catalog, at + "q_norm.weight", DType::BF16, {s.head_dim});
+  append_tensor(catalog, at + "k_norm.weight", DType::BF16, {s.head_dim});
+}
+
+void add_linear_attention(TensorCatalog& catalog, std::string const& layer, Qwen35Shape const& s) {
+  auto const at = layer + "linear_attn.";
+  auto const keys = s.gdn_head_dim * s.gdn_key_heads;
+  auto const values = s.gdn_head_dim * s.gdn_value_heads;
+  append_tensor(catalog, at + "in_proj_qkv.weight", DType::BF16, {2 * keys + values, s.hidden});
+  append_tensor(catalog, at + "in_proj_z.weight", DType::BF16, {values, s.hidden});
+  append_tensor(catalog, at + "in_proj_a.weight", DType::BF16, {s.gdn_value_heads, s.hidden});
+  append_tensor(catalog, at + "in_proj_b.weight", DType::BF16, {s.gdn_value_heads, s.hidden});
+  append_tensor(catalog, at + "conv1d.weight", DType::BF16, {2 * keys + values, 1, 4});
+  append_tensor(catalog, at + "dt_bias", DType::BF16, {s.gdn_value_heads});
+  append_tensor(catalog, at + "A_log", DType::F32, {s.gdn_value_heads});
+  append_tensor(catalog, at + "norm.weight", DType::F32, {s.gdn_head_dim});
+  append_tensor(catalog, at + "out_proj.weight", DType::BF16, {s.hidden, values});
+}
+
+void add_experts(TensorCatalog& catalog, std::string const& layer, Qwen35Shape const& s) {
+  auto const at = layer + "mlp.";
+  append_tensor(catalog, at + "gate.weight", DType::BF16, {s.experts, s.hidden});
+  append_tensor(catalog, at + "experts.gate_up_proj", DType::BF16, {s.experts, 2 * s.intermediate, s.hidden});
+  append_tensor(catalog, at + "experts.down_proj", DType::BF16, {s.experts, s.hidden, s.intermediate});
+  append_tensor(catalog, at + "shared_expert.gate_proj.weight", DType::BF16, {s.shared_intermediate, s.hidden});
+  append_tensor(catalog, at + "shared_expert.up_proj.weight", DType::BF16, {s.shared_intermediate, s.hidden});
+  append_tensor(catalog, at + "shared_expert.down_proj.weight", DType::BF16, {s.hidden, s.shared_intermediate});
+  append_tensor(catalog, at + "shared_expert_gate.weight", DType::BF16, {1, s.hidden});
+}
+
+void add_layer(TensorCatalog& catalog, std::string const& layer, bool full_attention, Qwen35Shape const& s) {
+  append_tensor(catalog, layer + "input_layernorm.weight", DType::BF16, {s.hidden});
+  append_tensor(catalog, layer + "post_attention_layernorm.weight", DType::BF16, {s.hidden});
+  full_attention ? add_full_attention(catalog, layer, s) : add_linear_attention(catalog, layer, s);
+  add_experts(catalog, layer, s);
+}
+
+void add_with_bias(TensorCatalog& catalog, std::string const& module, Shape const& weight) {
+  append_tensor(catalog, module + ".weight", DType::BF16, weight);
+  append_tensor(catalog, module + ".bias", DType::BF16, {weight.front()});
+}
+
+void add_vision(TensorCatalog& catalog, Qwen35Shape const& s) {
+  std::string const at = "model.visual.";
+  auto const width = s.vision_hidden;
+  add_with_bias(catalog, at + "patch_embed.proj", {width, 3, 2, 16, 16});
+  append_tensor(catalog, at + "pos_embed.weight", DType::BF16, {s.vision_positions, width});
+  for (Size i = 0; i < s.vision_depth; ++i) {
+    auto const block = fmt::format("{}blocks.{}.", at, i);
+    add_with_bias(catalog, block + "norm1", {width});
+    add_with_bias(catalog, block + "norm2", {width});
+    add_with_bias(catalog, block + "attn.qkv", {3 * width, width});
+    add_with_bias(catalog, block + "attn.proj", {width, width});
+    add_with_bias(catalog, block + "mlp.linear_fc1", {s.vision_intermediate, width});
+    add_with_bias(catalog, block + "mlp.linear_fc2", {width, s.vision_intermediate});
+  }
+  add_with_bias(catalog, at + "merger.norm", {width});
+  add_with_bias(catalog, at + "merger.linear_fc1", {4 * width, 4 * width});
+  add_with_bias(catalog, at + "merger.linear_fc2", {s.hidden, 4 * width});
+}
+
+void add_mtp(TensorCatalog& catalog, Qwen35Shape const& s) {
+  append_tensor(catalog, "mtp.fc.weight", DType::BF16, {s.hidden, 2 * s.hidden});
+  append_tensor(catalog, "mtp.norm.weight", DType::BF16, {s.hidden});
+  append_tensor(catalog, "mtp.pre_fc_norm_embedding.weight", DType::BF16, {s.hidden});
+  append_tensor(catalog, "mtp.pre_fc_norm_hidden.weight", DType::BF16, {s.hidden});
+  for (Size i = 0; i < s.mtp_layers; ++i) add_layer(catalog, fmt::format("mtp.layers.{}.", i), true, s);
+}
+
+}  // namespace
+
+Qwen35Shape tiny_qwen35() {
+  return {.hidden = 16,
+          .intermediate = 8,
+          .experts = 4,
+          .layers = 4,
+          .mtp_layers = 1,
+          .vocab = 32,
+          .shared_intermediate = 8,
+          .heads = 2,
+          .kv_heads = 1,
+          .head_dim = 8,
+          .gdn_key_heads = 1,
+          .gdn_value_heads = 2,
+          .gdn_head_dim = 8,
+          .vision_depth = 1,
+          .vision_hidden = 8,
+          .vision_intermediate = 12,
+          .vision_positions = 4};
+}
+
+TensorCatalog make_catalog(Qwen35Shape const& shape) {
+  TensorCatalog catalog{.files = {{.name = "model.safetensors", .path = "model.safetensors", .size = 0}},
+                        .tensors = {}};
+  append_tensor(catalog, "lm_head.weight", DType::BF16, {shape.vocab, shape.hidden});
+  std::string const at = "model.language_model.";
+  append_tensor(catalog, at + "embed_tokens.weight", DType::BF16, {shape.vocab, shape.hidden});
+  for (Size i = 0; i < shape.layers; ++i) {
+    add_layer(catalog, fmt::format("{}layers.{}.", at, i), (i + 1) % 4 == 0, shape);
+  }
+  append_tensor(catalog, at + "norm.weight", DType::BF16, {shape.hidden});
+  if (shape.vision_depth > 0) add_vision(catalog, shape);
+  if (shape.mtp_layers > 0) add_mtp(catalog, shape);
+  return catalog;
+}
+
+void append_tensor(TensorCatalog& catalog, std::string name, DType dtype, Shape shape) {
+  auto& file = catalog.files.back();
+  auto const begin = file.size;
+  file.size += byte_size(dtype, shape);
+  auto const index = static_cast<std::uint32_t>(catalog.files.size() - 1);
+  catalog.tensors.push_back({.name = std::move(name),
+                             .dtype = dtype,
+                             .shape = std::move(shape),
+                             .extent = {.file = index, .bytes = {begin, file.size}}});
+}
+
+CatalogTensor& tensor_named(TensorCatalog& catalog, std::string_view name) {
+  auto const found = std::ranges::find(catalog.tensors, name, &CatalogTensor::name);
+  if (found == catalog.tensors.end()) throw std::out_of_range(std::string(name));
+  return *found;
+}
+
+void remove_tensor(TensorCatalog& catalog, std::string_view name) {
+  auto const& tensor = tensor_named(catalog, name);
+  catalog.tensors.erase(catalog.tensors.begin() + (&tensor - catalog.tensors.data()));
+}
+
+ModelConfig make_config(Qwen35Shape const& shape) {
+  return {.model_type = "qwen3_5_moe",
+          .experts = shape.experts,
+          .hidden = shape.hidden,
+          .intermediate = shape.intermediate,
+          .layers = shape.layers,
+          .mtp_layers = shape.mtp_layers,
+          .dense_layers = {},
+          .quant_method = {}};
+}
+
+std::string make_config_json(Qwen35Shape const& shape) {
+  nlohmann::ordered_json const text{{"model_type", "qwen3_5_moe_text"},
+                                    {"vocab_size", shape.vocab},
+                                    {"hidden_size", shape.hidden},
+                                    {"num_hidden_layers", shape.layers},
+                                    {"mtp_num_hidden_layers", shape.mtp_layers},
+                                    {"num_attention_heads", shape.heads},
+                                    {"num_key_value_heads", shape.kv_heads},
+                                    {"head_dim", shape.head_dim},
+                                    {"linear_num_key_heads", shape.gdn_key_heads},
+                                    {"linear_num_value_heads", shape.gdn_value_heads},
+                                    {"linear_key_head_dim", shape.gdn_head_dim},
+                                    {"linear_value_head_dim", shape.gdn_head_dim},
+                                    {"num_experts", shape.experts},
+                                    {"moe_intermediate_size", shape.intermediate},
+                                    {"shared_expert_intermediate_size", shape.shared_intermediate},
+                                    {"mlp_only_layers", nlohmann::ordered_json::array()}};
+  nlohmann::ordered_json const vision{{"model_type", "qwen3_5_moe_vision"},
+                                      {"depth", shape.vision_depth},
+                                      {"hidden_size", shape.vision_hidden},
+                                      {"intermediate_size", shape.vision_intermediate},
+                                      {"num_position_embeddings", shape.vision_positions},
+                                      {"out_hidden_size", shape.hidden}};
+  nlohmann::ordered_json const outer{{"architectures", {"Qwen3_5MoeForConditionalGeneration"}},
+                                     {"model_type", "qwen3_5_moe"},
+                                     {"text_config", text},
+                                     {"vision_config", vision}};
+  return outer.dump(2) + "\n";
+}
+
+std::vector<Parameter> make_parameters(Qwen35Shape const& shape) {
+  return map_parameters(qwen3_5_moe(), make_catalog(shape), make_config(shape));
+}
+
+}  // namespace rankslice::test

@@ -1,0 +1,283 @@
+#include "model/qwen3_5_moe.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "rankslice/error.hpp"
+
+#include "model/key_pattern.hpp"
+
+namespace rankslice {
+namespace {
+
+struct Names {
+  std::string_view hf;
+  std::string_view fqn;
+};
+
+// One of every kind of key of a real checkpoint (adapters.md D) that keeps its values as they are.
+constexpr Names kDense[] = {
+    {"lm_head.weight", "lm_head.weight"},
+    {"model.language_model.embed_tokens.weight", "model.language_model.embed_tokens.weight"},
+    {"model.language_model.norm.weight", "model.language_model.norm.weight"},
+    {"model.language_model.layers.0.input_layernorm.weight", "model.language_model.layers.0.input_layernorm.weight"},
+    {"model.language_model.layers.39.post_attention_layernorm.weight",
+     "model.language_model.layers.39.post_attention_layernorm.weight"},
+    {"model.language_model.layers.3.self_attn.q_proj.weight", "model.language_model.layers.3.self_attn.q_proj.weight"},
+    {"model.language_model.layers.3.self_attn.k_proj.weight", "model.language_model.layers.3.self_attn.k_proj.weight"},
+    {"model.language_model.layers.3.self_attn.v_proj.weight", "model.language_model.layers.3.self_attn.v_proj.weight"},
+    {"model.language_model.layers.3.self_attn.o_proj.weight", "model.language_model.layers.3.self_attn.o_proj.weight"},
+    {"model.language_model.layers.3.self_attn.q_norm.weight", "model.language_model.layers.3.self_attn.q_norm.weight"},
+    {"model.language_model.layers.3.self_attn.k_norm.weight", "model.language_model.layers.3.self_attn.k_norm.weight"},
+    {"model.language_model.layers.0.linear_attn.in_proj_qkv.weight",
+     "model.language_model.layers.0.linear_attn.in_proj_qkv.weight"},
+    {"model.language_model.layers.0.linear_attn.in_proj_z.weight",
+     "model.language_model.layers.0.linear_attn.in_proj_z.weight"},
+    {"model.language_model.layers.0.linear_attn.in_proj_a.weight",
+     "model.language_model.layers.0.linear_attn.in_proj_a.weight"},
+    {"model.language_model.layers.0.linear_attn.in_proj_b.weight",
+     "model.language_model.layers.0.linear_attn.in_proj_b.weight"},
+    {"model.language_model.layers.0.linear_attn.conv1d.weight",
+     "model.language_model.layers.0.linear_attn.conv1d.weight"},
+    {"model.language_model.layers.0.linear_attn.norm.weight", "model.language_model.layers.0.linear_attn.norm.weight"},
+    {"model.language_model.layers.0.linear_attn.out_proj.weight",
+     "model.language_model.layers.0.linear_attn.out_proj.weight"},
+    // rules 53, 54
+    {"model.language_model.layers.0.linear_attn.A_log", "model.language_model.layers.0.linear_attn._fp32_params.A_log"},
+    {"model.language_model.layers.38.linear_attn.dt_bias",
+     "model.language_model.layers.38.linear_attn._fp32_params.dt_bias"},
+    // rules 38, 47: the gate of the shared expert keeps its name
+    {"model.language_model.layers.0.mlp.gate.weight", "model.language_model.layers.0.mlp.gate.weight"},
+    {"model.language_model.layers.0.mlp.shared_expert.gate_proj.weight",
+     "model.language_model.layers.0.mlp.shared_experts.gate_proj.weight"},
+    {"model.language_model.layers.0.mlp.shared_expert.up_proj.weight",
+     "model.language_model.layers.0.mlp.shared_experts.up_proj.weight"},
+    {"model.language_model.layers.0.mlp.shared_expert.down_proj.weight",
+     "model.language_model.layers.0.mlp.shared_experts.down_proj.weight"},
+    {"model.language_model.layers.0.mlp.shared_expert_gate.weight",
+     "model.language_model.layers.0.mlp.shared_expert_gate.weight"},
+    {"model.visual.patch_embed.proj.weight", "model.visual.patch_embed.proj.weight"},
+    {"model.visual.patch_embed.proj.bias", "model.visual.patch_embed.proj.bias"},
+    {"model.visual.pos_embed.weight", "model.visual.pos_embed.weight"},
+    {"model.visual.blocks.26.norm1.weight", "model.visual.blocks.26.norm1.weight"},
+    {"model.visual.blocks.26.attn.qkv.bias", "model.visual.blocks.26.attn.qkv.bias"},
+    {"model.visual.blocks.26.attn.proj.weight", "model.visual.blocks.26.attn.proj.weight"},
+    {"model.visual.blocks.26.mlp.linear_fc1.weight", "model.visual.blocks.26.mlp.linear_fc1.weight"},
+    {"model.visual.merger.norm.bias", "model.visual.merger.norm.bias"},
+    {"model.visual.merger.linear_fc2.weight", "model.visual.merger.linear_fc2.weight"},
+    // rule 34
+    {"mtp.fc.weight", "mtp.layers.0.eh_proj.weight"},
+    {"mtp.pre_fc_norm_embedding.weight", "mtp.layers.0.enorm.weight"},
+    {"mtp.pre_fc_norm_hidden.weight", "mtp.layers.0.hnorm.weight"},
+    {"mtp.norm.weight", "mtp.layers.0.final_layernorm.weight"},
+    {"mtp.layers.0.input_layernorm.weight", "mtp.layers.0.input_layernorm.weight"},
+    {"mtp.layers.0.self_attn.q_proj.weight", "mtp.layers.0.self_attn.q_proj.weight"},
+    {"mtp.layers.0.mlp.gate.weight", "mtp.layers.0.mlp.gate.weight"},
+    {"mtp.layers.0.mlp.shared_expert.up_proj.weight", "mtp.layers.0.mlp.shared_experts.up_proj.weight"},
+    {"mtp.layers.0.mlp.shared_expert_gate.weight", "mtp.layers.0.mlp.shared_expert_gate.weight"},
+};
+
+// Rules 1, 3, 5, 35, 46
+constexpr Names kStacked[] = {
+    {"model.language_model.layers.0.mlp.experts.gate_up_proj",
+     "model.language_model.layers.0.mlp.experts.gate_and_up_projs"},
+    {"model.language_model.layers.0.mlp.experts.down_proj", "model.language_model.layers.0.mlp.experts.down_projs"},
+    {"model.language_model.layers.39.mlp.experts.gate_up_proj",
+     "model.language_model.layers.39.mlp.experts.gate_and_up_projs"},
+    {"mtp.layers.0.mlp.experts.gate_up_proj", "mtp.layers.0.mlp.experts.gate_and_up_projs"},
+    {"mtp.layers.0.mlp.experts.down_proj", "mtp.layers.0.mlp.experts.down_projs"},
+};
+
+Family const& family() { return qwen3_5_moe(); }
+
+KeyMapping dense(std::string_view name) { return {.name = std::string(name)}; }
+
+KeyMapping stacked(std::string_view name) {
+  return {.name = std::string(name), .layout = Layout::swapped, .stacked_experts = true};
+}
+
+std::string_view prefix_of(std::vector<std::string> const& keys) {
+  std::vector<CatalogTensor> tensors;
+  for (auto const& key : keys) tensors.push_back({.name = key, .dtype = DType::BF16, .shape = {1}, .extent = {}});
+  return family().prefix(tensors);
+}
+
+TEST(Qwen35Moe, Rules34And38And53_EveryDenseKeyHasItsNativeNameAndBack) {
+  for (auto const& [hf, fqn] : kDense) {
+    EXPECT_EQ(family().from_hf(hf, "model."), dense(fqn)) << hf;
+    EXPECT_EQ(family().to_hf(fqn), dense(hf)) << fqn;
+  }
+}
+
+TEST(Qwen35Moe, Rules3And35And46_StackedExpertsSwapTheirAxesInBothDirections) {
+  for (auto const& [hf, fqn] : kStacked) {
+    EXPECT_EQ(family().from_hf(hf, "model."), stacked(fqn)) << hf;
+    EXPECT_EQ(family().to_hf(fqn), stacked(hf)) << fqn;
+  }
+}
+
+TEST(Qwen35Moe, Rule32_PrefixIsTakenFromKeysOutsideTheMtp) {
+  EXPECT_EQ(prefix_of({"lm_head.weight", "model.visual.pos_embed.weight"}), "model.");
+  EXPECT_EQ(prefix_of({"language_model.norm.weight", "mtp.fc.weight"}), "");
+  EXPECT_EQ(prefix_of({"language_model.norm.weight", "model.mtp.fc.weight"}), "");  // rule 43: read as mtp.
+  EXPECT_EQ(prefix_of({}), "");
+}
+
+TEST(Qwen35Moe, Rule35_ExpertKeysOfEverySpellingGetThePrefixAndTheLanguageModel) {
+  for (auto const* key :
+       {"model.language_model.layers.7.mlp.experts.down_proj", "language_model.layers.7.mlp.experts.down_proj",
+        "model.layers.7.mlp.experts.down_proj", "layers.7.mlp.experts.down_proj"}) {
+    EXPECT_EQ(family().from_hf(key, "model."), stacked("model.language_model.layers.7.mlp.experts.down_projs")) << key;
+    EXPECT_EQ(family().from_hf(key, ""), stacked("language_model.layers.7.mlp.experts.down_projs")) << key;
+  }
+  EXPECT_EQ(family().from_hf("mtp.layers.7.mlp.experts.down_proj", "model."),
+            stacked("mtp.layers.7.mlp.experts.down_projs"));
+}
+
+TEST(Qwen35Moe, Rule35_OnlyWholeKeysAreExperts) {
+  for (auto const* key :
+       {"model.language_model.layers.0.mlp.experts.down_proj.weight",
+        "model.language_model.layers.0.mlp.experts.down_projs_extra",
+        "model.language_model.layers.x.mlp.experts.down_proj", "model.language_model.layers..mlp.experts.down_proj",
+        "model.visual.layers.0.mlp.experts.down_proj"}) {
+    EXPECT_EQ(family().from_hf(key, "model."), dense(key)) << key;
+  }
+}
+
+TEST(Qwen35Moe, Rules33And36_PerExpertKeysAreRefusedByName) {
+  for (std::string const key :
+       {"model.language_model.layers.0.mlp.experts.3.gate_proj.weight",
+        "model.layers.12.mlp.experts.255.up_proj.weight", "layers.0.mlp.experts.0.down_proj.weight_scale_inv",
+        "mtp.layers.0.mlp.experts.3.down_proj.weight", "model.mtp.layers.0.mlp.experts.3.up_proj.weight"}) {
+    try {
+      (void)family().from_hf(key, "model.");
+      ADD_FAILURE() << key << " was accepted";
+    } catch (FormatError const& error) {
+      EXPECT_EQ(error.what(), key +
+                                  ": per-expert checkpoints are not supported in this version; grouped ones "
+                                  "(…experts.gate_up_proj) are");
+      EXPECT_EQ(error.tensor, key);
+    }
+  }
+}
+
+TEST(Qwen35Moe, Rule37_ScalesAreRefusedInsteadOfDropped) {
+  std::string const key = "model.language_model.layers.3.self_attn.q_proj.weight_scale_inv";
+  try {
+    (void)family().from_hf(key, "model.");
+    ADD_FAILURE();
+  } catch (FormatError const& error) {
+    EXPECT_EQ(error.what(), key + ": quantised checkpoints (fp8) are not supported in this version");
+    EXPECT_EQ(error.tensor, key);
+  }
+}
+
+TEST(Qwen35Moe, Rule38_OtherKeysGetThePrefixOnlyWhenTheyLackIt) {
+  EXPECT_EQ(family().from_hf("language_model.norm.weight", "model."), dense("model.language_model.norm.weight"));
+  EXPECT_EQ(family().from_hf("language_model.norm.weight", ""), dense("language_model.norm.weight"));
+  EXPECT_EQ(family().from_hf("visual.pos_embed.weight", "model."), dense("model.visual.pos_embed.weight"));
+  EXPECT_EQ(family().from_hf("mtp.anything.else", "model."), dense("mtp.anything.else"));
+  EXPECT_EQ(family().from_hf("model.unknown", "model."), dense("model.unknown"));
+  EXPECT_EQ(family().from_hf("language_model.layers.0.mlp.shared_expert.up_proj.weight", "model."),
+            dense("model.language_model.layers.0.mlp.shared_experts.up_proj.weight"));
+}
+
+TEST(Qwen35Moe, Rules38And49_TheHeadIsReadWithOrWithoutPrefixAndWrittenWithout) {
+  EXPECT_EQ(family().from_hf("model.lm_head.weight", "model."), dense("lm_head.weight"));
+  EXPECT_EQ(family().from_hf("lm_head.weight", "model."), dense("lm_head.weight"));
+  EXPECT_EQ(family().to_hf("lm_head.weight"), dense("lm_head.weight"));
+}
+
+TEST(Qwen35Moe, Rule43_AnMtpBehindThePrefixIsTheMtp) {
+  EXPECT_EQ(family().from_hf("model.mtp.fc.weight", "model."), dense("mtp.layers.0.eh_proj.weight"));
+  EXPECT_EQ(family().from_hf("model.mtp.layers.0.mlp.experts.down_proj", "model."),
+            stacked("mtp.layers.0.mlp.experts.down_projs"));
+  EXPECT_EQ(family().from_hf("model.mtp.layers.0.self_attn.q_proj.weight", "model."),
+            dense("mtp.layers.0.self_attn.q_proj.weight"));
+}
+
+TEST(Qwen35Moe, Rule46_ExpertNamesAreReplacedWhereverTheyStand) {
+  EXPECT_EQ(family().to_hf("any.prefix.mlp.experts.gate_and_up_projs"), stacked("any.prefix.mlp.experts.gate_up_proj"));
+  EXPECT_EQ(family().to_hf("layers.0.mlp.experts.down_projs.lora"), stacked("layers.0.mlp.experts.down_proj.lora"));
+  EXPECT_EQ(family().to_hf("layers.0.experts.down_projs"), dense("layers.0.experts.down_projs"));  // no `.mlp.`
+}
+
+TEST(Qwen35Moe, Rule48_TheFourMtpNamesAreTurnedBackForLayerZeroOnly) {
+  EXPECT_EQ(family().to_hf("mtp.layers.0.eh_proj.weight"), dense("mtp.fc.weight"));
+  EXPECT_EQ(family().to_hf("mtp.layers.1.eh_proj.weight"), dense("mtp.layers.1.eh_proj.weight"));
+  EXPECT_EQ(family().to_hf("mtp.layers.0.eh_proj.weight.lora"), dense("mtp.layers.0.eh_proj.weight.lora"));
+}
+
+TEST(Qwen35Moe, Rule52_UnknownKeysPassUnchanged) {
+  EXPECT_EQ(family().to_hf("something.else"), dense("something.else"));
+  EXPECT_EQ(family().from_hf("something.else", ""), dense("something.else"));
+}
+
+TEST(Qwen35Moe, Rule53_TrackedKeysEndInTheNameAndStandBelowLinearAttention) {
+  for (auto const* key : {"m.linear_attn.A_log", "m.linear_attn.xA_log", "m.linear_attn.deeper.dt_bias"}) {
+    EXPECT_EQ(family().dtype_on_load(key, DType::BF16), DType::F32) << key;
+  }
+  for (auto const* key : {"m.linear_attn.A_log_extra", "m.self_attn.A_log", "linear_attn.A_log",
+                          "m.linear_attn.norm.weight", "m.linear_attn.in_proj_a.weight"}) {
+    EXPECT_EQ(family().dtype_on_load(key, DType::BF16), DType::BF16) << key;
+    EXPECT_EQ(family().from_hf(key, ""), dense(key)) << key;
+  }
+}
+
+TEST(Qwen35Moe, Rule54_TheHolderIsInsertedOnceAfterTheLastLinearAttention) {
+  EXPECT_EQ(family().from_hf("a.linear_attn.b.linear_attn.c.A_log", ""),
+            dense("a.linear_attn.b.linear_attn._fp32_params.c.A_log"));
+  EXPECT_EQ(family().from_hf("a.linear_attn._fp32_params.A_log", ""), dense("a.linear_attn._fp32_params.A_log"));
+  EXPECT_EQ(family().to_hf("a.linear_attn._fp32_params.A_log"), dense("a.linear_attn.A_log"));
+  EXPECT_EQ(family().from_hf("mtp.layers.0.linear_attn.dt_bias", ""),
+            dense("mtp.layers.0.linear_attn._fp32_params.dt_bias"));  // rule 39
+}
+
+TEST(Qwen35Moe, Rules55And57_TrackedFloatsLoadAsF32AndIntegersStay) {
+  auto const* const key = "model.language_model.layers.0.linear_attn.dt_bias";
+  for (auto const dtype : {DType::BF16, DType::F16, DType::F32}) {
+    EXPECT_EQ(family().dtype_on_load(key, dtype), DType::F32);
+  }
+  for (auto const dtype : {DType::I8, DType::U8, DType::I16, DType::I32, DType::I64, DType::U64, DType::BOOL}) {
+    EXPECT_EQ(family().dtype_on_load(key, dtype), dtype);
+  }
+}
+
+TEST(Qwen35Moe, Rule57_TrackedFloatsThatDoNotFitF32AreRefused) {
+  std::string const key = "model.language_model.layers.0.linear_attn.A_log";
+  for (auto const dtype : {DType::F64, DType::F8_E4M3, DType::F8_E5M2, DType::F8_E8M0, DType::F4}) {
+    try {
+      (void)family().dtype_on_load(key, dtype);
+      ADD_FAILURE() << name(dtype) << " was accepted";
+    } catch (FormatError const& error) {
+      EXPECT_EQ(error.tensor, key);
+      EXPECT_THAT(error.what(), testing::HasSubstr(std::string(name(dtype))));
+    }
+  }
+}
+
+TEST(KeyPattern, PlacesTakeDigitsAndBracketsMayBeAbsent) {
+  EXPECT_EQ(match_key("[a.]x.{L}.e.{X}", "a.x.12.e.034"), (KeyPlaces{.prefix = {}, .layer = "12", .expert = "034"}));
+  EXPECT_EQ(match_key("[a.]x.{L}.e.{X}", "x.0.e.1"), (KeyPlaces{.prefix = {}, .layer = "0", .expert = "1"}));
+  EXPECT_EQ(match_key("x[.a]", "x"), KeyPlaces{});
+  for (auto const* key : {"", "b.x.1.e.2", "a.a.x.1.e.2", "x.1.e.", "x..e.2", "x.-1.e.2", "x.1.e.2 ", "x.1.e.2.z"}) {
+    EXPECT_EQ(match_key("[a.]x.{L}.e.{X}", key), std::nullopt) << key;
+  }
+}
+
+TEST(KeyPattern, AnAbsentPartIsTriedWhenThePresentOneDoesNotFit) {
+  EXPECT_TRUE(match_key("[a.]a.b", "a.b"));
+  EXPECT_TRUE(match_key("[a.]a.b", "a.a.b"));
+}
+
+TEST(KeyPattern, FillingIsTheInverseOfMatching) {
+  EXPECT_EQ(fill_key("{prefix}x.{L}.e.{X}.z", {.prefix = "model.", .layer = "12", .expert = "3"}), "model.x.12.e.3.z");
+  EXPECT_EQ(tail_of("{prefix}x.{L}.mlp.down"), ".mlp.down");
+  EXPECT_EQ(tail_of("plain"), "plain");
+}
+
+}  // namespace
+}  // namespace rankslice
