@@ -1,0 +1,50 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "rankslice/checkpoint.hpp"
+#include "rankslice/store.hpp"
+
+namespace rankslice {
+
+/// What one rank reads of a checkpoint and the others are told: raw bytes and places, nothing derived.
+struct CheckpointParts {
+  /// A native tensor, or a part of one, in a file of `files`.
+  struct Native {
+    std::string fqn;
+    DType dtype = DType::BF16;
+    Shape shape;              ///< Global, native.
+    std::uint64_t first = 0;  ///< Along axis 0 …
+    std::uint64_t count = 0;  ///< … of the global tensor: the part that is here.
+    Extent extent;
+  };
+
+  CheckpointFormat format = CheckpointFormat::huggingface;
+  std::string path;
+  std::string family = "auto";
+  HfLayout hf;
+  std::string hf_folder;           ///< Where the files of `hf` are, if anywhere.
+  std::vector<CatalogFile> files;  ///< Of `native`.
+  std::vector<Native> native;      ///< Empty when the HF files hold the tensors.
+  std::vector<StoreContents::RecordedDigest> source_digests;
+  std::vector<StoreContents::RecordedDigest> stored_digests;
+  std::vector<std::string> warnings;
+};
+
+/// Local. @throws IoError, FormatError
+[[nodiscard]] CheckpointParts read_checkpoint_parts(std::string const& path, OpenOptions const& options);
+
+/// Names, shapes and places of every parameter, checked against each other. Pure but for the families' tables.
+/// @throws FormatError, UsageError
+[[nodiscard]] Checkpoint assemble(CheckpointParts parts);
+
+/// For sending to other ranks. Pure.
+[[nodiscard]] std::vector<std::byte> pack(CheckpointParts const& parts);
+[[nodiscard]] CheckpointParts unpack(std::vector<std::byte> const& bytes);
+
+/// Of names, sizes, headers and index of the HF files. Pure.
+[[nodiscard]] std::string fingerprint(HfLayout const& layout);
+
+}  // namespace rankslice

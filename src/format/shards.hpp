@@ -1,0 +1,36 @@
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "rankslice/mesh.hpp"
+
+#include "format/safetensors.hpp"
+
+namespace rankslice {
+
+/// What `__metadata__` of `rank-00000.safetensors`, … says: whose tensors these are and where they stand in the whole.
+struct ShardMetadata {
+  struct Place {
+    Shape global_shape;
+    Shape offsets;
+  };
+  Mesh mesh;
+  MeshCoordinate coordinate;
+  std::string family;
+  std::string source;                    ///< Path of the checkpoint that was loaded.
+  std::string source_fingerprint;        ///< Of that checkpoint.
+  std::map<std::string, Place> tensors;  ///< By FQN.
+};
+
+/// "rank-00003.safetensors"
+[[nodiscard]] std::string shard_file_name(int rank);
+
+/// As string -> string, the only metadata that safetensors has. Pure.
+[[nodiscard]] std::map<std::string, std::string> to_metadata(ShardMetadata const& shard);
+
+/// @throws FormatError naming `file` and the field that is missing or wrong.
+[[nodiscard]] ShardMetadata parse_shard_metadata(std::map<std::string, std::string> const& metadata,
+                                                 std::string const& file);
+
+}  // namespace rankslice

@@ -1,0 +1,82 @@
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "rankslice/to_hf.hpp"
+
+#include "format/safetensors.hpp"
+#include "format/shards.hpp"
+#include "io/staged_output.hpp"
+#include "native_source.hpp"
+#include "plan/plan.hpp"
+#include "shared_output.hpp"
+#include "storage_reader.hpp"
+
+namespace rankslice {
+
+namespace {
+
+ShardMetadata describe(StateDict const& state) {
+  std::error_code unresolved;  // a path that cannot be made absolute is kept as it was given
+  auto const absolute = std::filesystem::absolute(state.source->path, unresolved);
+  ShardMetadata shard{.mesh = state.mesh,
+                      .coordinate = state.coordinate,
+                      .family = state.source->family,
+                      .source = unresolved ? state.source->path : absolute.string(),
+                      .source_fingerprint = state.source->fingerprint,
+                      .tensors = {}};
+  for (auto const& [fqn, tensor] : state.tensors) shard.tensors[fqn] = {tensor.parameter.shape, tensor.offsets};
+  return shard;
+}
+
+/// Write this rank's file at `path`, complete and read back.
+void write_shard(StateDict const& state, std::string const& path, SaveOptions const& options, Communicator* world) {
+  std::vector<SafetensorsHeader::Tensor> tensors;
+  std::vector<PlannedPart> plan;
+  for (auto const& [fqn, tensor] : state.tensors) {
+    tensors.push_back({fqn, tensor.parameter.dtype, tensor.local_shape, {}});
+    plan.push_back({tensor.index, tensor.part()});
+  }
+  auto const raw = make_safetensors_header(tensors, to_metadata(describe(state)));
+  auto const parameters = state.source->parameters;
+  auto const bytes = plan_bytes(parameters, plan, Form::native);
+  auto const size = raw.size() + bytes;
+
+  Storage target{
+      .form = Form::native, .files = {{shard_file_name(state.mesh.rank(state.coordinate)), path, size}}, .pieces = {}};
+  for (auto const& tensor : parse_safetensors_header(raw, size, path).tensors) {
+    auto const& held = state.tensors.at(tensor.name);
+    target.pieces.push_back({held.index, held.part(), {0, tensor.bytes}});
+  }
+  std::ranges::sort(target.pieces, {}, &StoredPiece::parameter);
+
+  auto writer = FileWriter::create(path);
+  writer.allocate(size);
+  writer.write(raw, 0);
+  writer.close();
+  HeldTensors held(state);
+  auto const done = watch(options.call, "save_shards", 2 * bytes, world);
+  auto const written = write_parts(parameters, plan, held, target, done);
+  check_read_back(parameters, plan, target, written, done);
+}
+
+}  // namespace
+
+void save_shards(StateDict const& state, std::string const& out_dir, Communicator& world, SaveOptions const& options) {
+  SharedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite, world);
+  on_every_rank(world,
+                [&] { write_shard(state, output.path() + "/" + shard_file_name(world.rank()), options, &world); });
+  output.publish();
+}
+
+void save_shard(StateDict const& state, std::string const& out_dir, SaveOptions const& options) {
+  std::error_code error;
+  std::filesystem::create_directory(out_dir, error);
+  if (error) throw IoError(ExitCode::cannot_create, out_dir + ": " + error.message(), out_dir);
+  auto const name = shard_file_name(state.mesh.rank(state.coordinate));
+  StagedOutput output(out_dir + "/" + name, StagedOutput::Kind::file, options.overwrite);
+  write_shard(state, output.path(), options, nullptr);
+  output.publish();
+}
+
+}  // namespace rankslice
