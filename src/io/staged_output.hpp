@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 namespace rankslice {
 
@@ -18,12 +19,19 @@ class StagedOutput {
   StagedOutput& operator=(StagedOutput const&) = delete;
 
   [[nodiscard]] std::string const& path() const { return temporary_; }
-  /// Sync the folder itself, rename it to the final name (exchanged with what stood there, which is then removed) and
-  /// sync the parent. @throws IoError, leaving what stood there before.
+  /// What earlier runs left behind beside the final path: `OUT.partial-…` of theirs.
+  [[nodiscard]] std::vector<std::string> const& leftovers() const { return leftovers_; }
+  /// Sync the folder and those in it (their files are synced by who wrote them), rename it to the final name (exchanged
+  /// with what stood there, which is then removed) and sync the parent.
+  /// @throws IoError: `cannot_create` when something has taken the final name meanwhile, `io` otherwise. What stood
+  /// there stays, except when the message says that the new output is in place.
   void publish();
 
  private:
+  void replace_existing();
+
   std::string final_, temporary_;
+  std::vector<std::string> leftovers_;
   Kind kind_;
   bool overwrite_, published_ = false;
 };

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+
+#include "io/file.hpp"
+
+namespace rankslice {
+
+/// One `pread` of `size` bytes at `offset`: the bytes it got, or -1 with `errno` set.
+using ReadOnce = std::function<::ssize_t(std::byte* out, std::size_t size, std::uint64_t offset)>;
+
+/// Fill `out` by as many calls as it takes; `file` gives its name and size to the errors. @throws as
+/// `FileReader::read`.
+void read_fully(FileReader const& file, ReadOnce const& read_once, std::span<std::byte> out, std::uint64_t offset);
+
+/// The text of an `errno` value.
+[[nodiscard]] std::string reason(int error);
+
+}  // namespace rankslice
