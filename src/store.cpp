@@ -1,0 +1,95 @@
+#include "rankslice/store.hpp"
+
+#include <algorithm>
+
+#include "format/hdf5_store_writer.hpp"
+#include "io/file.hpp"
+#include "io/staged_output.hpp"
+#include "native_source.hpp"
+#include "plan/plan.hpp"
+#include "shared_output.hpp"
+#include "storage_reader.hpp"
+
+namespace rankslice {
+
+namespace {
+
+/// Digests as a store records them: [sum, d(0), d(1), …], or [sum] for tensors of rank < 3.
+std::vector<StoreContents::RecordedDigest> recorded(std::vector<Parameter> const& parameters, DigestTable const& table,
+                                                    bool converted_only) {
+  std::vector<StoreContents::RecordedDigest> digests;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    if (converted_only && !parameters[i].converted()) continue;
+    StoreContents::RecordedDigest digest{.hf_key = parameters[i].hf_key, .values = {table.sum(i)}};
+    if (parameters[i].hf_shape.size() >= 3) {
+      auto const entries = table.of(i);
+      digest.values.insert(digest.values.end(), entries.begin(), entries.end());
+    }
+    digests.push_back(std::move(digest));
+  }
+  std::ranges::sort(digests, {}, &StoreContents::RecordedDigest::hf_key);
+  return digests;
+}
+
+/// Everything but tensor bytes, offsets and digest values, which are not known yet.
+StoreContents describe(Checkpoint const& source) {
+  StoreContents contents;
+  contents.family = source.family;
+  contents.hf = source.hf;
+  for (auto const& parameter : source.parameters) {
+    contents.tensors.push_back({parameter.fqn, parameter.dtype, parameter.shape, 0});
+  }
+  DigestTable const unknown(source.parameters);
+  contents.source = recorded(source.parameters, unknown, false);
+  contents.stored = recorded(source.parameters, unknown, true);
+  return contents;
+}
+
+/// Make the metadata on rank 0; every rank learns where the tensors go. Collective.
+Storage create_target(Checkpoint const& source, std::string const& path, Communicator& world) {
+  std::vector<std::uint64_t> places(source.parameters.size() + 1);  // offsets, then the file's size
+  on_every_rank(world, [&] {
+    if (world.rank() != 0) return;
+    auto const layout = create_store(path, describe(source));
+    std::ranges::copy(layout.offsets, places.begin());
+    places.back() = layout.file_size;
+  });
+  world.broadcast(std::as_writable_bytes(std::span(places)), 0);
+  Storage target{.form = Form::native, .files = {{path, path, places.back()}}, .pieces = {}};
+  for (std::uint32_t i = 0; i < source.parameters.size(); ++i) {
+    auto const& parameter = source.parameters[i];
+    auto const bytes = byte_size(parameter.dtype, parameter.shape);
+    target.pieces.push_back({i, {0, parameter.part_count()}, {0, {places[i], places[i] + bytes}}});
+  }
+  return target;
+}
+
+}  // namespace
+
+void save_store(StateDict const& state, std::string const& path, Communicator& world, SaveOptions const& options) {
+  auto const& source = *state.source;
+  std::optional<HeldTensors> held;
+  std::vector<PlannedPart> plan;
+  on_every_rank(world, [&] {
+    held.emplace(state);
+    plan = make_save_plan(source.parameters, state.mesh, state.coordinate);
+  });
+  SharedOutput output(path, StagedOutput::Kind::file, options.overwrite, world);
+  auto const target = create_target(source, output.path(), world);
+
+  auto const done = watch(options.call, "store", 2 * plan_bytes(source.parameters, plan, Form::native), &world);
+  Digests written;
+  on_every_rank(world, [&] { written = write_parts(source.parameters, plan, *held, target, done); });
+  on_every_rank(world, [&] { check_read_back(source.parameters, plan, target, written, done); });
+  world.all_reduce(written.source.values(), Reduce::sum);
+  world.all_reduce(written.stored.values(), Reduce::sum);
+  on_every_rank(world, [&] {
+    if (world.rank() != 0) return;
+    write_digests(output.path(), recorded(source.parameters, written.source, false),
+                  recorded(source.parameters, written.stored, true));
+    complete_store(output.path());
+  });
+  output.publish();
+}
+
+}  // namespace rankslice
