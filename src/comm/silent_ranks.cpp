@@ -1,0 +1,51 @@
+#include "comm/silent_ranks.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <string_view>
+#include <vector>
+
+namespace rankslice {
+namespace {
+
+constexpr std::size_t kMostNames = 6;
+
+/// `names` one after another; past the sixth, what was left out: "and N more".
+std::string list(std::span<std::string const> names, std::size_t left_out) {
+  auto text = fmt::format("{}", fmt::join(names, ", "));
+  if (left_out > 0) text += fmt::format(" and {} more", left_out);
+  return text;
+}
+
+std::string list_ranks(std::span<RankName const> ranks) {
+  std::vector<std::string> spans;
+  while (!ranks.empty() && spans.size() < kMostNames) {
+    std::size_t length = 1;
+    while (length < ranks.size() && ranks[length].rank == ranks[length - 1].rank + 1) ++length;
+    auto const first = ranks.front().rank;
+    auto const last = ranks[length - 1].rank;
+    spans.push_back(first == last ? fmt::format("{}", first) : fmt::format("{}-{}", first, last));
+    ranks = ranks.subspan(length);
+  }
+  return list(spans, ranks.size());
+}
+
+std::string list_hosts(std::span<RankName const> ranks) {
+  std::vector<std::string> hosts;
+  for (auto const& name : ranks) hosts.push_back(name.host);
+  std::sort(hosts.begin(), hosts.end());
+  hosts.erase(std::unique(hosts.begin(), hosts.end()), hosts.end());
+  auto const named = std::min(hosts.size(), kMostNames);
+  return (hosts.size() == 1 ? "host " : "hosts ") + list(std::span(hosts).first(named), hosts.size() - named);
+}
+
+}  // namespace
+
+std::string describe_silence(std::span<RankName const> silent, std::chrono::milliseconds timeout) {
+  return fmt::format("no answer from rank(s) {} ({}) within {:.1f} s", list_ranks(silent), list_hosts(silent),
+                     std::chrono::duration<double>(timeout).count());
+}
+
+}  // namespace rankslice
