@@ -9,6 +9,8 @@
 #include <typeinfo>
 #include <vector>
 
+#include "support/communicator_conformance.hpp"
+
 namespace rankslice {
 namespace {
 
@@ -41,6 +43,10 @@ class WorldWithAgreement final : public Communicator {
  private:
   Outcome agreed_;
 };
+
+INSTANTIATE_TEST_SUITE_P(Solo, CommunicatorConformance,
+                         testing::Values(Implementation{"OneRank", make_solo_communicator}),
+                         [](auto const& suite) { return suite.param.name; });
 
 template <typename SomeError>
 SomeError thrown_by(Communicator& world, std::function<void()> const& step) {

@@ -1,0 +1,225 @@
+#pragma once
+
+// What every Communicator must do, whatever its size. A test program instantiates CommunicatorConformance with the
+// implementations that it can make.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <ostream>
+#include <string>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#include "rankslice/communicator.hpp"
+
+namespace rankslice {
+
+struct Implementation {
+  std::string name;
+  std::function<std::unique_ptr<Communicator>()> make;
+};
+
+inline void PrintTo(Implementation const& implementation, std::ostream* out) { *out << implementation.name; }
+
+/// `size` bytes that differ from rank to rank and from place to place.
+inline std::vector<std::byte> bytes_of_rank(int rank, std::size_t size) {
+  std::vector<std::byte> bytes(size);
+  for (std::size_t i = 0; i < size; ++i) {
+    bytes[i] = static_cast<std::byte>((i * 11 + i / 251 + static_cast<std::size_t>(rank) * 37 + 1) % 256);
+  }
+  return bytes;
+}
+
+class CommunicatorConformance : public testing::TestWithParam<Implementation> {
+ protected:
+  [[nodiscard]] std::uint64_t ranks() const { return static_cast<std::uint64_t>(world->size()); }
+  [[nodiscard]] std::uint64_t me() const { return static_cast<std::uint64_t>(world->rank()); }
+
+  std::unique_ptr<Communicator> world = GetParam().make();
+};
+
+TEST_P(CommunicatorConformance, RanksAreNumberedFromZero) {
+  ASSERT_GE(world->rank(), 0);
+  ASSERT_LT(world->rank(), world->size());
+  std::vector<std::uint64_t> present(ranks(), 0);
+  present[me()] = 1;
+  world->all_reduce(present, Reduce::sum);
+  EXPECT_THAT(present, testing::Each(1));
+}
+
+TEST_P(CommunicatorConformance, SumsElementWise) {
+  std::vector<std::uint64_t> values{me(), 10 * me(), 7};
+  world->all_reduce(values, Reduce::sum);
+  auto const sum_of_ranks = ranks() * (ranks() - 1) / 2;
+  EXPECT_THAT(values, testing::ElementsAre(sum_of_ranks, 10 * sum_of_ranks, 7 * ranks()));
+}
+
+TEST_P(CommunicatorConformance, SumsModuloTwoToThe64) {
+  // Every rank but the first adds 2^64 - 1, which is -1.
+  std::vector<std::uint64_t> values{me() == 0 ? 100 : std::numeric_limits<std::uint64_t>::max()};
+  world->all_reduce(values, Reduce::sum);
+  EXPECT_EQ(values[0], 100 - (ranks() - 1));
+}
+
+TEST_P(CommunicatorConformance, FindsMinimaAndMaximaAsUnsignedNumbers) {
+  constexpr auto kHuge = std::uint64_t{1} << 63;
+  std::vector<std::uint64_t> low{kHuge + me(), 5 + me()};
+  auto high = low;
+  world->all_reduce(low, Reduce::min);
+  world->all_reduce(high, Reduce::max);
+  EXPECT_THAT(low, testing::ElementsAre(kHuge, 5));
+  EXPECT_THAT(high, testing::ElementsAre(kHuge + ranks() - 1, 5 + ranks() - 1));
+}
+
+TEST_P(CommunicatorConformance, ReducesNothingAtAll) {
+  std::vector<std::uint64_t> none;
+  world->all_reduce(none, Reduce::sum);
+  EXPECT_TRUE(none.empty());
+}
+
+TEST_P(CommunicatorConformance, BroadcastsFromEveryRoot) {
+  for (int root = 0; root < world->size(); ++root) {
+    for (std::size_t const size : {0U, 1U, 7U, 4096U, 1'000'003U}) {
+      auto bytes = bytes_of_rank(world->rank(), size);
+      world->broadcast(bytes, root);
+      ASSERT_EQ(bytes, bytes_of_rank(root, size)) << "root " << root << ", " << size << " bytes";
+    }
+  }
+}
+
+TEST_P(CommunicatorConformance, BroadcastsVectorsOfASizeThatOnlyTheRootKnows) {
+  for (int root = 0; root < world->size(); ++root) {
+    for (std::size_t const size : {0U, 1U, 70'000U}) {
+      auto bytes = bytes_of_rank(world->rank(), world->rank() == root ? size : 3);
+      broadcast_vector(*world, bytes, root);
+      ASSERT_EQ(bytes, bytes_of_rank(root, size)) << "root " << root << ", " << size << " bytes";
+    }
+  }
+}
+
+TEST_P(CommunicatorConformance, GathersDifferentSizesByRank) {
+  auto const size_of = [](int rank) { return static_cast<std::size_t>(rank) * 50'001; };  // rank 0 has none
+  for (int root = 0; root < world->size(); ++root) {
+    auto const everyone = world->gather(bytes_of_rank(world->rank(), size_of(world->rank())), root);
+    if (world->rank() != root) {
+      EXPECT_TRUE(everyone.empty());
+      continue;
+    }
+    ASSERT_EQ(everyone.size(), ranks());
+    for (int from = 0; from < world->size(); ++from) {
+      ASSERT_EQ(everyone[static_cast<std::size_t>(from)], bytes_of_rank(from, size_of(from))) << "from " << from;
+    }
+  }
+}
+
+TEST_P(CommunicatorConformance, GathersNothingFromAnybody) {
+  auto const everyone = world->gather({}, 0);
+  EXPECT_EQ(everyone, std::vector<std::vector<std::byte>>(world->rank() == 0 ? ranks() : 0));
+}
+
+TEST_P(CommunicatorConformance, RefusesARootThatIsNoRank) {
+  std::vector<std::byte> bytes(1);
+  EXPECT_THROW(world->broadcast(bytes, world->size()), UsageError);
+  EXPECT_THROW(world->broadcast(bytes, -1), UsageError);
+  EXPECT_THROW(std::ignore = world->gather(bytes, world->size()), UsageError);
+}
+
+TEST_P(CommunicatorConformance, SplitsByColourAndKeepsTheOrderOfRanks) {
+  // Colours fall as ranks rise, so that an order by colour would show.
+  auto const color_of = [this](int rank) { return (world->size() - rank) / 2; };
+  std::vector<int> members;
+  for (int rank = 0; rank < world->size(); ++rank) {
+    if (color_of(rank) == color_of(world->rank())) members.push_back(rank);
+  }
+  auto const part = world->split(color_of(world->rank()));
+  ASSERT_EQ(part->size(), static_cast<int>(members.size()));
+  EXPECT_EQ(members[static_cast<std::size_t>(part->rank())], world->rank());
+
+  std::vector<std::uint64_t> sum{me()};
+  part->all_reduce(sum, Reduce::sum);
+  EXPECT_EQ(sum[0], std::accumulate(members.begin(), members.end(), std::uint64_t{0}));
+}
+
+TEST_P(CommunicatorConformance, AgreesThatAllIsWell) {
+  auto const agreed = world->agree({});
+  EXPECT_EQ(agreed.code, ExitCode::done);
+  EXPECT_EQ(agreed.rank, -1);
+  EXPECT_EQ(agreed.message, "");
+}
+
+TEST_P(CommunicatorConformance, AgreesOnTheLowestFailingRank) {
+  for (int first = 0; first < world->size(); ++first) {
+    Outcome mine;
+    if (world->rank() >= first) {
+      mine = {ExitCode::bad_data, -1, "message of " + std::to_string(world->rank()), "file " + std::to_string(first),
+              "tensor"};
+    }
+    auto const agreed = world->agree(mine);
+    EXPECT_EQ(agreed.code, ExitCode::bad_data);
+    EXPECT_EQ(agreed.rank, first);
+    EXPECT_EQ(agreed.message, "message of " + std::to_string(first));
+    EXPECT_EQ(agreed.file, "file " + std::to_string(first));
+    EXPECT_EQ(agreed.tensor, "tensor");
+  }
+}
+
+TEST_P(CommunicatorConformance, CarriesLongMessagesAndAnyBytesInThem) {
+  std::string message(300'000, 'x');
+  message += std::string("\0\n\xff and \xc3\xa9", 9);
+  auto const last = world->size() - 1;
+  auto const agreed =
+      world->agree(world->rank() == last ? Outcome{ExitCode::difference, -1, message, "", ""} : Outcome{});
+  EXPECT_EQ(agreed.rank, last);
+  EXPECT_EQ(agreed.message, message);
+}
+
+TEST_P(CommunicatorConformance, AgreementsDoNotMix) {
+  for (int round = 0; round < 200; ++round) {
+    auto const failing = round % (world->size() + 1);  // in every (size + 1)-th round nobody fails
+    auto const mine = world->rank() == failing ? Outcome{ExitCode::io, -1, std::to_string(round), "", ""} : Outcome{};
+    auto const agreed = world->agree(mine);
+    ASSERT_EQ(agreed.rank, failing < world->size() ? failing : -1);
+    ASSERT_EQ(agreed.message, failing < world->size() ? std::to_string(round) : "");
+    world->progress();
+  }
+}
+
+TEST_P(CommunicatorConformance, WaitsForALateRank) {
+  for (int late = 0; late < world->size(); ++late) {
+    if (world->rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    Outcome const mine = world->rank() == late ? Outcome{ExitCode::io, -1, "late", "", ""} : Outcome{};
+    EXPECT_EQ(world->agree(mine).rank, late);
+    if (world->rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    std::vector<std::uint64_t> count{1};
+    world->all_reduce(count, Reduce::sum);
+    EXPECT_EQ(count[0], ranks());
+  }
+}
+
+TEST_P(CommunicatorConformance, OneRanksExceptionBecomesEveryones) {
+  auto const last = world->size() - 1;
+  try {
+    on_every_rank(*world, [&] {
+      world->progress();
+      if (world->rank() == last) throw FormatError("cut short", "model.safetensors", "lm_head.weight");
+    });
+    FAIL() << "nothing thrown";
+  } catch (FormatError const& error) {
+    EXPECT_STREQ(error.what(), "cut short");
+    EXPECT_EQ(error.file, "model.safetensors");
+    EXPECT_EQ(error.tensor, "lm_head.weight");
+    EXPECT_EQ(error.rank, last);
+  }
+}
+
+}  // namespace rankslice
