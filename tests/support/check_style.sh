@@ -12,7 +12,7 @@ skip() {
 check_shell() {
   command -v shellcheck >/dev/null || skip "shellcheck is not installed"
   find launch tests .ci -type f \( -name '*.sh' -o -name '*.sbatch' -o -path .ci/run \) -print0 |
-    xargs -0 shellcheck --external-sources
+    xargs -0 shellcheck
 }
 
 # Other versions of clang-format lay some constructs out differently.

@@ -1,0 +1,34 @@
+# syntax=docker/dockerfile:1
+#
+#   docker build -t rankslice .
+#   docker run --rm -v /checkpoints:/data rankslice rankslice inspect /data/CKPT
+#   docker run --rm -v /checkpoints:/data rankslice mpirun -n 4 rankslice load /data/CKPT --ep 4
+
+ARG DEBIAN=debian:12-slim
+
+FROM ${DEBIAN} AS build
+WORKDIR /rankslice
+# First what seldom changes, so that it is not installed again for each change of the sources.
+COPY launch/setup.sh launch/setup.sh
+COPY tests/requirements.txt tests/requirements.txt
+RUN launch/setup.sh
+COPY . .
+RUN cmake --preset release -DRANKSLICE_TESTS=OFF \
+    && cmake --build --preset release
+
+FROM ${DEBIAN}
+# What the program is linked with. ssh: mpirun starts the ranks of other hosts with it.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends \
+        libfmt9 libhdf5-103-1 libsimdjson14 libxxhash0 openmpi-bin openssh-client \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 1000 --create-home rankslice
+COPY --from=build /rankslice/build/release/bin/rankslice /usr/local/bin/rankslice
+COPY LICENSE /usr/share/doc/rankslice/LICENSE
+# Containers seldom allow the ranks of a host to read each other's memory, and Open MPI is loud about it.
+ENV OMPI_MCA_btl_vader_single_copy_mechanism=none \
+    OMPI_MCA_rmaps_base_oversubscribe=1
+USER 1000
+WORKDIR /home/rankslice
+CMD ["rankslice", "--help"]
