@@ -1,0 +1,232 @@
+#include "format/hf_folder.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string_view>
+#include <utility>
+
+#include "rankslice/error.hpp"
+
+#include "core/literals.hpp"
+#include "format/hf_index.hpp"
+#include "format/safetensors.hpp"
+#include "io/file.hpp"
+
+namespace rankslice {
+
+namespace {
+
+constexpr std::uint64_t kMaxIndexBytes = 1_GiB;
+constexpr std::string_view kPreferredIndex = "model.safetensors.index.json";
+constexpr std::string_view kConfig = "config.json";
+constexpr std::string_view kWeightSuffix = ".safetensors";
+
+std::string below(std::string const& folder, std::string const& name) { return folder + "/" + name; }
+
+/// What `stat` says, links followed.
+struct Status {
+  int error = 0;  ///< errno
+  struct stat data {};
+
+  [[nodiscard]] bool is_missing() const { return error == ENOENT || error == ENOTDIR || error == ELOOP; }
+  [[nodiscard]] bool is_regular() const { return error == 0 && S_ISREG(data.st_mode); }
+  [[nodiscard]] std::uint64_t size() const { return static_cast<std::uint64_t>(data.st_size); }
+};
+
+Status status_of(std::string const& path) {
+  Status status;
+  if (::stat(path.c_str(), &status.data) != 0) status.error = errno;
+  return status;
+}
+
+std::string_view kind_of(mode_t mode) {
+  if (S_ISDIR(mode)) return "a folder";
+  if (S_ISFIFO(mode)) return "a pipe";
+  if (S_ISSOCK(mode)) return "a socket";
+  return S_ISREG(mode) ? "a file" : "a device";
+}
+
+/// Why there is nothing under a name: nothing at all, or a link that leads nowhere.
+std::string_view why_missing(std::string const& path) {
+  std::error_code ignored;
+  return std::filesystem::is_symlink(path, ignored) ? "a link that leads to no file" : "no such file";
+}
+
+[[noreturn]] void fail_missing(std::string const& path, std::string const& problem) {
+  throw IoError(ExitCode::input_missing, fmt::format("{}: {}", path, problem), path);
+}
+
+void expect_readable(Status const& status, std::string const& path) {
+  if (status.error != 0) throw IoError(ExitCode::io, fmt::format("{}: {}", path, std::strerror(status.error)), path);
+}
+
+void expect_folder(std::string const& folder) {
+  auto const status = status_of(folder);
+  if (status.is_missing()) fail_missing(folder, "expected a folder with safetensors files, found no such folder");
+  expect_readable(status, folder);
+  if (S_ISDIR(status.data.st_mode)) return;
+  auto const advice = folder.ends_with(kWeightSuffix) ? "; pass the folder that it is in" : "";
+  fail_missing(folder, fmt::format("expected a folder with safetensors files, found {}{}", kind_of(status.data.st_mode),
+                                   advice));
+}
+
+std::vector<std::string> names_in(std::string const& folder) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error))
+    names.push_back(entry->path().filename().string());
+  if (error) throw IoError(ExitCode::io, fmt::format("{}: {}", folder, error.message()), folder);
+  std::ranges::sort(names);
+  return names;
+}
+
+/// `rank-00000.safetensors`, as `save_shards` writes.
+bool is_saved_shard(std::string_view name) {
+  constexpr std::string_view kPrefix = "rank-";
+  if (!name.starts_with(kPrefix) || !name.ends_with(kWeightSuffix)) return false;
+  auto const number = name.substr(kPrefix.size(), name.size() - kPrefix.size() - kWeightSuffix.size());
+  return number.size() >= 5 && std::ranges::all_of(number, [](char c) { return c >= '0' && c <= '9'; });
+}
+
+bool is_our_own(std::string_view name) {
+  return name == "rankslice.manifest.json" || name.find(".partial-") != std::string_view::npos || is_saved_shard(name);
+}
+
+bool is_safetensors_index(std::string_view name) { return name.ends_with(".safetensors.index.json"); }
+bool is_safetensors(std::string_view name) { return name.ends_with(kWeightSuffix); }
+
+/// Weights in other formats, and their indexes.
+bool is_other_weight(std::string_view name) {
+  constexpr std::array kSuffixes{".bin",  ".pt",      ".pth",  ".ckpt", ".h5",
+                                 ".hdf5", ".msgpack", ".gguf", ".onnx", ".index.json"};
+  return std::ranges::any_of(kSuffixes, [name](std::string_view suffix) { return name.ends_with(suffix); });
+}
+
+/// The entries of the top level, by what they are to us.
+struct Contents {
+  std::vector<std::string> names, indexes, weights;
+};
+
+Contents list_folder(std::string const& folder) {
+  expect_folder(folder);
+  Contents contents;
+  contents.names = names_in(folder);
+  for (auto const& name : contents.names) {
+    if (is_our_own(name)) continue;
+    if (is_safetensors_index(name)) contents.indexes.push_back(name);
+    if (is_safetensors(name)) contents.weights.push_back(name);
+  }
+  return contents;
+}
+
+std::string choose_index(std::string const& folder, std::vector<std::string> const& indexes) {
+  if (indexes.empty()) return {};
+  if (std::ranges::find(indexes, kPreferredIndex) != indexes.end()) return std::string(kPreferredIndex);
+  if (indexes.size() == 1) return indexes.front();
+  throw FormatError(
+      fmt::format("{}: expected one index or {}, found {}", folder, kPreferredIndex, fmt::join(indexes, ", ")), folder);
+}
+
+/// Refuse what is not there, or not a file that can be read at any offset, before anything is opened: opening a pipe
+/// would wait for its writer.
+void expect_shards(std::string const& folder, HfIndex const& index, std::string const& index_name) {
+  std::vector<std::size_t> missing;
+  for (std::size_t i = 0; i < index.shards.size(); ++i) {
+    auto const path = below(folder, index.shards[i]);
+    auto const status = status_of(path);
+    if (status.is_missing()) {
+      missing.push_back(i);
+      continue;
+    }
+    expect_readable(status, path);
+    if (!status.is_regular())
+      throw FormatError(fmt::format("{}: expected a file, found {}", path, kind_of(status.data.st_mode)), path);
+  }
+  if (missing.empty()) return;
+  auto const path = below(folder, index.shards[missing.front()]);
+  fail_missing(
+      path, fmt::format("{}, but {} expects {} tensors in it ({} of {} shards are missing)", why_missing(path),
+                        index_name, index.tensors_per_shard()[missing.front()], missing.size(), index.shards.size()));
+}
+
+/// The headers of the files, which are distinct.
+std::vector<HfFile> read_headers(std::string const& folder, std::vector<std::string> const& names) {
+  std::vector<HfFile> files;
+  std::map<std::pair<std::uint64_t, std::uint64_t>, std::string> name_of_inode;
+  for (auto const& name : names) {
+    auto const path = below(folder, name);
+    auto const reader = open_reader(path);
+    auto const identity = reader->identity();
+    auto const [known, is_new] = name_of_inode.emplace(std::pair(identity.device, identity.inode), name);
+    if (!is_new)
+      throw FormatError(fmt::format("{}: expected a file of its own, found the same file as {}", path, known->second),
+                        path);
+    files.push_back({name, identity.size, read_safetensors_header(*reader, path)});
+  }
+  return files;
+}
+
+[[noreturn]] void fail_without_weights(std::string const& folder, std::vector<std::string> const& names) {
+  constexpr std::size_t kShown = 8;
+  std::span const shown(names.data(), std::min(names.size(), kShown));
+  auto const more = names.size() > kShown ? fmt::format(" and {} more", names.size() - kShown) : "";
+  auto const found = names.empty() ? "an empty folder" : fmt::format("{}{}", fmt::join(shown, ", "), more);
+  fail_missing(folder, fmt::format("expected *.safetensors or *.safetensors.index.json, found {}", found));
+}
+
+/// Sort the rest of the folder into what is carried along and what is not.
+void add_side_files(HfLayout& layout, std::string const& folder, std::vector<std::string> const& names,
+                    std::vector<std::string>& warnings) {
+  for (auto const& name : names) {
+    auto const is_read = std::ranges::binary_search(layout.files, name, {}, &HfFile::name);
+    if (is_read || name == layout.index_name) continue;
+    auto const path = below(folder, name);
+    auto const status = status_of(path);
+    if (is_our_own(name) || is_safetensors(name) || is_other_weight(name) || !status.is_regular() ||
+        status.size() > kMaxSideFileBytes) {
+      layout.left_out.push_back(name);
+    } else {
+      layout.side_files.push_back({name, status.size(), path, 0, {}});
+    }
+    if (is_safetensors(name) && !is_our_own(name))
+      warnings.push_back(fmt::format("{}: left out, because {} does not name it", path, layout.index_name));
+  }
+}
+
+void read_config(HfLayout& layout) {
+  auto const config = std::ranges::find(layout.side_files, kConfig, &SideFile::name);
+  if (config != layout.side_files.end()) layout.config = read_file(config->path, kMaxSideFileBytes);
+}
+
+}  // namespace
+
+HfLayout read_hf_folder(std::string const& folder, std::vector<std::string>& warnings) {
+  auto const contents = list_folder(folder);
+  HfLayout layout;
+  layout.index_name = choose_index(folder, contents.indexes);
+  if (layout.index_name.empty()) {
+    if (contents.weights.empty()) fail_without_weights(folder, contents.names);
+    layout.files = read_headers(folder, contents.weights);
+  } else {
+    auto const index_path = below(folder, layout.index_name);
+    layout.index = read_file(index_path, kMaxIndexBytes);
+    auto const index = parse_hf_index(layout.index, index_path);
+    expect_shards(folder, index, layout.index_name);
+    layout.files = read_headers(folder, index.shards);
+  }
+  add_side_files(layout, folder, contents.names, warnings);
+  read_config(layout);
+  return layout;
+}
+
+}  // namespace rankslice
