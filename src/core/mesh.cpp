@@ -18,7 +18,8 @@ Mesh make_mesh(int ranks, int ep, int ep_shard) {
   if (ranks < 1) throw PlanError(fmt::format("a mesh needs at least one rank, not {}", ranks));
   if (ep < 0 || ep_shard < 1) throw PlanError(fmt::format("ep = {} and ep_shard = {} must be positive", ep, ep_shard));
   if (ep == 0) ep = ranks / ep_shard;
-  if (ep == 0 || ranks % (ep * ep_shard) != 0) {
+  auto const width = std::int64_t{ep} * ep_shard;
+  if (ep == 0 || ranks % width != 0) {
     throw PlanError(
         fmt::format("{} ranks cannot be arranged as ep_replicate × ep_shard {} × ep {}: "
                     "ranks must be a multiple of ep_shard × ep",

@@ -69,7 +69,7 @@ void check_stackable(TensorCatalog const& catalog, CatalogTensor const& tensor) 
 }
 
 Parameter map_tensor(Family const& family, std::string_view prefix, TensorCatalog const& catalog,
-                     CatalogTensor const& tensor) {
+                     CatalogTensor const& tensor) try {
   auto mapping = family.from_hf(tensor.name, prefix);
   if (mapping.stacked_experts) check_stackable(catalog, tensor);
   return {.hf_key = tensor.name,
@@ -80,6 +80,9 @@ Parameter map_tensor(Family const& family, std::string_view prefix, TensorCatalo
           .shape = native_shape(mapping.layout, tensor.shape),
           .layout = mapping.layout,
           .stacked_experts = mapping.stacked_experts};
+} catch (FormatError& error) {
+  error.file = catalog.files[tensor.extent.file].name;  // which the rules of the family do not know
+  throw;
 }
 
 void check_collisions(std::vector<Parameter> const& parameters) {

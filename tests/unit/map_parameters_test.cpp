@@ -1,0 +1,326 @@
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "rankslice/error.hpp"
+
+#include "model/qwen3_5_moe.hpp"
+#include "support/model_catalog.hpp"
+
+namespace rankslice {
+namespace {
+
+using test::append_tensor;
+using test::make_catalog;
+using test::make_config;
+using test::make_parameters;
+using test::remove_tensor;
+using test::tensor_named;
+using test::tiny_qwen35;
+using testing::HasSubstr;
+
+std::string const kGateUp = "model.language_model.layers.2.mlp.experts.gate_up_proj";
+std::string const kDown = "model.language_model.layers.2.mlp.experts.down_proj";
+std::string const kMtpGateUp = "mtp.layers.0.mlp.experts.gate_up_proj";
+std::string const kMtpDown = "mtp.layers.0.mlp.experts.down_proj";
+
+Parameter const& named(std::vector<Parameter> const& parameters, std::string_view hf_key) {
+  auto const found = std::ranges::find(parameters, hf_key, &Parameter::hf_key);
+  if (found == parameters.end()) throw std::out_of_range(std::string(hf_key));
+  return *found;
+}
+
+struct Refusal {
+  std::string message = "accepted";
+  std::string tensor;
+  std::string file;
+};
+
+// Spoil the tiny checkpoint (E = 4, H = 16, I = 8, 4 layers, 1 MTP layer), and say how it is refused.
+Refusal refusal(std::function<void(TensorCatalog&, ModelConfig&)> const& spoil) {
+  auto catalog = make_catalog(tiny_qwen35());
+  auto config = make_config(tiny_qwen35());
+  spoil(catalog, config);
+  try {
+    (void)map_parameters(qwen3_5_moe(), catalog, config);
+    return {};
+  } catch (FormatError const& error) {
+    return {.message = error.what(), .tensor = error.tensor, .file = error.file};
+  }
+}
+
+ModelConfig without_sizes() {
+  ModelConfig config;
+  config.model_type = "qwen3_5_moe";
+  return config;
+}
+
+// The published numbers of the 35B (adapters.md D): they check the generator and the key set at once.
+TEST(MapParameters, Qwen36_35BHasThePublishedNumberOfTensorsAndBytes) {
+  test::Qwen35Shape const shape;
+  auto const parameters = make_parameters(shape);
+  EXPECT_EQ(parameters.size(), 1045U);
+  std::uint64_t bytes = 0;
+  std::uint64_t expert_bytes = 0;
+  std::uint64_t vision = 0;
+  for (auto const& parameter : parameters) {
+    auto const size = byte_size(parameter.hf_dtype, parameter.hf_shape);
+    bytes += size;
+    if (parameter.stacked_experts) expert_bytes += size;
+    if (parameter.hf_key.starts_with("model.visual.")) ++vision;
+  }
+  EXPECT_EQ(bytes, 71'903'655'008U);
+  EXPECT_EQ(expert_bytes, 41U * (std::uint64_t{1536} << 20));  // 1 GiB + 0.5 GiB per layer, 40 layers and the MTP's
+  EXPECT_EQ(vision, 333U);
+}
+
+TEST(MapParameters, Rule57_UpstreamsF32BiasesWouldMakeThe35B1920BytesLarger) {
+  std::uint64_t growth = 0;
+  for (auto const& parameter : make_parameters({})) {
+    growth += byte_size(parameter.dtype, parameter.shape) - byte_size(parameter.hf_dtype, parameter.hf_shape);
+  }
+  EXPECT_EQ(growth, 1'920U);
+}
+
+TEST(MapParameters, KeepsTheOrderAndTheSpellingOfTheCatalog) {
+  auto catalog = make_catalog(tiny_qwen35());
+  tensor_named(catalog, "lm_head.weight").name = "model.lm_head.weight";
+  for (auto& tensor : catalog.tensors) {
+    if (tensor.name.starts_with("mtp.")) tensor.name.insert(0, "model.");
+  }
+  auto const parameters = map_parameters(qwen3_5_moe(), catalog, make_config(tiny_qwen35()));
+  ASSERT_EQ(parameters.size(), catalog.tensors.size());
+  for (std::size_t i = 0; i < parameters.size(); ++i) EXPECT_EQ(parameters[i].hf_key, catalog.tensors[i].name);
+  EXPECT_EQ(named(parameters, "model.lm_head.weight").fqn, "lm_head.weight");
+  EXPECT_EQ(named(parameters, "model.mtp.fc.weight").fqn, "mtp.layers.0.eh_proj.weight");
+}
+
+TEST(MapParameters, EveryNameOfTheTinyModelLeadsBackToItsKey) {
+  for (auto const& parameter : make_parameters(tiny_qwen35())) {
+    EXPECT_EQ(qwen3_5_moe().to_hf(parameter.fqn).name, parameter.hf_key);
+  }
+}
+
+TEST(MapParameters, Rules1And3_StackedExpertsSwapAxes1And2) {
+  auto const parameters = make_parameters(tiny_qwen35());
+  auto const& gate_up = named(parameters, kGateUp);
+  EXPECT_TRUE(gate_up.stacked_experts);
+  EXPECT_EQ(gate_up.layout, Layout::swapped);
+  EXPECT_EQ(gate_up.hf_shape, (Shape{4, 16, 16}));  // [E, 2I, H]
+  auto const& down = named(parameters, kDown);
+  EXPECT_EQ(down.hf_shape, (Shape{4, 16, 8}));  // [E, H, I]
+  EXPECT_EQ(down.shape, (Shape{4, 8, 16}));     // [E, I, H]
+  EXPECT_EQ(down.dtype, DType::BF16);
+  EXPECT_EQ(named(parameters, kMtpDown).shape, (Shape{4, 8, 16}));  // rule 5
+}
+
+TEST(MapParameters, DenseTensorsKeepTheirShape) {
+  auto const parameters = make_parameters(tiny_qwen35());
+  auto const& conv = named(parameters, "model.language_model.layers.0.linear_attn.conv1d.weight");
+  EXPECT_FALSE(conv.stacked_experts);
+  EXPECT_EQ(conv.layout, Layout::same);
+  EXPECT_EQ(conv.hf_shape, (Shape{32, 1, 4}));
+  EXPECT_EQ(conv.shape, conv.hf_shape);
+}
+
+TEST(MapParameters, Rule57_TheSourceDtypeIsRemembered) {
+  auto const parameters = make_parameters(tiny_qwen35());
+  auto const& bias = named(parameters, "model.language_model.layers.0.linear_attn.dt_bias");
+  EXPECT_EQ(bias.hf_dtype, DType::BF16);
+  EXPECT_EQ(bias.dtype, DType::F32);
+  auto const& log = named(parameters, "model.language_model.layers.0.linear_attn.A_log");
+  EXPECT_EQ(log.hf_dtype, DType::F32);
+  EXPECT_EQ(log.dtype, DType::F32);
+}
+
+TEST(MapParameters, Rule32_ACheckpointWithoutPrefixStaysWithoutPrefix) {
+  auto catalog = make_catalog(tiny_qwen35());
+  for (auto& tensor : catalog.tensors) {
+    if (tensor.name.starts_with("model.")) tensor.name.erase(0, 6);
+  }
+  auto const parameters = map_parameters(qwen3_5_moe(), catalog, make_config(tiny_qwen35()));
+  EXPECT_EQ(named(parameters, kDown.substr(6)).fqn, "language_model.layers.2.mlp.experts.down_projs");
+}
+
+TEST(MapParameters, Rules39And43_TwoKeysOfOneParameterAreRefusedWithAllThreeNames) {
+  struct Collision {
+    std::string hf_key;
+    std::string other;
+    std::string fqn;
+  };
+  for (auto const& [key, other, fqn] : {
+           Collision{"model.lm_head.weight", "lm_head.weight", "lm_head.weight"},
+           Collision{"model.mtp.fc.weight", "mtp.fc.weight", "mtp.layers.0.eh_proj.weight"},
+           Collision{"mtp.layers.0.enorm.weight", "mtp.pre_fc_norm_embedding.weight", "mtp.layers.0.enorm.weight"},
+           Collision{"language_model.norm.weight", "model.language_model.norm.weight",
+                     "model.language_model.norm.weight"},
+           Collision{"model.language_model.layers.0.linear_attn._fp32_params.A_log",
+                     "model.language_model.layers.0.linear_attn.A_log",
+                     "model.language_model.layers.0.linear_attn._fp32_params.A_log"},
+       }) {
+    auto const refused = refusal([&](auto& catalog, auto&) { append_tensor(catalog, key, DType::BF16, {16}); });
+    EXPECT_EQ(refused.message, other + " and " + key + " are two names of one parameter, " + fqn);
+    EXPECT_EQ(refused.tensor, key);
+  }
+  auto const second_spelling = refusal([](auto& catalog, auto&) {
+    append_tensor(catalog, "model.layers.2.mlp.experts.down_proj", DType::BF16, {4, 16, 8});
+  });
+  EXPECT_EQ(second_spelling.message, kDown +
+                                         " and model.layers.2.mlp.experts.down_proj are two names of one parameter, "
+                                         "model.language_model.layers.2.mlp.experts.down_projs");
+}
+
+TEST(MapParameters, Rule42_AWrongShapeOfExpertsNamesWhatWasExpectedAndWhy) {
+  struct Wrong {
+    std::string key;
+    Shape shape;
+    std::string expected;
+  };
+  for (auto const& [key, shape, expected] : {
+           Wrong{kGateUp, {3, 16, 16}, "expected the shape [4, 16, 16] = [E, 2I, H], found [3, 16, 16]"},  // clipped
+           Wrong{kGateUp, {5, 16, 16}, "expected the shape [4, 16, 16] = [E, 2I, H], found [5, 16, 16]"},
+           Wrong{kGateUp, {4, 8, 16}, "expected the shape [4, 16, 16] = [E, 2I, H], found [4, 8, 16]"},
+           Wrong{kGateUp, {4, 16, 17}, "expected the shape [4, 16, 16] = [E, 2I, H], found [4, 16, 17]"},
+           Wrong{kDown, {4, 8, 16}, "expected the shape [4, 16, 8] = [E, H, I], found [4, 8, 16]"},  // swapped: rule 61
+           Wrong{kMtpDown, {2, 16, 8}, "expected the shape [4, 16, 8] = [E, H, I], found [2, 16, 8]"},
+       }) {
+    auto const refused = refusal([&](auto& catalog, auto&) { tensor_named(catalog, key).shape = shape; });
+    EXPECT_EQ(refused.message, "model.safetensors: " + key + ": " + expected +
+                                   "; E is 4 by config.json's num_experts, H is 16 by config.json's hidden_size, "
+                                   "I is 8 by config.json's moe_intermediate_size");
+    EXPECT_EQ(refused.tensor, key);
+    EXPECT_EQ(refused.file, "model.safetensors");
+  }
+}
+
+TEST(MapParameters, WithoutSizesInConfigJsonTheFirstStackedTensorsSetThem) {
+  auto const catalog = make_catalog(tiny_qwen35());
+  EXPECT_EQ(map_parameters(qwen3_5_moe(), catalog, without_sizes()).size(), catalog.tensors.size());
+  auto const refused = refusal([](auto& changed, auto& config) {
+    config = without_sizes();
+    tensor_named(changed, kDown).shape = {5, 16, 8};
+  });
+  std::string const first = "model.language_model.layers.0.mlp.experts.gate_up_proj";
+  EXPECT_EQ(refused.message, "model.safetensors: " + kDown +
+                                 ": expected the shape [4, 16, 8] = [E, H, I], found [5, 16, 8]; E is 4 by " + first +
+                                 ", H is 16 by " + first + ", I is 8 by " + first);
+}
+
+TEST(MapParameters, WithoutSizesInConfigJsonExpertsNeedAnEvenWidthAndElements) {
+  for (auto const& shape : {Shape{4, 15, 16}, Shape{0, 16, 16}, Shape{4, 0, 16}, Shape{4, 16, 0}}) {
+    auto const refused = refusal([&](auto& catalog, auto& config) {
+      config = without_sizes();
+      tensor_named(catalog, "model.language_model.layers.0.mlp.experts.gate_up_proj").shape = shape;
+    });
+    EXPECT_THAT(refused.message, HasSubstr("found " + to_string(shape)));
+  }
+}
+
+TEST(MapParameters, StackedExpertsNeedThreeAxesAndWholeBytes) {
+  for (auto const& shape : {Shape{}, Shape{4}, Shape{4, 256}, Shape{4, 16, 16, 1}}) {
+    auto const refused = refusal([&](auto& catalog, auto&) { tensor_named(catalog, kGateUp).shape = shape; });
+    EXPECT_EQ(refused.message,
+              "model.safetensors: " + kGateUp + ": stacked experts need 3 axes, found the shape " + to_string(shape));
+  }
+  auto const refused = refusal([](auto& catalog, auto&) { tensor_named(catalog, kGateUp).dtype = DType::F6_E2M3; });
+  EXPECT_THAT(refused.message, HasSubstr(kGateUp + ": stacked experts need a dtype of whole bytes, found F6_E2M3"));
+}
+
+TEST(MapParameters, Rule42_AMissingHalfOfALayerIsNamed) {
+  for (auto const& [missing, present] :
+       {std::pair{kGateUp, kDown}, {kDown, kGateUp}, {kMtpGateUp, kMtpDown}, {kMtpDown, kMtpGateUp}}) {
+    for (auto const& config : {make_config(tiny_qwen35()), without_sizes()}) {
+      auto const refused = refusal([&](auto& catalog, auto& used) {
+        used = config;
+        remove_tensor(catalog, missing);
+      });
+      EXPECT_EQ(refused.message, missing + ": missing from the checkpoint: " + present + " is there");
+      EXPECT_EQ(refused.tensor, missing);
+    }
+  }
+}
+
+TEST(MapParameters, Rule42_ALayerThatConfigJsonAnnouncesHasExperts) {
+  auto const without_layer = [](auto& catalog, auto&) {
+    remove_tensor(catalog, kGateUp);
+    remove_tensor(catalog, kDown);
+  };
+  EXPECT_EQ(refusal(without_layer).message,
+            kGateUp + ": missing from the checkpoint: config.json has num_hidden_layers = 4");
+  auto const one_more = refusal([](auto&, auto& config) { config.layers = 5; });
+  EXPECT_EQ(one_more.tensor, "model.language_model.layers.4.mlp.experts.gate_up_proj");
+  auto const absurd = refusal([](auto&, auto& config) { config.layers = ~std::uint64_t{0}; });
+  EXPECT_EQ(absurd.tensor, "model.language_model.layers.4.mlp.experts.gate_up_proj");
+}
+
+TEST(MapParameters, DenseLayersNeedNoExperts) {
+  auto const refused = refusal([](auto& catalog, auto& config) {
+    remove_tensor(catalog, kGateUp);
+    remove_tensor(catalog, kDown);
+    config.dense_layers = {2};
+  });
+  EXPECT_EQ(refused.message, "accepted");
+}
+
+TEST(MapParameters, MtpLayersAreDemandedOnlyWhereThereIsAnMtp) {
+  auto const without_mtp = refusal([](auto& catalog, auto&) {
+    std::erase_if(catalog.tensors, [](CatalogTensor const& tensor) { return tensor.name.starts_with("mtp."); });
+  });
+  EXPECT_EQ(without_mtp.message, "accepted");
+  auto const without_experts = refusal([](auto& catalog, auto&) {
+    remove_tensor(catalog, kMtpGateUp);
+    remove_tensor(catalog, kMtpDown);
+  });
+  EXPECT_EQ(without_experts.message,
+            kMtpGateUp + ": missing from the checkpoint: config.json has mtp_num_hidden_layers = 1");
+  auto const one_more = refusal([](auto&, auto& config) { config.mtp_layers = 2; });
+  EXPECT_EQ(one_more.tensor, "mtp.layers.1.mlp.experts.gate_up_proj");
+}
+
+TEST(MapParameters, ACheckpointWithoutStackedExpertsIsRefused) {
+  for (auto const& config : {make_config(tiny_qwen35()), without_sizes()}) {
+    auto const refused = refusal([&](auto& catalog, auto& used) {
+      used = config;
+      std::erase_if(catalog.tensors,
+                    [](CatalogTensor const& tensor) { return tensor.name.find(".experts.") != std::string::npos; });
+    });
+    EXPECT_THAT(refused.message, HasSubstr("no stacked experts"));
+  }
+}
+
+TEST(MapParameters, QuantisedWeightsAreRefusedByName) {
+  for (auto const dtype : {DType::F8_E4M3, DType::F8_E5M2, DType::F8_E8M0, DType::F8_E4M3FNUZ, DType::F4}) {
+    std::string const key = "model.language_model.layers.3.self_attn.q_proj.weight";
+    auto const refused = refusal([&](auto& catalog, auto&) { tensor_named(catalog, key).dtype = dtype; });
+    EXPECT_EQ(refused.message, fmt::format("model.safetensors: {}: has dtype {}: quantised checkpoints are not "
+                                           "supported in this version",
+                                           key, name(dtype)));
+    EXPECT_EQ(refused.tensor, key);
+  }
+  auto const experts = refusal([](auto& catalog, auto&) { tensor_named(catalog, kDown).dtype = DType::F8_E4M3; });
+  EXPECT_EQ(experts.tensor, kDown);
+}
+
+TEST(MapParameters, AQuantisationNamedInConfigJsonIsRefused) {
+  auto const refused = refusal([](auto&, auto& config) { config.quant_method = "fp8"; });
+  EXPECT_EQ(refused.message,
+            "config.json: quantization_config.quant_method is fp8: quantised checkpoints are not supported in this "
+            "version");
+  EXPECT_EQ(refused.file, "config.json");
+}
+
+TEST(MapParameters, KeysThatTheFamilyRefusesNameTheirFile) {
+  std::string const key = "model.language_model.layers.0.mlp.experts.3.gate_proj.weight";
+  auto const refused = refusal([&](auto& catalog, auto&) { append_tensor(catalog, key, DType::BF16, {8, 16}); });
+  EXPECT_THAT(refused.message, HasSubstr(key + ": per-expert checkpoints are not supported"));
+  EXPECT_EQ(refused.tensor, key);
+  EXPECT_EQ(refused.file, "model.safetensors");
+}
+
+}  // namespace
+}  // namespace rankslice
