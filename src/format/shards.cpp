@@ -59,7 +59,8 @@ ShardMetadata parse_shard_metadata(std::map<std::string, std::string> const& met
     shard.family = metadata.at("family");
     shard.source = metadata.at("source");
     shard.source_fingerprint = metadata.at("source_fingerprint");
-    for (auto const& [fqn, place] : parse_field(metadata, "tensors", file).items()) {
+    auto const tensors = parse_field(metadata, "tensors", file);  // items() only refers to it
+    for (auto const& [fqn, place] : tensors.items()) {
       shard.tensors[fqn] = {place.at("global_shape").get<Shape>(), place.at("offsets").get<Shape>()};
     }
     return shard;
