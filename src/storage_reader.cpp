@@ -127,7 +127,10 @@ void check_read_back(std::vector<Parameter> const& parameters, std::vector<Plann
                      Storage const& target, Digests const& written, BlockDone const& done) {
   auto const found = digest_parts(parameters, plan, target, done);
   for (auto const& item : plan) {
-    if (std::ranges::equal(found.source.of(item.parameter), written.source.of(item.parameter))) continue;
+    if (std::ranges::equal(found.source.of(item.parameter), written.source.of(item.parameter)) &&
+        std::ranges::equal(found.stored.of(item.parameter), written.stored.of(item.parameter))) {
+      continue;
+    }
     auto const& file = target.files[only_piece(target, item.parameter).extent.file];
     auto const& key = parameters[item.parameter].hf_key;
     throw VerifyError(fmt::format("{}: {} reads back differently from what was written: digest {:016x}, expected "

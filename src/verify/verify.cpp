@@ -124,7 +124,10 @@ void check_coverage(StateDict const& state, MeshTables& mesh, std::vector<Mismat
 }
 
 /// The digests of what stands in memory now, with coordinates from each tensor's own offsets and shape.
-Digests digest_held(StateDict const& state, VerifyOptions const& options, Communicator& world) {
+Digests digest_held(StateDict const& state, VerifyOptions const& options, Communicator* world) {
+  if (state.read.source.tensors() == 0) {
+    throw PlanError("nothing was digested while loading; load with VerifyLevel::full");
+  }
   Digests held{.source = DigestTable(state.source->parameters), .stored = DigestTable(state.source->parameters)};
   std::uint64_t total = 0;
   for (auto const& [fqn, tensor] : state.tensors) total += tensor.data.bytes;
@@ -139,11 +142,24 @@ Digests digest_held(StateDict const& state, VerifyOptions const& options, Commun
       auto const block = bytes.subspan(begin, std::min<std::uint64_t>(kBlockBytes, bytes.size() - begin));
       digest.add(Form::native, first + begin / unit, block, held, tensor.index);
       done += block.size();
-      world.progress();
+      if (world != nullptr) world->progress();
       if (options.call.progress) options.call.progress({.phase = "verify", .done = done, .total = total});
     }
   }
   return held;
+}
+
+/// Digests without the experts and tensors that this rank does not hold.
+Digests only_local(StateDict const& state, Digests const& all) {
+  Digests local{.source = DigestTable(state.source->parameters), .stored = DigestTable(state.source->parameters)};
+  for (auto const& [fqn, tensor] : state.tensors) {
+    auto const from = all.source.of(tensor.index);
+    auto const part = tensor.parameter.stacked_experts ? tensor.part() : Range{0, from.size()};
+    auto const to = local.source.of(tensor.index);
+    for (auto e = part.begin; e < part.end; ++e) to[e] = from[e];
+    std::ranges::copy(all.stored.of(tensor.index), local.stored.of(tensor.index).begin());
+  }
+  return local;
 }
 
 /// Digests without the tensors that the state does not hold: a selection is compared as far as it goes.
@@ -156,17 +172,39 @@ Digests only_held(StateDict const& state, Digests const& all) {
   return held;
 }
 
+void count(StateDict const& state, VerifyReport& report) {
+  for (auto const& [fqn, tensor] : state.tensors) {
+    ++report.tensors;
+    if (tensor.parameter.stacked_experts) report.experts += tensor.parameter.shape[0];
+  }
+}
+
 }  // namespace
+
+VerifyReport verify(StateDict const& state, VerifyOptions const& options) {
+  VerifyReport report;
+  report.level = options.level;
+  if (options.level != VerifyLevel::full) return report;
+  count(state, report);
+  auto const& parameters = state.source->parameters;
+  auto const rank = state.mesh.rank(state.coordinate);
+  auto const held = digest_held(state, options, nullptr);
+  report.mismatches = differences(parameters, NamedDigests{"read", state.read}, {"held", held}, rank);
+  if (state.source->digests) {
+    report.reference = "store";
+    auto const recorded = only_local(state, *state.source->digests);
+    auto const more = differences(parameters, NamedDigests{"store", recorded}, {"read", state.read}, rank);
+    report.mismatches.insert(report.mismatches.end(), more.begin(), more.end());
+  }
+  return report;
+}
 
 VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions const& options) {
   VerifyReport report;
   report.level = options.level;
   if (options.level == VerifyLevel::off) return report;
   auto const& parameters = state.source->parameters;
-  for (auto const& [fqn, tensor] : state.tensors) {
-    ++report.tensors;
-    if (tensor.parameter.stacked_experts) report.experts += tensor.parameter.shape[0];
-  }
+  count(state, report);
   auto& found = report.mismatches;
   auto const add = [&](std::vector<Mismatch> const& more) { found.insert(found.end(), more.begin(), more.end()); };
 
@@ -178,7 +216,7 @@ VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions c
     on_every_rank(world, [&] {
       if (state.read.source.tensors() == 0)
         throw PlanError("nothing was digested while loading; load with verify = full");
-      held = digest_held(state, options, world);
+      held = digest_held(state, options, &world);
     });
     add(differences(parameters, NamedDigests{"read", state.read}, {"held", held}, world.rank()));
     auto read = state.read;

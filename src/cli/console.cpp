@@ -1,0 +1,85 @@
+#include "cli/console.hpp"
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+
+namespace rankslice::cli {
+
+namespace {
+
+constexpr auto kBarInterval = std::chrono::milliseconds(100);
+constexpr auto kLineInterval = std::chrono::seconds(5);
+constexpr int kBarWidth = 30;
+
+}  // namespace
+
+std::string human_bytes(std::uint64_t bytes) {
+  constexpr std::array kUnits{"B", "KB", "MB", "GB", "TB"};
+  auto value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  for (; value >= 1000 && unit + 1 < kUnits.size(); ++unit) value /= 1000;
+  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.3g} {}", value, kUnits[unit]);
+}
+
+Console::Console(Options const& options, bool speaks)
+    : speaks_(speaks), quiet_(options.quiet), json_(options.log_format == "json"), verbose_(options.verbose) {
+  progress_ = speaks && !quiet_ && options.progress != "off";
+  bar_ = progress_ && !json_ && ::isatty(STDERR_FILENO) == 1;
+}
+
+void Console::say(std::string const& line) {
+  if (speaks_ && !quiet_) print("info", line);
+}
+
+void Console::detail(std::string const& line) {
+  if (speaks_ && verbose_ > 0) print("debug", line);
+}
+
+void Console::warn(std::string const& line) {
+  if (speaks_ && !quiet_) print("warning", line);
+}
+
+void Console::error(std::string const& line) { print("error", line); }
+
+void Console::print(std::string_view level, std::string const& line) {
+  clear_bar();
+  if (json_) {
+    nlohmann::json const entry{{"level", level}, {"message", line}};
+    fmt::print(stderr, "{}\n", entry.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  } else {
+    auto const marked = level == "error" || level == "warning";
+    fmt::print(stderr, "rankslice: {}{}\n", marked ? fmt::format("{}: ", level) : "", line);
+  }
+}
+
+void Console::progress(Progress const& progress) {
+  if (!progress_ || progress.total == 0) return;
+  auto const now = std::chrono::steady_clock::now();
+  auto const finished = progress.done >= progress.total;
+  if (now - last_ < (bar_ ? std::chrono::nanoseconds(kBarInterval) : std::chrono::nanoseconds(kLineInterval)) &&
+      !(finished && bar_)) {
+    return;
+  }
+  last_ = now;
+  auto const share = std::min(1.0, static_cast<double>(progress.done) / static_cast<double>(progress.total));
+  auto const text = fmt::format("{:8} {:5.1f} %  {} of {} on this rank", progress.phase, 100 * share,
+                                human_bytes(progress.done), human_bytes(progress.total));
+  if (!bar_) return say(text);
+  auto const filled = static_cast<int>(share * kBarWidth);
+  fmt::print(stderr, "\r\033[K[{:#<{}}{:.<{}}] {}", "", filled, "", kBarWidth - filled, text);
+  std::fflush(stderr);
+  bar_shown_ = true;
+}
+
+void Console::clear_bar() {
+  if (!bar_shown_) return;
+  fmt::print(stderr, "\r\033[K");
+  bar_shown_ = false;
+}
+
+}  // namespace rankslice::cli

@@ -1,0 +1,189 @@
+#include "cli/job.hpp"
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <array>
+#include <csignal>
+#include <cstdio>
+
+#include "rankslice/store.hpp"
+
+#include "cli/version.hpp"
+#include "io/file.hpp"
+#include "io/staged_output.hpp"
+
+namespace rankslice::cli {
+
+namespace {
+
+std::sig_atomic_t volatile signal_number = 0;
+
+extern "C" void remember_signal(int number) { signal_number = number; }
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  ::gethostname(name.data(), name.size() - 1);
+  return name.data();
+}
+
+std::uint64_t peak_rss_bytes() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+std::vector<std::byte> to_bytes(std::string const& text) {
+  auto const bytes = std::as_bytes(std::span(text));
+  return {bytes.begin(), bytes.end()};
+}
+
+}  // namespace
+
+void catch_signals() {
+  struct sigaction action {};
+  action.sa_handler = remember_signal;
+  action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second Ctrl-C does not ask any more
+  ::sigaction(SIGINT, &action, nullptr);
+  action.sa_flags = 0;
+  ::sigaction(SIGTERM, &action, nullptr);
+  action.sa_handler = SIG_IGN;  // an output limit or a closed pipe is an error of the write, with a message
+  ::sigaction(SIGXFSZ, &action, nullptr);
+  ::sigaction(SIGPIPE, &action, nullptr);
+}
+
+int caught_signal() { return signal_number; }
+
+Job::Job(Options const& job_options, Communicator& job_world, std::string const& mpi_version)
+    : options(job_options), world(job_world), console(options, world.rank() == 0) {
+  report = {{"schema", "rankslice.report/1"},
+            {"command", options.command},
+            {"ok", false},
+            {"family", nullptr},
+            {"ranks", world.size()},
+            {"mesh", nullptr},
+            {"device", "cpu"},
+            {"comm", world.kind()},
+            {"seconds", {{"total", 0.0}}},
+            {"bytes", Json::object()},
+            {"rank", Json::array()},
+            {"verify",
+             {{"level", "off"}, {"reference", "none"}, {"tensors", 0}, {"experts", 0}, {"mismatches", Json::array()}}},
+            {"choices", {{"dense", "each-rank"}, {"io", "pread"}, {"device", "cpu"}, {"comm", world.kind()}}},
+            {"versions", {{"rankslice", kVersion}}}};
+  if (!mpi_version.empty()) report["versions"]["mpi"] = mpi_version;
+}
+
+CallOptions Job::call() {
+  return {.progress =
+              [this](Progress const& progress) {
+                if (caught_signal() != 0) stop_.request_stop();
+                console.progress(progress);
+              },
+          .stop = stop_.get_token()};
+}
+
+OpenOptions Job::open_options() const {
+  return {.family = options.family, .store = &native_store(), .source = options.source};
+}
+
+std::shared_ptr<Checkpoint const> Job::open_input() {
+  std::shared_ptr<Checkpoint const> checkpoint;
+  timed("open", [&] { checkpoint = open_checkpoint(options.input, world, open_options()); });
+  report_checkpoint(*checkpoint);
+  for (auto const& warning : checkpoint->warnings) console.warn(warning);
+  return checkpoint;
+}
+
+double Job::timed(std::string const& phase, std::function<void()> const& step) {
+  auto const start = std::chrono::steady_clock::now();
+  step();
+  std::vector<std::uint64_t> nanoseconds{static_cast<std::uint64_t>(seconds_since(start) * 1e9)};
+  world.all_reduce(nanoseconds, Reduce::max);
+  auto const seconds = static_cast<double>(nanoseconds.front()) / 1e9;
+  report["seconds"][phase] = seconds;
+  return seconds;
+}
+
+void Job::report_ranks(std::uint64_t bytes_read, std::uint64_t bytes_owned, double seconds_load) {
+  Json const mine{{"rank", world.rank()},
+                  {"host", host_name()},
+                  {"bytes_read", bytes_read},
+                  {"bytes_wanted", bytes_read},
+                  {"bytes_owned", bytes_owned},
+                  {"seconds_load", seconds_load},
+                  {"peak_rss_bytes", peak_rss_bytes()}};
+  std::uint64_t read = 0, owned = 0;
+  for (auto const& bytes : world.gather(to_bytes(mine.dump()), 0)) {
+    auto const* const text = reinterpret_cast<char const*>(bytes.data());
+    auto rank = Json::parse(text, text + bytes.size());
+    read += rank["bytes_read"].get<std::uint64_t>();
+    owned += rank["bytes_owned"].get<std::uint64_t>();
+    report["rank"].push_back(std::move(rank));
+  }
+  report["bytes"]["read"] = read;
+  report["bytes"]["owned"] = owned;
+}
+
+void Job::report_mesh(Mesh const& mesh) {
+  report["ranks"] = mesh.ranks();
+  report["mesh"] = {{"ep_replicate", mesh.ep_replicate}, {"ep_shard", mesh.ep_shard}, {"ep", mesh.ep}};
+}
+
+void Job::report_checkpoint(Checkpoint const& checkpoint) {
+  report["family"] = checkpoint.family;
+  std::uint64_t bytes = 0;
+  for (auto const& parameter : checkpoint.parameters) bytes += byte_size(parameter.hf_dtype, parameter.hf_shape);
+  report["bytes"]["checkpoint"] = bytes;
+  if (!checkpoint.hf.left_out.empty()) report["left_out"] = checkpoint.hf.left_out;
+  if (!checkpoint.warnings.empty()) report["warnings"] = checkpoint.warnings;
+}
+
+void Job::report_verify(VerifyReport const& verified) {
+  auto& entry = report["verify"];
+  entry["level"] = verified.level == VerifyLevel::off ? "off" : "full";
+  entry["reference"] = verified.reference;
+  entry["tensors"] = verified.tensors;
+  entry["experts"] = verified.experts;
+  for (auto const& mismatch : verified.mismatches) {
+    Json item{{"tensor", mismatch.tensor}, {"what", mismatch.what}};
+    if (mismatch.expert >= 0) item["expert"] = mismatch.expert;
+    if (mismatch.rank >= 0) item["rank"] = mismatch.rank;
+    entry["mismatches"].push_back(std::move(item));
+  }
+}
+
+void Job::finish() {
+  report["ok"] = true;
+  publish();
+}
+
+void Job::fail(Error const& error) {
+  report["ok"] = false;
+  report["error"] = {{"code", static_cast<int>(error.code)},
+                     {"message", error.what()},
+                     {"rank", error.rank < 0 ? world.rank() : error.rank},
+                     {"file", error.file},
+                     {"tensor", error.tensor}};
+  publish();
+}
+
+void Job::publish() {
+  if (world.rank() != 0) return;
+  report["seconds"]["total"] = seconds_since(start_);
+  auto const text = report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  if (options.json && !listed) fmt::print("{}", text);
+  if (options.report.empty()) return;
+  StagedOutput output(options.report, StagedOutput::Kind::file, true);
+  auto writer = FileWriter::create(output.path());
+  writer.write(std::as_bytes(std::span(text)), 0);
+  writer.close();
+  output.publish();
+}
+
+}  // namespace rankslice::cli

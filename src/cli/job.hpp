@@ -1,0 +1,65 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+#include <chrono>
+#include <functional>
+#include <stop_token>
+#include <string>
+
+#include "rankslice/checkpoint.hpp"
+#include "rankslice/communicator.hpp"
+#include "rankslice/mesh.hpp"
+#include "rankslice/verify.hpp"
+
+#include "cli/console.hpp"
+#include "cli/options.hpp"
+
+namespace rankslice::cli {
+
+using Json = nlohmann::ordered_json;
+
+/// One run of a command on this rank: its options, its ranks, what it says and what it reports.
+class Job {
+ public:
+  Job(Options const& options, Communicator& world, std::string const& mpi_version);
+
+  Options const& options;
+  Communicator& world;
+  Console console;
+  Json report;          ///< Complete on rank 0 only.
+  bool listed = false;  ///< The command has printed its own data; stdout gets no report beside it.
+
+  /// Progress, and stopping by SIGINT or SIGTERM, for the library's calls.
+  [[nodiscard]] CallOptions call();
+  [[nodiscard]] OpenOptions open_options() const;
+  /// Open the input, and say what it is. Collective.
+  [[nodiscard]] std::shared_ptr<Checkpoint const> open_input();
+
+  /// Run one phase; its seconds go into the report, the slowest rank's. Collective. Returns them.
+  double timed(std::string const& phase, std::function<void()> const& step);
+
+  /// What each rank did, gathered into `rank` and summed up in `bytes`. Collective.
+  void report_ranks(std::uint64_t bytes_read, std::uint64_t bytes_owned, double seconds_load);
+  void report_mesh(Mesh const& mesh);
+  void report_checkpoint(Checkpoint const& checkpoint);
+  void report_verify(VerifyReport const& verified);
+
+  /// Write and print the report. Rank 0 does it.
+  void finish();
+  /// The same for a command that failed.
+  void fail(Error const& error);
+
+ private:
+  void publish();
+
+  std::stop_source stop_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+/// Catch SIGINT and SIGTERM from now on: calls stop at their next block and clean up.
+void catch_signals();
+/// The signal that came, or 0.
+[[nodiscard]] int caught_signal();
+
+}  // namespace rankslice::cli

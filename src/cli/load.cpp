@@ -1,0 +1,93 @@
+#include "rankslice/load.hpp"
+
+#include <fmt/format.h>
+
+#include "rankslice/store.hpp"
+#include "rankslice/to_hf.hpp"
+
+#include "cli/commands.hpp"
+#include "cli/listing.hpp"
+#include "io/staged_output.hpp"
+#include "plan/plan.hpp"
+
+namespace rankslice::cli {
+
+namespace {
+
+/// Outputs that are in the way are told before hours of reading, not after.
+void require_free(Options const& options) {
+  auto const probe = [&](std::string const& path, StagedOutput::Kind kind) {
+    if (!path.empty()) StagedOutput const made_and_removed(path, kind, options.overwrite);
+  };
+  probe(options.store, StagedOutput::Kind::file);
+  probe(options.save_shards, StagedOutput::Kind::folder);
+}
+
+std::string expert_range(StateDict const& state) {
+  for (auto const& [fqn, tensor] : state.tensors) {
+    if (tensor.parameter.stacked_experts) return fmt::format("[{}, {})", tensor.part().begin, tensor.part().end);
+  }
+  return "none";
+}
+
+void write_outputs(Job& job, StateDict const& state) {
+  auto const& options = job.options;
+  SaveOptions const save{.overwrite = options.overwrite, .call = job.call()};
+  if (!options.store.empty()) {
+    auto const seconds = job.timed("store", [&] { save_store(state, options.store, job.world, save); });
+    job.console.say(fmt::format("store    {:.2f} s  {}", seconds, options.store));
+  }
+  if (!options.save_shards.empty()) {
+    auto const seconds = job.timed("save_shards", [&] {
+      options.rank ? save_shard(state, options.save_shards, save)
+                   : save_shards(state, options.save_shards, job.world, save);
+    });
+    job.console.say(fmt::format("shards   {:.2f} s  {}", seconds, options.save_shards));
+  }
+}
+
+}  // namespace
+
+void load(Job& job) {
+  auto const& options = job.options;
+  auto const mesh = make_mesh(options.ranks.value_or(job.world.size()), options.ep, options.ep_shard);
+  auto const coordinate = mesh.coordinate(options.rank.value_or(job.world.rank()));
+  job.report_mesh(mesh);
+  on_every_rank(job.world, [&] {
+    if (job.world.rank() == 0 && !options.rank) require_free(options);
+  });
+
+  auto const start = std::chrono::steady_clock::now();
+  auto const source = job.open_input();
+  LoadPlan planned;
+  job.timed("plan", [&] { planned = make_load_plan(source->parameters, source->storage.form, mesh, coordinate); });
+  if (options.dry_run) return list_plan(job, *source, mesh);
+
+  StateDict state;
+  LoadOptions const load_options{
+      .keys = {}, .device = Device::automatic, .verify = options.verify_level(), .call = job.call()};
+  job.timed("load", [&] {
+    state = options.rank ? rankslice::load(source, mesh, coordinate, load_options)
+                         : rankslice::load(source, mesh, job.world, load_options);
+  });
+  // From before the checkpoint was opened to the slowest rank's last tensor.
+  std::chrono::duration<double> const mine = std::chrono::steady_clock::now() - start;
+  job.report["seconds"]["load"] = mine.count();
+  job.report_ranks(planned.bytes_read, planned.bytes_owned, mine.count());
+  job.console.say(fmt::format("load     {:.2f} s  {} read once by {} rank(s), experts {} on this one", mine.count(),
+                              human_bytes(job.report["bytes"]["read"].get<std::uint64_t>()), job.world.size(),
+                              expert_range(state)));
+
+  VerifyReport verified;
+  VerifyOptions const verify_options{.level = options.verify_level(), .against = nullptr, .call = job.call()};
+  auto const seconds = job.timed("verify", [&] {
+    verified =
+        options.rank ? rankslice::verify(state, verify_options) : rankslice::verify(state, job.world, verify_options);
+  });
+  job.report_verify(verified);
+  throw_if_bad(job.world, verified);
+  job.console.say(describe(verified, seconds));
+  write_outputs(job, state);
+}
+
+}  // namespace rankslice::cli

@@ -1,0 +1,237 @@
+#include "cli/options.hpp"
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <iostream>
+
+#include "rankslice/error.hpp"
+
+#include "cli/version.hpp"
+
+namespace rankslice::cli {
+
+namespace {
+
+/// Adds an option with `RANKSLICE_…` behind it.
+template <typename T>
+CLI::Option* option(CLI::App& app, std::string const& flags, T& value, std::string const& help) {
+  auto* const added = app.add_option(flags, value, help);
+  if (added->get_positional()) return added;
+  std::string variable = "RANKSLICE_" + added->get_lnames().front();
+  std::ranges::transform(variable, variable.begin(),
+                         [](unsigned char c) { return c == '-' ? '_' : static_cast<char>(std::toupper(c)); });
+  return added->envname(variable);
+}
+
+CLI::Option* flag(CLI::App& app, std::string const& flags, bool& value, std::string const& help) {
+  auto* const added = app.add_flag(flags, value, help);
+  std::string variable = "RANKSLICE_" + added->get_lnames().front();
+  std::ranges::transform(variable, variable.begin(),
+                         [](unsigned char c) { return c == '-' ? '_' : static_cast<char>(std::toupper(c)); });
+  return added->envname(variable);
+}
+
+void add_output_options(CLI::App& app, Options& o) {
+  flag(app, "--json", o.json, "Print the report, or the listing, as JSON on stdout");
+  option(app, "--progress", o.progress, "Progress on stderr")
+      ->check(CLI::IsMember({"auto", "on", "off"}))
+      ->capture_default_str();
+  flag(app, "-q,--quiet", o.quiet, "Nothing on stderr but errors");
+  app.add_flag("-v,--verbose", o.verbose, "More on stderr");
+  option(app, "--log-format", o.log_format, "Lines on stderr")
+      ->check(CLI::IsMember({"text", "json"}))
+      ->capture_default_str();
+}
+
+void add_model_options(CLI::App& app, Options& o) {
+  option(app, "--family", o.family, "Model family: auto (by config.json) or qwen3_5_moe")->capture_default_str();
+  option(app, "--expert-layout", o.expert_layout, "auto; hub and transformers are not in this version")
+      ->check(CLI::IsMember({"auto", "hub", "transformers"}))
+      ->capture_default_str();
+}
+
+void add_job_options(CLI::App& app, Options& o) {
+  add_model_options(app, o);
+  option(app, "--dtype", o.dtype, "preserve; conversions are not in this version")
+      ->check(CLI::IsMember({"preserve", "bfloat16", "float16", "float32"}))
+      ->capture_default_str();
+  option(app, "--device", o.device, "auto or cpu; cuda is not in this version")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  option(app, "--comm", o.comm, "auto or mpi; nccl is not in this version")
+      ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
+      ->capture_default_str();
+  option(app, "--verify", o.verify, "What is proved: off or full")
+      ->check(CLI::IsMember({"off", "coverage", "full", "reread"}))
+      ->capture_default_str();
+  option(app, "--include", o.include, "Not in this version");
+  option(app, "--exclude", o.exclude, "Not in this version");
+  option(app, "--timeout", o.timeout_s, "Seconds that a rank may go without progress before all give up")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  flag(app, "--dry-run", o.dry_run, "Say what would be done, and do nothing");
+  option(app, "--report", o.report, "Write the report (JSON) to this file");
+  flag(app, "--overwrite", o.overwrite, "Replace outputs that exist, each in one step at the end");
+  add_output_options(app, o);
+}
+
+void add_mesh_options(CLI::App& app, Options& o) {
+  option(app, "--ep", o.ep, "Expert-parallel width; ranks = ep_replicate × ep_shard × ep [all ranks]")
+      ->check(CLI::PositiveNumber);
+  option(app, "--ep-shard", o.ep_shard, "1; larger ones are not in this version")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+}
+
+void add_input(CLI::App& app, Options& o, std::string const& name, std::string const& help) {
+  app.add_option(name, o.input, help)->required();
+}
+
+void add_inspect(CLI::App& app, Options& o) {
+  auto& sub =
+      *app.add_subcommand("inspect", "What is in a checkpoint: family, layouts, tensors, experts, bytes, oddities");
+  add_input(sub, o, "CKPT", "Folder of safetensors files, native store, or folder of shards");
+  add_model_options(sub, o);
+  add_output_options(sub, o);
+  sub.footer("Example:\n  rankslice inspect Qwen3.6-35B-A3B");
+}
+
+void add_plan(CLI::App& app, Options& o) {
+  auto& sub =
+      *app.add_subcommand("plan", "What each rank would read and hold; needs no MPI, no GPU and no tensor bytes");
+  add_input(sub, o, "CKPT", "Folder of safetensors files, native store, or folder of shards");
+  option(sub, "--ranks", o.ranks, "Number of ranks")->check(CLI::PositiveNumber)->required();
+  option(sub, "--rank", o.rank, "List the byte ranges of this rank")->check(CLI::NonNegativeNumber);
+  add_mesh_options(sub, o);
+  add_model_options(sub, o);
+  add_output_options(sub, o);
+  sub.footer("Example:\n  rankslice plan Qwen3.6-35B-A3B --ranks 64 --ep 8");
+}
+
+void add_synth(CLI::App& app, Options& o) {
+  auto& sub =
+      *app.add_subcommand("synth", "A faithful checkpoint of a real architecture, with made-up values, of any size");
+  sub.add_option("OUT", o.output, "Folder to make")->required();
+  option(sub, "--family", o.family, "qwen3_5_moe")->required();
+  option(sub, "--preset", o.preset, "tiny (a few tens of MB) or small (2 GB)")->capture_default_str();
+  option(sub, "--seed", o.seed, "Other values for the same names")->capture_default_str();
+  option(sub, "--layers", o.layers, "Number of decoder layers [the preset's]");
+  option(sub, "--experts", o.experts, "Number of experts [the preset's]");
+  flag(sub, "--headers-only", o.headers_only, "Sparse files: real headers and sizes, no values");
+  flag(sub, "--overwrite", o.overwrite, "Replace OUT if it exists");
+  flag(sub, "--dry-run", o.dry_run, "Check the arguments, and make nothing");
+  add_output_options(sub, o);
+  sub.footer("Example:\n  rankslice synth tiny --family qwen3_5_moe --preset tiny");
+}
+
+void add_load(CLI::App& app, Options& o) {
+  auto& sub =
+      *app.add_subcommand("load", "Every rank reads its experts and the dense tensors, transposes, and all prove it");
+  add_input(sub, o, "CKPT", "Folder of safetensors files, native store, or folder of shards");
+  option(sub, "--store", o.store, "Write a native store (HDF5), all ranks in parallel");
+  option(sub, "--save-shards", o.save_shards, "Write each rank's local tensors into this folder");
+  option(sub, "--rank", o.rank, "Rank-local: load as this rank of --ranks, alone and without MPI")
+      ->check(CLI::NonNegativeNumber);
+  option(sub, "--ranks", o.ranks, "Rank-local: of so many ranks")->check(CLI::PositiveNumber);
+  add_mesh_options(sub, o);
+  add_job_options(sub, o);
+  sub.footer(
+      "Examples:\n  mpirun -n 4 rankslice load Qwen3.6-35B-A3B --ep 4 --store qwen.h5\n"
+      "  rankslice load Qwen3.6-35B-A3B --rank 3 --ranks 8 --save-shards shards");
+}
+
+void add_verify(CLI::App& app, Options& o) {
+  auto& sub =
+      *app.add_subcommand("verify", "Read every byte once, the ranks sharing the work, and compare the digests");
+  add_input(sub, o, "CKPT", "Folder of safetensors files, native store, or folder of shards");
+  option(sub, "--against", o.against, "Checkpoint or store that must hold the same tensors");
+  option(sub, "--write-manifest", o.write_manifest, "Not in this version")->expected(0, 1);
+  option(sub, "--manifest", o.manifest, "Not in this version");
+  add_job_options(sub, o);
+  sub.footer("Example:\n  mpirun -n 4 rankslice verify qwen.h5 --against Qwen3.6-35B-A3B");
+}
+
+void add_to_hf(CLI::App& app, Options& o) {
+  auto& sub =
+      *app.add_subcommand("to-hf", "Reassemble the Hugging Face checkpoint, byte for byte where nothing was changed");
+  add_input(sub, o, "INPUT", "Native store, folder of shards, or folder of safetensors files");
+  sub.add_option("OUT_DIR", o.output, "Folder to make")->required();
+  option(sub, "--source", o.source, "For shards: take headers and side files from here, not from the recorded source");
+  flag(sub, "--gather", o.gather, "Not in this version");
+  add_job_options(sub, o);
+  sub.footer("Example:\n  mpirun -n 4 rankslice to-hf qwen.h5 exported");
+}
+
+void refuse(bool asked, std::string const& what) {
+  if (asked) throw UsageError(what + ": not in this version");
+}
+
+void check(Options const& o) {
+  if (o.device == "cuda") throw DeviceError("--device cuda: not in this version; tensors are loaded on the CPU");
+  if (o.comm == "nccl") throw DeviceError("--comm nccl: not in this version; ranks talk through MPI");
+  refuse(o.ep_shard > 1, fmt::format("--ep-shard {}", o.ep_shard));
+  refuse(!o.include.empty(), "--include");
+  refuse(!o.exclude.empty(), "--exclude");
+  refuse(o.expert_layout != "auto", "--expert-layout " + o.expert_layout);
+  refuse(o.dtype != "preserve", "--dtype " + o.dtype);
+  refuse(o.verify == "coverage" || o.verify == "reread", "--verify " + o.verify);
+  refuse(o.gather, "--gather");
+  refuse(o.write_manifest.has_value(), "--write-manifest");
+  refuse(o.manifest.has_value(), "--manifest");
+  if (o.command == "load" && o.rank.has_value() != o.ranks.has_value()) {
+    throw UsageError("--rank and --ranks belong together");
+  }
+  if (o.rank && *o.rank >= *o.ranks) {
+    throw UsageError(fmt::format("--rank {}: the ranks are 0 to {}", *o.rank, *o.ranks - 1));
+  }
+  if (o.command == "load" && o.rank && !o.store.empty()) {
+    throw UsageError("--store needs all ranks; a rank-local load can be kept with --save-shards");
+  }
+}
+
+/// Names that are promised for later, so that asking for them is not told to be a typing error.
+void refuse_reserved_commands(int argc, char** argv) {
+  constexpr std::array kReserved{"bench", "doctor", "serve", "ctl"};
+  if (argc > 1) refuse(std::ranges::find(kReserved, std::string_view(argv[1])) != kReserved.end(), argv[1]);
+}
+
+}  // namespace
+
+std::chrono::milliseconds Options::timeout() const {
+  return std::chrono::milliseconds(std::max<std::int64_t>(1, static_cast<std::int64_t>(timeout_s * 1000)));
+}
+
+VerifyLevel Options::verify_level() const { return verify == "off" ? VerifyLevel::off : VerifyLevel::full; }
+
+std::optional<Options> parse_options(int argc, char** argv) {
+  refuse_reserved_commands(argc, argv);
+  Options options;
+  CLI::App app("Distributed loading of Mixture-of-Experts checkpoints: every rank reads only its expert slice.");
+  app.name("rankslice");
+  app.set_version_flag("--version", fmt::format("rankslice {}", kVersion));
+  app.require_subcommand(1);
+  app.footer(
+      "Example:\n  rankslice synth tiny --family qwen3_5_moe --preset tiny\n"
+      "  mpirun -n 4 rankslice load tiny --ep 4 --store tiny.h5\n"
+      "  mpirun -n 4 rankslice to-hf tiny.h5 exported\n\n"
+      "RANKSLICE_… variables stand behind every option: RANKSLICE_TIMEOUT=60 is --timeout 60; the command line wins.");
+  for (auto* const add : {add_inspect, add_plan, add_synth, add_load, add_verify, add_to_hf}) add(app, options);
+  try {
+    app.parse(argc, argv);
+  } catch (CLI::Success const& done) {  // --help, --version
+    app.exit(done, std::cout, std::cerr);
+    return std::nullopt;
+  } catch (CLI::ParseError const& error) {
+    throw UsageError(fmt::format("{}\nTry: rankslice {}--help", error.what(),
+                                 argc > 1 && argv[1][0] != '-' ? argv[1] + std::string(" ") : ""));
+  }
+  options.command = app.get_subcommands().front()->get_name();
+  check(options);
+  return options;
+}
+
+}  // namespace rankslice::cli

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "rankslice/options.hpp"
+
+namespace rankslice::cli {
+
+/// Everything the command line and the `RANKSLICE_…` environment can say. A command reads the fields it declares.
+struct Options {
+  std::string command;
+
+  std::string input;   ///< CKPT, STORE or SHARDS_DIR
+  std::string output;  ///< OUT_DIR
+
+  std::string family = "auto";
+  std::string dtype = "preserve";
+  std::string expert_layout = "auto";
+  std::string device = "auto";
+  std::string comm = "auto";
+  std::string verify = "full";
+  std::string include, exclude;
+  double timeout_s = 300;
+  bool dry_run = false;
+  bool json = false;
+  std::string report;
+  std::string progress = "auto";
+  bool quiet = false;
+  int verbose = 0;
+  std::string log_format = "text";
+  bool overwrite = false;
+
+  int ep = 0;  ///< 0: all ranks
+  int ep_shard = 1;
+  std::optional<int> rank, ranks;
+  std::string store, save_shards;
+  std::string against, source;
+  bool gather = false;
+  std::optional<std::string> write_manifest, manifest;
+
+  std::string preset = "tiny";
+  std::uint64_t seed = 0;
+  std::optional<std::uint64_t> layers, experts;
+  bool headers_only = false;
+
+  [[nodiscard]] std::chrono::milliseconds timeout() const;
+  [[nodiscard]] VerifyLevel verify_level() const;
+};
+
+/// Parse and check. Prints `--help` and `--version` itself and then returns nothing.
+/// @throws UsageError for what makes no sense, DeviceError for devices and communicators that this version lacks
+[[nodiscard]] std::optional<Options> parse_options(int argc, char** argv);
+
+}  // namespace rankslice::cli

@@ -1,0 +1,28 @@
+#include "synth/synth.hpp"
+
+#include <fmt/format.h>
+
+#include "cli/commands.hpp"
+#include "cli/listing.hpp"
+
+namespace rankslice::cli {
+
+void synth(Job& job) {
+  auto const& options = job.options;
+  SynthOptions const synth_options{.family = options.family,
+                                   .preset = options.preset,
+                                   .seed = options.seed,
+                                   .layers = options.layers,
+                                   .experts = options.experts,
+                                   .headers_only = options.headers_only,
+                                   .overwrite = options.overwrite,
+                                   .call = job.call()};
+  SynthReport made;
+  auto const seconds = job.timed("synth", [&] { made = synthesize(options.output, synth_options); });
+  job.report["family"] = options.family;
+  job.report["bytes"]["checkpoint"] = made.bytes;
+  job.console.say(fmt::format("synth    {:.2f} s  {}: {}, {} in {}", seconds, options.output,
+                              counted(made.tensors, "tensor"), human_bytes(made.bytes), counted(made.files, "file")));
+}
+
+}  // namespace rankslice::cli

@@ -1,0 +1,38 @@
+#include "rankslice/to_hf.hpp"
+
+#include <fmt/format.h>
+
+#include "cli/commands.hpp"
+#include "cli/listing.hpp"
+
+namespace rankslice::cli {
+
+void to_hf(Job& job) {
+  auto const& options = job.options;
+  auto const checkpoint = job.open_input();
+  if (!options.source.empty() && checkpoint->format != CheckpointFormat::shards) {
+    throw UsageError("--source goes with a folder of shards; " + options.input +
+                     " brings its own headers and side files");
+  }
+  job.report_mesh(make_mesh(job.world.size()));
+  if (options.dry_run) {
+    job.console.say(fmt::format("to-hf would write {} and {} to {}", counted(checkpoint->hf.files.size(), "file"),
+                                counted(checkpoint->hf.side_files.size(), "side file"), options.output));
+    return;
+  }
+  ExportReport exported;
+  SaveOptions const save{.overwrite = options.overwrite, .call = job.call()};
+  auto const seconds = job.timed("to_hf", [&] {
+    exported = rankslice::to_hf(*checkpoint, options.output, job.world, save, options.verify_level());
+  });
+  job.report_ranks(exported.bytes_written, 0, 0);
+  job.report["bytes"]["written"] = job.report["bytes"]["read"];
+  auto& verified = job.report["verify"];
+  verified["level"] = options.verify;
+  if (checkpoint->digests && options.verify_level() == VerifyLevel::full) verified["reference"] = "store";
+  for (auto const& name : checkpoint->hf.left_out) job.console.detail("left out by the source: " + name);
+  job.console.say(fmt::format("to-hf    {:.2f} s  {}: {} and {}, read back", seconds, options.output,
+                              counted(exported.files, "file"), counted(checkpoint->hf.side_files.size(), "side file")));
+}
+
+}  // namespace rankslice::cli

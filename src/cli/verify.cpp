@@ -1,0 +1,42 @@
+#include "rankslice/verify.hpp"
+
+#include <fmt/format.h>
+
+#include "cli/commands.hpp"
+#include "cli/listing.hpp"
+#include "plan/plan.hpp"
+#include "storage_reader.hpp"
+
+namespace rankslice::cli {
+
+void verify(Job& job) {
+  auto const& options = job.options;
+  auto const checkpoint = job.open_input();
+  std::shared_ptr<Checkpoint const> against;
+  if (!options.against.empty()) {
+    job.timed("open_against", [&] { against = open_checkpoint(options.against, job.world, job.open_options()); });
+  }
+  auto const mesh = make_mesh(job.world.size());
+  job.report_mesh(mesh);
+  auto const plan = make_save_plan(checkpoint->parameters, mesh, mesh.coordinate(job.world.rank()));
+  auto const bytes = plan_bytes(checkpoint->parameters, plan, checkpoint->storage.form);
+  if (options.dry_run) {
+    job.console.say(fmt::format("verify would read {} on this rank", human_bytes(bytes)));
+    return;
+  }
+
+  VerifyReport verified;
+  auto const seconds = job.timed("verify", [&] {
+    verified = rankslice::verify(*checkpoint, job.world,
+                                 {.level = options.verify_level(), .against = against.get(), .call = job.call()});
+  });
+  job.report_ranks(verified.level == VerifyLevel::off ? 0 : bytes, 0, 0);
+  job.report_verify(verified);
+  throw_if_bad(job.world, verified);
+  job.console.say(describe(verified, seconds));
+  if (verified.level == VerifyLevel::full && verified.reference == "none") {
+    job.console.warn("nothing to compare with: every byte could be read, no more; give --against");
+  }
+}
+
+}  // namespace rankslice::cli
