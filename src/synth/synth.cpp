@@ -130,7 +130,7 @@ SynthReport synthesize(std::string const& out_dir, SynthOptions const& options) 
   WeightWriter weights(options, report.bytes);
   for (auto const& file : files) weights.write_file(folder / file.name, file);
   for (auto const& file : side_files(dims)) write_text(folder / file.name, file.text);
-  if (files.size() > 1) write_text(folder / "model.safetensors.index.json", index_json(files));
+  write_text(folder / "model.safetensors.index.json", index_json(files));
   output.publish();
   return report;
 }

@@ -12,11 +12,11 @@ struct SynthOptions {
   std::string family = "qwen3_5_moe";
   std::string preset = "tiny";  ///< `tiny` (about 20 MB) or `small` (about 2 GB).
   std::uint64_t seed = 0;
-  std::optional<std::uint64_t> layers;   ///< Decoder layers instead of the preset's, 1 to 1024.
-  std::optional<std::uint64_t> experts;  ///< Experts per layer instead of the preset's, 1 to 65536.
-  bool headers_only = false;             ///< Files of the right size whose tensor bytes are holes.
+  std::optional<std::uint64_t> layers = std::nullopt;   ///< Decoder layers instead of the preset's, 1 to 1024.
+  std::optional<std::uint64_t> experts = std::nullopt;  ///< Experts per layer instead of the preset's, 1 to 65536.
+  bool headers_only = false;                            ///< Files of the right size whose tensor bytes are holes.
   bool overwrite = false;
-  CallOptions call;
+  CallOptions call = {};
 };
 
 struct SynthReport {

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <set>
+#include <tuple>
 
+#include "support/model_catalog.hpp"
 #include "synth/hub_files.hpp"
 #include "synth/model_shapes.hpp"
 #include "synth/presets.hpp"
@@ -78,6 +80,16 @@ TEST(ModelShapes, OfGroupedExpertsHaveTheExpertsFirst) {
     EXPECT_EQ(shape_of(tensors, prefix + "mlp.experts.gate_up_proj"), (Shape{256, 1024, 2048})) << prefix;
     EXPECT_EQ(shape_of(tensors, prefix + "mlp.experts.down_proj"), (Shape{256, 2048, 512})) << prefix;
   }
+}
+
+// The catalog that the planner is tested with was written from the same rules by another hand.
+TEST(ModelShapes, AreThoseOfTheTestCatalog) {
+  std::set<std::tuple<std::string, DType, Shape>> expected, made;
+  for (auto const& tensor : test::make_catalog({}).tensors) expected.emplace(tensor.name, tensor.dtype, tensor.shape);
+  for (auto const& tensor : qwen3_5_moe_tensors(real_models().front().dims)) {
+    made.emplace(tensor.name, tensor.dtype, tensor.shape);
+  }
+  EXPECT_EQ(made, expected);
 }
 
 TEST(ModelShapes, OfAttentionAlternateThreeToOne) {
