@@ -7,21 +7,40 @@
 
 #include "rankslice/parameter.hpp"
 
+#include "transform/weigh.hpp"
+
 namespace rankslice {
 
+/// F_r or F_c: the odd weights of the positions along one axis, all different. They are kept for axes of usual length
+/// and computed when they are asked for on longer ones.
+class AxisFactors {
+ public:
+  AxisFactors(std::uint32_t multiplier, std::uint32_t offset, std::uint64_t size);
+
+  [[nodiscard]] std::uint32_t at(std::uint64_t position) const;
+  /// Σ F(first + i)·(word i + 1) over `count` words, `stride` bytes apart, by a kernel for such words.
+  [[nodiscard]] std::uint64_t weigh(Weigh kernel, std::uint64_t first, std::byte const* words, std::uint64_t count,
+                                    std::uint64_t stride) const;
+
+ private:
+  std::uint32_t multiplier_, offset_;
+  std::vector<std::uint32_t> kept_;
+};
+
 /// Computes digest/1 of one tensor from parts of it, in either form (`digest.md` of the design; the definition is in
-/// the README's format section). Holds the row and column factors of the tensor, so that a block costs one multiply
-/// per element.
+/// the README's format section). Adding is thread-safe as long as every thread has its own numbers.
 class TensorDigest {
  public:
   /// @param hf_shape global shape as the checkpoint file stores it. @throws FormatError when r or c reach 2^31.
   TensorDigest(DType dtype, Shape const& hf_shape);
 
-  /// How many numbers the tensor has: its first axis when the rank is at least 3, else 1.
-  [[nodiscard]] static std::size_t entries(Shape const& hf_shape);
+  /// How many numbers the tensor has: its first axis when the rank is at least 3, else 1. Sub-byte types, of which the
+  /// digest sees a row of bytes, always have 1.
+  [[nodiscard]] static std::size_t entries(DType dtype, Shape const& hf_shape);
 
   /// Add to `d` (`entries` numbers) what a run of elements contributes. The run starts at `first_element`, row-major
   /// in the HF form (bytes, for sub-byte types), may begin and end in the middle of a row, and holds whole elements.
+  /// @throws PlanError for a run that leaves the tensor, here and below.
   void add(std::uint64_t first_element, std::span<std::byte const> bytes, std::span<std::uint64_t> d) const;
 
   /// The same for a run in the native form [E, C, R] of an HF tensor [E, R, C] (`Layout::swapped`): `first_element` is
@@ -29,9 +48,17 @@ class TensorDigest {
   void add_swapped(std::uint64_t first_element, std::span<std::byte const> bytes, std::span<std::uint64_t> d) const;
 
  private:
-  DType dtype_;
-  std::uint64_t experts_ = 1, rows_ = 1, words_ = 1;  // words_: of one row
-  std::vector<std::uint32_t> row_factor_, word_factor_;
+  /// The tensor as matrices of words, one for each entry.
+  struct Words {
+    std::uint64_t experts = 1, rows = 1, columns = 1;
+    std::uint64_t bytes = 1;        // of one word
+    std::uint64_t per_element = 1;  // 2 for elements of 8 bytes
+    Words(DType dtype, Shape const& hf_shape);
+  };
+  void check_inside(std::uint64_t first_element, std::uint64_t elements) const;
+
+  Words words_;
+  AxisFactors row_factors_, column_factors_;
 };
 
 /// A(e): the odd weight of an entry, and its inverse, which turns d(e) into q(e), which does not depend on e.
