@@ -20,7 +20,9 @@ def pytest_collection_modifyitems(items):
 def pytest_sessionfinish(session):
     """When nothing could be tried, ctest shall show that."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter.stats.get("skipped") and not any(reporter.stats.get(kind) for kind in ("passed", "failed", "error")):
+    skipped = reporter.stats.get("skipped")
+    if skipped and not any(reporter.stats.get(kind) for kind in ("passed", "failed", "error")):
+        reporter.write_line(f"\n{skipped[0].longrepr[2].replace('Skipped', 'skipped')}")
         session.exitstatus = SKIPPED
 
 

@@ -10,6 +10,7 @@ case " $ON_RANK_TRACED " in
     set -- strace -D -ff --seccomp-bpf -q -y -s 0 -o "$ON_RANK_DIR/trace.$rank" $ON_RANK_STRACE "$@"
     ;;
 esac
+# shellcheck disable=SC2016 # for the shell that notes its own pid
 note_pid='echo $$ >"$0.new" && mv "$0.new" "$0" && exec "$@"'
 if [ -n "$ON_RANK_CODES" ]; then
   sh -c "$note_pid" "$ON_RANK_DIR/pid.$rank" "$@"

@@ -1,0 +1,145 @@
+"""System calls do not lie: a rank asks the disk for its own bytes, once, and for nobody else's."""
+
+import json
+import re
+
+import h5py
+import numpy as np
+import pytest
+
+import checkpoints
+import reference
+from program import OnRank, run_ok
+from reference import Mesh
+
+pytestmark = pytest.mark.usefixtures("strace")
+
+# Everything that can bring bytes of a file into memory.
+CALLS = "pread64,preadv,preadv2,read,readv,mmap,sendfile,splice,tee,copy_file_range,io_uring_setup,io_uring_enter"
+PREAD = re.compile(r"pread64\(\d+<(?P<path>[^>]*)>, .*, (?P<offset>\d+)\)\s+= (?P<got>\d+)$")
+PATHS = re.compile(r"\d+<(/[^>]*)>")
+
+
+def traced(*arguments, folder, ranks):
+    on_rank = OnRank(folder, traced="all", strace=f"-e trace={CALLS}")
+    run_ok(*arguments, ranks=ranks, on_rank=on_rank)
+    return on_rank
+
+
+def lines_about(on_rank, rank, paths):
+    """Calls of a rank that touch any of the files."""
+    wanted = {str(path) for path in paths}
+    for trace in on_rank.traces(rank):
+        for line in trace.read_text().splitlines():
+            if wanted.intersection(PATHS.findall(line)):
+                yield line
+
+
+def times_read(on_rank, rank, paths):
+    """How often a rank read each byte of each file: file name -> counts. Any other call than pread is an error."""
+    counts = {path.name: np.zeros(path.stat().st_size, "u2") for path in paths}
+    for line in lines_about(on_rank, rank, [path.resolve() for path in paths]):
+        call = PREAD.match(line)
+        assert call, f"rank {rank} gets at a file without pread: {line}"
+        begin = int(call["offset"])
+        counts[call["path"].rsplit("/", 1)[1]][begin : begin + int(call["got"])] += 1
+    return counts
+
+
+def tensor_bytes(ckpt):
+    """File name -> where tensors lie in it."""
+    masks = {path.name: np.zeros(path.stat().st_size, bool) for path in reference.shard_files(ckpt)}
+    for file, begin, end in reference.extents(ckpt).values():
+        masks[file][begin:end] = True
+    return masks
+
+
+def own_bytes(ckpt, tensors, mesh, rank, dense=True):
+    """File name -> which bytes are a rank's: its experts, and the dense tensors if asked for."""
+    masks = {path.name: np.zeros(path.stat().st_size, bool) for path in reference.shard_files(ckpt)}
+    for key, (file, begin, end) in reference.extents(ckpt).items():
+        if reference.is_stacked(key):
+            one = (end - begin) // tensors[key].shape[0]
+            owned = reference.owned_experts(tensors[key].shape[0], mesh.ep, mesh.coordinate(rank)["ep"])
+            masks[file][begin + owned.start * one : begin + owned.stop * one] = True
+        elif dense:
+            masks[file][begin:end] = True
+    return masks
+
+
+@pytest.mark.parametrize("mesh", [Mesh(1, 4), Mesh(2, 2)], ids=lambda mesh: f"{mesh.ep_replicate}x{mesh.ep}")
+def test_a_rank_reads_its_own_bytes_once(tiny, tiny_tensors, mesh, tmp_path):
+    on_rank = traced("load", tiny, "--ep", mesh.ep, folder=tmp_path, ranks=4)
+    shards, everything = reference.shard_files(tiny), tensor_bytes(tiny)
+    for rank in range(4):
+        counts = times_read(on_rank, rank, shards)
+        for file, wanted in own_bytes(tiny, tiny_tensors, mesh, rank).items():
+            assert np.array_equal(counts[file] * everything[file], wanted), f"rank {rank}, {file}"
+            read_header = bool(counts[file][~everything[file]].any())
+            assert read_header == (rank == 0), f"rank {rank}, header of {file}"
+
+
+def test_a_rank_reads_its_own_bytes_of_a_store_once(mini, mini_store, mini_tensors, tmp_path):
+    mesh = Mesh(1, 4)
+    on_rank = traced("load", mini_store, "--ep", 4, folder=tmp_path, ranks=4)
+    with h5py.File(mini_store) as file:
+        places = {name: (d.id.get_offset(), d.id.get_storage_size()) for name, d in file["state_dict"].items()}
+    for rank in range(4):
+        (counts,) = times_read(on_rank, rank, [mini_store]).values()
+        for key, value in mini_tensors.items():
+            begin, size = places[reference.fqn(key, "model.")]
+            wanted = np.ones(size, bool)
+            if reference.is_stacked(key):
+                owned = reference.owned_experts(value.shape[0], mesh.ep, rank)
+                one = size // value.shape[0]
+                wanted[:] = False
+                wanted[owned.start * one : owned.stop * one] = True
+            assert np.array_equal(counts[begin : begin + size], wanted), f"rank {rank}, {key}"
+
+
+def test_an_export_of_a_checkpoint_reads_every_byte_on_one_rank_only(tiny, tiny_tensors, tmp_path):
+    mesh = Mesh(1, 3)
+    on_rank = traced("to-hf", tiny, tmp_path / "out", folder=tmp_path / "ranks", ranks=3)
+    assert not checkpoints.folder_differences(tiny, tmp_path / "out")
+    shards, everything = reference.shard_files(tiny), tensor_bytes(tiny)
+    counts = [times_read(on_rank, rank, shards) for rank in range(3)]
+    for file, mask in everything.items():
+        assert np.array_equal(sum(count[file] for count in counts) * mask, mask), file
+        for rank in range(3):
+            of_others = np.zeros_like(mask)
+            for other in set(range(3)) - {rank}:
+                of_others |= own_bytes(tiny, tiny_tensors, mesh, other, dense=False)[file]
+            assert not counts[rank][file][of_others].any(), f"rank {rank} read experts of another in {file}"
+
+
+def test_an_export_of_a_state_reads_no_tensor_of_the_source(mini, tmp_path):
+    run_ok("load", mini, "--save-shards", tmp_path / "shards", ranks=2)
+    on_rank = traced("to-hf", tmp_path / "shards", tmp_path / "out", folder=tmp_path / "ranks", ranks=2)
+    assert not checkpoints.folder_differences(mini, tmp_path / "out")
+    for rank in range(2):
+        counts = times_read(on_rank, rank, reference.shard_files(mini))
+        for file, mask in tensor_bytes(mini).items():
+            assert not counts[file][mask].any(), f"rank {rank}, {file}"
+        # … and of the shards, the experts that this rank writes, not the other's.
+        other = tmp_path / "shards" / f"rank-{1 - rank:05}.safetensors"
+        (counted,) = times_read(on_rank, rank, [other]).values()
+        header = reference.raw_header(other)
+        for name, (begin, end) in stacked_places(other, header).items():
+            assert not counted[begin:end].any(), f"rank {rank} read {name} of the other"
+
+
+def stacked_places(path, header):
+    """FQN -> place of the stacked tensors in a rank's file."""
+    return {
+        name: (len(header) + entry["data_offsets"][0], len(header) + entry["data_offsets"][1])
+        for name, entry in json.loads(header[8:]).items()
+        if ".mlp.experts." in name
+    }
+
+
+def test_a_plan_reads_headers_only(mini, tmp_path):
+    on_rank = OnRank(tmp_path, traced="0", strace=f"-e trace={CALLS}")
+    run_ok("plan", mini, "--ranks", 4, on_rank=on_rank)
+    run_counts = times_read(on_rank, 0, reference.shard_files(mini))
+    for file, mask in tensor_bytes(mini).items():
+        assert not run_counts[file][mask].any(), file
