@@ -18,6 +18,7 @@
 #include <tuple>
 #include <vector>
 
+#include "rankslice/checkpoint.hpp"
 #include "rankslice/error.hpp"
 
 #include "support/temp_dir.hpp"
@@ -162,6 +163,15 @@ TEST_F(TinyCheckpoint, HasTheExpertsThatItsConfigSays) {
     EXPECT_EQ(tensors_.at(layer + ".mlp.experts.gate_up_proj").shape, (std::vector{experts, 2 * intermediate, hidden}));
     EXPECT_EQ(tensors_.at(layer + ".mlp.experts.down_proj").shape, (std::vector{experts, hidden, intermediate}));
   }
+}
+
+TEST_F(TinyCheckpoint, OpensAsACheckpointOfItsFamilyWithoutWarnings) {
+  auto const checkpoint = open_checkpoint(folder_->file("tiny"));
+  EXPECT_EQ(checkpoint->family, "qwen3_5_moe");
+  EXPECT_EQ(checkpoint->parameters.size(), tensors_.size());
+  EXPECT_THAT(checkpoint->warnings, testing::IsEmpty());
+  EXPECT_THAT(checkpoint->hf.left_out, testing::IsEmpty());
+  EXPECT_EQ(checkpoint->hf.side_files.size(), 11U);
 }
 
 TEST_F(TinyCheckpoint, HoldsInEachElementTheHashOfSeedNameAndIndex) {
