@@ -4,13 +4,18 @@
 #include <cstring>
 #include <utility>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 namespace rankslice {
 
 namespace {
 
 constexpr std::size_t kVectorBytes = 16;
-constexpr std::size_t kReadBytes = 64;    // of each source row by a tile: one cache line
-constexpr std::size_t kWriteBytes = 128;  // of each destination row: two lines, which are fetched in pairs
+constexpr std::size_t kLineBytes = 64;
+constexpr std::size_t kReadBytes = kLineBytes;       // of each source row by a tile
+constexpr std::size_t kWriteBytes = 2 * kLineBytes;  // of each destination row
 
 /// The vectors of one register each that the elements of one width fill.
 template <typename Element>
@@ -84,26 +89,60 @@ void transpose_tile(std::byte const* in, std::size_t in_stride, std::size_t rows
                               out + whole_rows * sizeof(Element), out_stride);
 }
 
+#ifdef __SSE2__
+
+/// Past the cache: the lines of a strip's result lie far apart, and fetching each before it is overwritten costs seven
+/// times as much as all the rest.
+void stream_row(std::byte* out, std::byte const* row) {
+  auto* const to = reinterpret_cast<__m128i*>(out);
+  auto const* const from = reinterpret_cast<__m128i const*>(row);
+  for (std::size_t i = 0; i < kWriteBytes / kVectorBytes; ++i) _mm_stream_si128(to + i, _mm_load_si128(from + i));
+}
+
+void finish_streaming() { _mm_sfence(); }
+
+#else
+
+void stream_row(std::byte* out, std::byte const* row) { std::memcpy(out, row, kWriteBytes); }
+
+void finish_streaming() {}
+
+#endif
+
+/// Copy the rows of a tile to their places, each `row_bytes` long.
+void put_tile(std::byte const* tile, std::size_t rows, std::size_t row_bytes, std::byte* out, std::size_t out_stride,
+              bool streams) {
+  for (std::size_t i = 0; i < rows; ++i) {
+    if (streams && row_bytes == kWriteBytes) {
+      stream_row(out + i * out_stride, tile + i * kWriteBytes);
+    } else {
+      std::memcpy(out + i * out_stride, tile + i * kWriteBytes, row_bytes);
+    }
+  }
+}
+
 /// Tile by tile. A tile is put together in a buffer of its own: the rows of large matrices lie a power of two apart,
 /// so that a tile's lines would push each other out of the cache before they are full.
 template <typename Element>
 void transpose_matrix(MatrixView const& in, std::byte* out, std::size_t out_stride) {
   constexpr auto kTileColumns = kReadBytes / sizeof(Element);
   constexpr auto kTileRows = kWriteBytes / sizeof(Element);
-  alignas(64) std::byte tile[kTileColumns * kWriteBytes];
+  alignas(kLineBytes) std::byte tile[kTileColumns * kWriteBytes];
   auto const in_stride = in.stride * sizeof(Element);
+  // A result without gaps is a buffer that will be used at once: it stays in the cache.
+  auto const has_gaps = out_stride > in.rows * sizeof(Element);
+  auto const whole_lines = (reinterpret_cast<std::uintptr_t>(out) | out_stride) % kLineBytes == 0;
+  auto const streams = has_gaps && whole_lines;
   for (std::size_t r = 0; r < in.rows; r += kTileRows) {
     auto const rows = std::min(kTileRows, in.rows - r);
     for (std::size_t c = 0; c < in.columns; c += kTileColumns) {
       auto const columns = std::min(kTileColumns, in.columns - c);
       transpose_tile<Element>(in.data + r * in_stride + c * sizeof(Element), in_stride, rows, columns, tile,
                               kWriteBytes);
-      auto* const to = out + c * out_stride + r * sizeof(Element);
-      for (std::size_t i = 0; i < columns; ++i) {
-        std::memcpy(to + i * out_stride, tile + i * kWriteBytes, rows * sizeof(Element));
-      }
+      put_tile(tile, columns, rows * sizeof(Element), out + c * out_stride + r * sizeof(Element), out_stride, streams);
     }
   }
+  if (streams) finish_streaming();
 }
 
 }  // namespace

@@ -12,7 +12,8 @@ struct MatrixView {
 };
 
 /// out[c, r] = in[r, c] for r < rows, c < columns, in cache-sized tiles; the rows of `out` are `out_stride` elements
-/// apart. Elements of 1, 2, 4 or 8 bytes. The memories do not overlap. Local.
+/// apart. Elements of 1, 2, 4 or 8 bytes, at any address. The memories do not overlap. Fastest where the rows of `out`
+/// begin at cache lines and `rows` fills whole pairs of them. Local.
 void transpose(MatrixView const& in, std::uint64_t element_bytes, std::byte* out, std::uint64_t out_stride);
 
 }  // namespace rankslice

@@ -20,7 +20,8 @@ Bytes random_bytes(std::uint64_t count) {
   return bytes;
 }
 
-/// A matrix in a larger one: `skip` bytes before it, its rows `stride` elements apart.
+/// A matrix in a larger one: the output's is `skip` bytes behind the beginning of a cache line; its rows `stride`
+/// elements apart.
 struct Place {
   std::uint64_t skip, stride;
 };
@@ -29,19 +30,19 @@ void check_transpose(std::uint64_t rows, std::uint64_t columns, std::uint64_t si
   SCOPED_TRACE(testing::Message() << rows << " x " << columns << " of " << size << " bytes, in at " << in.skip << " by "
                                   << in.stride << ", out at " << out.skip << " by " << out.stride);
   auto const source = random_bytes(in.skip + rows * in.stride * size);
-  auto const before = random_bytes(out.skip + columns * out.stride * size + 3);
+  auto actual = random_bytes(64 + out.skip + columns * out.stride * size + 3);
+  auto const box = (64 - reinterpret_cast<std::uintptr_t>(actual.data()) % 64) % 64 + out.skip;
 
-  auto expected = before;  // and so stays all that is outside the box
+  auto expected = actual;  // and so stays all that is outside the box
   for (std::uint64_t r = 0; r < rows; ++r) {
     for (std::uint64_t c = 0; c < columns; ++c) {
-      std::memcpy(expected.data() + out.skip + (c * out.stride + r) * size,
+      std::memcpy(expected.data() + box + (c * out.stride + r) * size,
                   source.data() + in.skip + (r * in.stride + c) * size, size);
     }
   }
 
-  auto actual = before;
   transpose({.data = source.data() + in.skip, .rows = rows, .columns = columns, .stride = in.stride}, size,
-            actual.data() + out.skip, out.stride);
+            actual.data() + box, out.stride);
   ASSERT_TRUE(actual == expected);
 }
 
