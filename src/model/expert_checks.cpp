@@ -7,6 +7,8 @@
 
 #include "rankslice/error.hpp"
 
+#include "model/tensor_error.hpp"
+
 namespace rankslice {
 
 namespace {
@@ -38,12 +40,18 @@ struct ExpertSizes {
   Length hidden;
   Length intermediate;
 
-  [[nodiscard]] Length& of(StackedAxis axis) {
-    if (axis == StackedAxis::experts) return experts;
-    return axis == StackedAxis::hidden ? hidden : intermediate;
-  }
-  [[nodiscard]] std::uint64_t length(StackedAxis axis) {
-    return axis == StackedAxis::twice_intermediate ? 2 * intermediate.value : of(axis).value;
+  [[nodiscard]] std::uint64_t along(StackedAxis axis) const {
+    switch (axis) {
+      case StackedAxis::experts:
+        return experts.value;
+      case StackedAxis::hidden:
+        return hidden.value;
+      case StackedAxis::intermediate:
+        return intermediate.value;
+      case StackedAxis::twice_intermediate:
+        return 2 * intermediate.value;
+    }
+    return 0;
   }
 };
 
@@ -61,31 +69,40 @@ std::string_view symbol(StackedAxis axis) {
   return "";
 }
 
-[[noreturn]] void fail_tensor(TensorCatalog const& catalog, std::size_t index, std::string const& reason) {
-  auto const& tensor = catalog.tensors[index];
-  auto const& file = catalog.files[tensor.extent.file].name;
-  throw FormatError(fmt::format("{}: {}: {}", file, tensor.name, reason), file, tensor.name);
+void learn(Length& length, std::uint64_t value, std::string const& source) {
+  if (length.value == 0) length = {value, source};
 }
 
 void learn(ExpertSizes& sizes, StackedRule const& rule, CatalogTensor const& tensor) {
   for (std::size_t i = 0; i < rule.hf_axes.size(); ++i) {
-    auto& length = sizes.of(rule.hf_axes[i]);
-    if (length.value != 0) continue;
-    length.value = rule.hf_axes[i] == StackedAxis::twice_intermediate ? tensor.shape[i] / 2 : tensor.shape[i];
-    length.source = tensor.name;
+    switch (rule.hf_axes[i]) {
+      case StackedAxis::experts:
+        learn(sizes.experts, tensor.shape[i], tensor.name);
+        break;
+      case StackedAxis::hidden:
+        learn(sizes.hidden, tensor.shape[i], tensor.name);
+        break;
+      case StackedAxis::intermediate:
+        learn(sizes.intermediate, tensor.shape[i], tensor.name);
+        break;
+      case StackedAxis::twice_intermediate:
+        learn(sizes.intermediate, tensor.shape[i] / 2, tensor.name);
+        break;
+    }
   }
 }
 
-void check_shape(ExpertSizes& sizes, StackedRule const& rule, TensorCatalog const& catalog, std::size_t index) {
+void check_shape(ExpertSizes const& sizes, StackedRule const& rule, TensorCatalog const& catalog,
+                 CatalogTensor const& tensor) {
   auto const& axes = rule.hf_axes;
-  Shape const expected{sizes.length(axes[0]), sizes.length(axes[1]), sizes.length(axes[2])};
-  if (catalog.tensors[index].shape == expected && element_count(expected) != 0) return;
-  fail_tensor(
-      catalog, index,
+  Shape const expected{sizes.along(axes[0]), sizes.along(axes[1]), sizes.along(axes[2])};
+  if (tensor.shape == expected && element_count(expected) != 0) return;
+  throw tensor_error(
+      catalog, tensor,
       fmt::format("expected the shape {} = [{}, {}, {}], found {}; E is {} by {}, H is {} by {}, I is {} by {}",
-                  to_string(expected), symbol(axes[0]), symbol(axes[1]), symbol(axes[2]),
-                  to_string(catalog.tensors[index].shape), sizes.experts.value, sizes.experts.source,
-                  sizes.hidden.value, sizes.hidden.source, sizes.intermediate.value, sizes.intermediate.source));
+                  to_string(expected), symbol(axes[0]), symbol(axes[1]), symbol(axes[2]), to_string(tensor.shape),
+                  sizes.experts.value, sizes.experts.source, sizes.hidden.value, sizes.hidden.source,
+                  sizes.intermediate.value, sizes.intermediate.source));
 }
 
 // Knows which stacked tensors there are, and says what is wrong when one is not.
@@ -135,8 +152,8 @@ void check_unquantised(TensorCatalog const& catalog, std::vector<Parameter> cons
     auto const& parameter = parameters[i];
     auto const weight = parameter.stacked_experts || parameter.hf_key.ends_with(".weight");
     if (!weight || !quantised(parameter.hf_dtype)) continue;
-    fail_tensor(
-        catalog, i,
+    throw tensor_error(
+        catalog, catalog.tensors[i],
         fmt::format("has dtype {}: quantised checkpoints are not supported in this version", name(parameter.hf_dtype)));
   }
   if (!config.quant_method.empty()) {
@@ -156,7 +173,7 @@ void check_expert_shapes(KeyTable const& table, TensorCatalog const& catalog, st
     auto const match = find_stacked(table, parameters[i].hf_key);
     if (!match) continue;
     learn(sizes, *match->rule, catalog.tensors[i]);
-    check_shape(sizes, *match->rule, catalog, i);
+    check_shape(sizes, *match->rule, catalog, catalog.tensors[i]);
   }
 }
 

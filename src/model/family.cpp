@@ -10,6 +10,7 @@
 #include "rankslice/error.hpp"
 
 #include "model/qwen3_5_moe.hpp"
+#include "model/tensor_error.hpp"
 
 namespace rankslice {
 
@@ -52,19 +53,14 @@ Shape native_shape(Layout layout, Shape shape) {
   return shape;
 }
 
-[[noreturn]] void fail_tensor(TensorCatalog const& catalog, CatalogTensor const& tensor, std::string const& reason) {
-  auto const& file = catalog.files[tensor.extent.file].name;
-  throw FormatError(fmt::format("{}: {}: {}", file, tensor.name, reason), file, tensor.name);
-}
-
 void check_stackable(TensorCatalog const& catalog, CatalogTensor const& tensor) {
   if (tensor.shape.size() != 3) {
-    fail_tensor(catalog, tensor,
-                fmt::format("stacked experts need 3 axes, found the shape {}", to_string(tensor.shape)));
+    throw tensor_error(catalog, tensor,
+                       fmt::format("stacked experts need 3 axes, found the shape {}", to_string(tensor.shape)));
   }
   if (bits(tensor.dtype) % 8 != 0) {
-    fail_tensor(catalog, tensor,
-                fmt::format("stacked experts need a dtype of whole bytes, found {}", name(tensor.dtype)));
+    throw tensor_error(catalog, tensor,
+                       fmt::format("stacked experts need a dtype of whole bytes, found {}", name(tensor.dtype)));
   }
 }
 

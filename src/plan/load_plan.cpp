@@ -1,21 +1,15 @@
-#include <fmt/format.h>
-
 #include <map>
 
-#include "rankslice/error.hpp"
-
-#include "plan/ep_shard.hpp"
+#include "plan/experts.hpp"
 #include "plan/plan.hpp"
 
 namespace rankslice {
 
 namespace {
 
-std::uint64_t to_count(int value) { return static_cast<std::uint64_t>(value); }
-
-Range owned_part(Parameter const& parameter, Mesh const& mesh, int ep) {
-  if (!parameter.stacked_experts) return {0, parameter.part_count()};
-  return balanced_part(parameter.part_count(), to_count(mesh.ep), to_count(ep));
+Range held_part(Parameter const& parameter, Mesh const& mesh, MeshCoordinate const& coordinate) {
+  auto const count = parameter.part_count();
+  return parameter.stacked_experts ? held_experts(count, mesh, coordinate) : Range{0, count};
 }
 
 // Bytes of one expert of all stacked tensors that have the same number of experts.
@@ -28,12 +22,12 @@ struct ExpertBytes {
 
 LoadPlan make_load_plan(std::vector<Parameter> const& parameters, Form storage_form, Mesh const& mesh,
                         MeshCoordinate const& coordinate, KeySelection const& keys) {
-  check_ep_shard(mesh);
   LoadPlan plan;
+  plan.parts.reserve(parameters.size());
   for (std::uint32_t i = 0; i < parameters.size(); ++i) {
     auto const& parameter = parameters[i];
     if (keys && !keys(parameter.hf_key)) continue;
-    auto const part = owned_part(parameter, mesh, coordinate.ep);
+    auto const part = held_part(parameter, mesh, coordinate);
     plan.parts.push_back({.parameter = i, .part = part});
     plan.bytes_read += part.size() * parameter.part_bytes(storage_form);
     plan.bytes_owned += part.size() * parameter.part_bytes(Form::native);
@@ -42,7 +36,6 @@ LoadPlan make_load_plan(std::vector<Parameter> const& parameters, Form storage_f
 }
 
 std::vector<RankBytes> plan_all_ranks(std::vector<Parameter> const& parameters, Form storage_form, Mesh const& mesh) {
-  check_ep_shard(mesh);
   RankBytes dense;
   std::map<std::uint64_t, ExpertBytes> stacked;  // by E, of which a model has very few
   std::uint64_t first_experts = 0;
@@ -58,16 +51,16 @@ std::vector<RankBytes> plan_all_ranks(std::vector<Parameter> const& parameters, 
     bytes.read += parameter.part_bytes(storage_form);
     bytes.owned += parameter.part_bytes(Form::native);
   }
-  std::vector<RankBytes> ranks(to_count(mesh.ranks()), dense);
+  std::vector<RankBytes> ranks;
   for (int rank = 0; rank < mesh.ranks(); ++rank) {
-    auto& bytes = ranks[to_count(rank)];
-    auto const ep = to_count(mesh.coordinate(rank).ep);
+    auto const coordinate = mesh.coordinate(rank);
+    auto& bytes = ranks.emplace_back(dense);
     for (auto const& [experts, of_one] : stacked) {
-      auto const owned = balanced_part(experts, to_count(mesh.ep), ep).size();
-      bytes.read += owned * of_one.read;
-      bytes.owned += owned * of_one.owned;
+      auto const held = held_experts(experts, mesh, coordinate).size();
+      bytes.read += held * of_one.read;
+      bytes.owned += held * of_one.owned;
     }
-    bytes.experts = balanced_part(first_experts, to_count(mesh.ep), ep).size();
+    bytes.experts = held_experts(first_experts, mesh, coordinate).size();
   }
   return ranks;
 }

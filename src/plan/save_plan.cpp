@@ -1,23 +1,14 @@
 #include <algorithm>
 
-#include "plan/ep_shard.hpp"
+#include "plan/experts.hpp"
 #include "plan/plan.hpp"
 
 namespace rankslice {
 
 namespace {
 
-std::uint64_t to_count(int value) { return static_cast<std::uint64_t>(value); }
-
-// Replicas hold the same experts: each writes its share of them.
-Range written_experts(std::uint64_t experts, Mesh const& mesh, MeshCoordinate const& coordinate) {
-  auto const held = balanced_part(experts, to_count(mesh.ep), to_count(coordinate.ep));
-  auto const share = balanced_part(held.size(), to_count(mesh.ep_replicate), to_count(coordinate.ep_replicate));
-  return {held.begin + share.begin, held.begin + share.end};
-}
-
-// The units of a tensor between two bounds, where unit i counts as inside when its first byte is at or after `begin`,
-// rounded down: neighbours that share a bound share no unit and leave none out.
+// The units of a tensor between two bytes of all dense bytes laid end to end. Bounds are rounded down to whole units,
+// so that neighbours that share a bound share no unit and leave none out.
 Range units_within(Range bytes, std::uint64_t tensor_begin, std::uint64_t count, std::uint64_t unit) {
   auto const unit_at = [&](std::uint64_t bound) {
     return bound <= tensor_begin ? 0 : std::min((bound - tensor_begin) / unit, count);
@@ -37,9 +28,9 @@ std::uint64_t dense_bytes(std::vector<Parameter> const& parameters) {
 
 std::vector<PlannedPart> make_save_plan(std::vector<Parameter> const& parameters, Mesh const& mesh,
                                         MeshCoordinate const& coordinate) {
-  check_ep_shard(mesh);
-  auto const share = balanced_part(dense_bytes(parameters), to_count(mesh.ranks()), to_count(mesh.rank(coordinate)));
-  std::uint64_t dense_begin = 0;  // of this tensor in all dense bytes laid end to end
+  auto const share = balanced_part(dense_bytes(parameters), static_cast<std::uint64_t>(mesh.ranks()),
+                                   static_cast<std::uint64_t>(mesh.rank(coordinate)));
+  std::uint64_t dense_begin = 0;
   std::vector<PlannedPart> parts;
   for (std::uint32_t i = 0; i < parameters.size(); ++i) {
     auto const& parameter = parameters[i];
