@@ -1,0 +1,208 @@
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <array>
+#include <csignal>
+
+#include "rankslice/error.hpp"
+
+#include "core/fingerprint.hpp"
+#include "core/literals.hpp"
+#include "hdf5_store_fixture.hpp"
+
+namespace rankslice::test {
+namespace {
+
+using testing::HasSubstr;
+
+class Hdf5Store : public testing::Test {
+ protected:
+  TempDir folder_;
+  std::string path_ = folder_.file("store.h5");
+};
+
+TEST_F(Hdf5Store, GivesBackWhatItWasGiven) {
+  auto const written = make_store(path_, example_contents(folder_));
+  auto const read = native_store().read(path_);
+  EXPECT_EQ(describe(read), describe(written));
+  EXPECT_EQ(read.file_size, slurp(path_).size());
+}
+
+TEST_F(Hdf5Store, GivesBackAnEmptyLayout) {
+  auto const written = make_store(path_, with_tensors({}));
+  EXPECT_EQ(describe(native_store().read(path_)), describe(written));
+}
+
+TEST_F(Hdf5Store, OrdersTensorsByFqnHoweverTheyCame) {
+  auto contents = example_contents(folder_);
+  std::ranges::reverse(contents.tensors);
+  auto written = make_store(path_, contents);
+  std::ranges::reverse(written.tensors);
+  EXPECT_EQ(describe(native_store().read(path_)), describe(written));
+}
+
+TEST_F(Hdf5Store, HoldsThousandsOfTensors) {
+  auto contents = with_tensors({});
+  for (int i = 0; i < 3000; ++i) contents.tensors.push_back({fmt::format("tensor.{:04}", i), DType::F32, {3}, 0});
+  auto const written = make_store(path_, contents);
+  EXPECT_EQ(describe(native_store().read(path_)), describe(written));
+}
+
+TEST_F(Hdf5Store, ReadsBackThroughHdf5WhatWasWrittenAtItsOffsets) {
+  auto const contents = with_tensors({{"a", DType::F32, {3}, 0}, {"b/c", DType::I16, {2, 2}, 0}});
+  auto const layout = create_store(path_, contents);
+  std::array<float, 3> const a{1.5F, -2.0F, 1e30F};
+  std::array<std::int16_t, 4> const b{1, -2, 300, -32768};
+  auto const fd = ::open(path_.c_str(), O_WRONLY);
+  ASSERT_EQ(::pwrite(fd, a.data(), sizeof a, static_cast<off_t>(layout.offsets[0])), 12);
+  ASSERT_EQ(::pwrite(fd, b.data(), sizeof b, static_cast<off_t>(layout.offsets[1])), 8);
+  ::close(fd);
+  complete_store(path_);
+
+  auto const file = H5Fopen(path_.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT);
+  std::array<float, 3> a_read{};
+  std::array<std::int16_t, 4> b_read{};
+  auto const a_set = H5Dopen2(file, "/state_dict/a", H5P_DEFAULT);
+  auto const b_set = H5Dopen2(file, "/state_dict/b%2Fc", H5P_DEFAULT);
+  EXPECT_GE(H5Dread(a_set, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, a_read.data()), 0);
+  EXPECT_GE(H5Dread(b_set, H5T_NATIVE_SHORT, H5S_ALL, H5S_ALL, H5P_DEFAULT, b_read.data()), 0);
+  H5Dclose(a_set);
+  H5Dclose(b_set);
+  H5Fclose(file);
+  EXPECT_EQ(a_read, a);
+  EXPECT_EQ(b_read, b);
+}
+
+TEST_F(Hdf5Store, PlacesLargeTensorsApartOnWholeMebibytes) {
+  auto const contents =
+      with_tensors({{"a", DType::U8, {100_KiB}, 0}, {"b", DType::BF16, {3, 1_MiB}, 0}, {"c", DType::F32, {20_KiB}, 0}});
+  auto const layout = create_store(path_, contents);
+  auto end = std::uint64_t{0};
+  for (std::size_t i = 0; i < contents.tensors.size(); ++i) {
+    EXPECT_EQ(layout.offsets[i] % 1_MiB, 0U) << contents.tensors[i].fqn;
+    EXPECT_GE(layout.offsets[i], end);
+    end = layout.offsets[i] + byte_size(contents.tensors[i].dtype, contents.tensors[i].shape);
+  }
+  EXPECT_GE(layout.file_size, end);
+  EXPECT_EQ(layout.file_size, slurp(path_).size());
+}
+
+TEST_F(Hdf5Store, IsTheSameFileForTheSameContents) {
+  make_store(path_, example_contents(folder_));
+  make_store(folder_.file("again.h5"), example_contents(folder_));
+  EXPECT_EQ(slurp(path_), slurp(folder_.file("again.h5")));
+}
+
+TEST_F(Hdf5Store, TakesItsDigestsLater) {
+  auto contents = example_contents(folder_);
+  auto const final_source = contents.source;
+  auto const final_stored = contents.stored;
+  for (auto* digests : {&contents.source, &contents.stored}) {
+    for (auto& digest : *digests) std::ranges::fill(digest.values, 0);
+  }
+  auto const layout = create_store(path_, contents);
+  write_digests(path_, final_source, final_stored);
+  complete_store(path_);
+  auto const read = native_store().read(path_);
+  ASSERT_EQ(read.source.size(), 2U);
+  EXPECT_EQ(read.source[0].values, (std::vector<std::uint64_t>{7, 3, 4}));
+  EXPECT_EQ(read.source[1].values, (std::vector<std::uint64_t>{0xFFFFFFFFFFFFFFFF}));
+  ASSERT_EQ(read.stored.size(), 1U);
+  EXPECT_EQ(read.stored[0].values, (std::vector<std::uint64_t>{1, 2, 3}));
+  EXPECT_EQ(read.tensors[1].offset, layout.offsets[1]);
+}
+
+TEST_F(Hdf5Store, RefusesDigestsItWasNotMadeFor) {
+  (void)create_store(path_, example_contents(folder_));
+  EXPECT_THROW(write_digests(path_, {{"a.weight", {1, 2}}}, {}), FormatError);
+  EXPECT_THROW(write_digests(path_, {{"unknown", {1}}}, {}), IoError);
+}
+
+TEST_F(Hdf5Store, HoldsSideFilesLargerThanItsCopyBuffer) {
+  std::string large(9'000'001, '\0');
+  for (std::size_t i = 0; i < large.size(); ++i) large[i] = static_cast<char>(i * i >> 7);
+  auto contents = with_tensors({});
+  contents.hf.side_files = {make_side_file(folder_, "merges.txt", large)};
+  make_store(path_, contents);
+  auto const side = native_store().read(path_).hf.side_files.at(0);
+  EXPECT_EQ(side.path, path_);
+  EXPECT_EQ(slurp(path_).substr(side.offset, side.size), large);
+  EXPECT_EQ(side.checksum, xxh3_128(bytes_of(large)));
+}
+
+TEST_F(Hdf5Store, CopiesSideFilesOfAnotherStore) {
+  make_store(path_, example_contents(folder_));
+  auto const first = native_store().read(path_);
+  auto contents = with_tensors({});
+  contents.hf.side_files = first.hf.side_files;
+  auto const copy = folder_.file("copy.h5");
+  make_store(copy, contents);
+  auto const side = native_store().read(copy).hf.side_files.at(2);
+  EXPECT_EQ(slurp(copy).substr(side.offset, side.size), "[\"a\", \"b\"]");
+}
+
+TEST_F(Hdf5Store, RefusesASideFileThatChangedSinceItsChecksum) {
+  auto contents = with_tensors({});
+  contents.hf.side_files = {make_side_file(folder_, "a.txt", "changed")};
+  contents.hf.side_files[0].checksum = xxh3_128(bytes_of("as it was"));
+  try {
+    (void)create_store(path_, contents);
+    FAIL() << "expected an error";
+  } catch (FormatError const& error) {
+    EXPECT_THAT(error.what(), HasSubstr("side file a.txt at byte 0: expected checksum"));
+  }
+}
+
+TEST_F(Hdf5Store, IsNotMadeOverAFileThatIsThere) {
+  spill(path_, "precious");
+  try {
+    (void)create_store(path_, example_contents(folder_));
+    FAIL() << "expected an error";
+  } catch (IoError const& error) {
+    EXPECT_EQ(error.code, ExitCode::cannot_create);
+    EXPECT_EQ(error.file, path_);
+    EXPECT_THAT(error.what(), HasSubstr(path_));
+  }
+  EXPECT_EQ(slurp(path_), "precious");
+}
+
+/// Files of this process end at `bytes` while it lives.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(rlim_t bytes) {
+    ::getrlimit(RLIMIT_FSIZE, &before_);
+    auto const limit = rlimit{bytes, before_.rlim_max};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  ~FileSizeLimit() { ::setrlimit(RLIMIT_FSIZE, &before_); }
+  FileSizeLimit(FileSizeLimit const&) = delete;
+  FileSizeLimit& operator=(FileSizeLimit const&) = delete;
+
+ private:
+  rlimit before_{};
+};
+
+TEST_F(Hdf5Store, ThatDoesNotFitIsAnErrorWithoutNoise) {
+  std::signal(SIGXFSZ, SIG_IGN);
+  auto contents = example_contents(folder_);
+  contents.hf.side_files.push_back(make_side_file(folder_, "vocab.json", std::string(300'000, 'x')));
+  testing::internal::CaptureStderr();
+  for (rlim_t const limit : {0U, 100U, 4096U, 100'000U}) {
+    std::filesystem::remove(path_);
+    FileSizeLimit const full(limit);
+    try {
+      (void)create_store(path_, contents);
+      FAIL() << "expected an error with room for " << limit << " bytes";
+    } catch (IoError const& error) {
+      EXPECT_EQ(error.file, path_);
+      EXPECT_THAT(error.what(), HasSubstr("File too large"));
+    }
+  }
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+}
+
+}  // namespace
+}  // namespace rankslice::test
