@@ -47,6 +47,10 @@ class StoreFormat {
 /// The native HDF5 store (`native/1`). In `rankslice::hdf5`.
 [[nodiscard]] StoreFormat const& native_store();
 
+/// For programs that close what they open, before they use HDF5 at all: do not let it close itself down at exit, which
+/// HDF5 1.10 turns into a line on stderr once it has refused a damaged file. In `rankslice::hdf5`.
+void disable_hdf5_exit_handler();
+
 /// Write a state dict to one HDF5 file: rank 0 makes the metadata, all ranks write their parts at the addresses it
 /// shares; checked by reading back and renamed when complete. In `rankslice::hdf5`. Collective.
 /// @throws IoError (`cannot_create` when `path` exists and `overwrite` is not set), VerifyError when what was written

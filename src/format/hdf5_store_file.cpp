@@ -73,26 +73,24 @@ StoreContents StoreFile::contents() {
   return contents;
 }
 
-StoreFile::Member StoreFile::open_member(UniqueGroup const& group, Link const& link, Subject const& at) const {
-  auto const object = fmt::format("{}/{}", at.object, link.name);
+StoreFile::Member StoreFile::open_member(char const* group, Link const& link) const {
+  auto const object = fmt::format("{}/{}", group, link.name);
   auto const name = unescape(link.name);
-  if (!name) refuse(at.at(object), "is not the escaped form of any name");
-  auto const subject = at.at(object, at.object == kStateDictGroup ? *name : "");
+  if (!name) refuse(root_.at(object), "is not the escaped form of any name");
+  auto const subject = root_.at(object, std::string_view(group) == kStateDictGroup ? *name : "");
   if (!link.hard) refuse(subject, "expected a dataset, found a soft or external link");
-  auto const relative = Subject{subject.path, link.name, subject.tensor, subject.access};
-  Member member{*name, open_dataset(group.get(), relative), {}, 0, subject};
+  Member member{*name, open_dataset(file_.get(), subject), {}, 0, subject};
   refuse_movable_storage(member.dataset, subject);
   member.form = tensor_form(member.dataset, subject);
   member.offset = place_of(member.dataset, member.form.bytes, size_, subject);
   return member;
 }
 
-std::vector<StoreFile::Member> StoreFile::members(char const* group_path) {
-  auto const subject = root_.at(group_path);
-  auto const group = open_group(file_.get(), subject);
+std::vector<StoreFile::Member> StoreFile::members(char const* group) {
+  auto const subject = root_.at(group);
   std::vector<Member> found;
-  for (auto const& link : links(group, subject)) {
-    found.push_back(open_member(group, link, subject));
+  for (auto const& link : links(open_group(file_.get(), subject), subject)) {
+    found.push_back(open_member(group, link));
     auto const& member = found.back();
     if (member.form.bytes > 0) {
       places_.emplace_back(Range{member.offset, member.offset + member.form.bytes}, member.subject);

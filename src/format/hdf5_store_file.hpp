@@ -37,7 +37,7 @@ class StoreFile {
 
   /// The datasets of a group, by name. Each has a fixed place in the file.
   [[nodiscard]] std::vector<Member> members(char const* group);
-  [[nodiscard]] Member open_member(UniqueGroup const& group, Link const& link, Subject const& group_subject) const;
+  [[nodiscard]] Member open_member(char const* group, Link const& link) const;
   [[nodiscard]] std::vector<Member> byte_members(char const* group);
   void read_tensors(StoreContents& contents);
   void read_source(StoreContents& contents);

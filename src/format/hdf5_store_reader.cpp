@@ -32,6 +32,8 @@ class NativeStore : public StoreFormat {
 
 }  // namespace
 
+void disable_hdf5_exit_handler() { H5dont_atexit(); }
+
 StoreFormat const& native_store() {
   static NativeStore const store;
   return store;
