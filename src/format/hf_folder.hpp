@@ -14,7 +14,8 @@ inline constexpr std::uint64_t kMaxSideFileBytes = std::uint64_t{256} << 20;
 /// Read what `HfLayout` holds from a folder as on the Hub: the index and the headers of the shards it names; without
 /// an index, the headers of all `*.safetensors` of the top level. Cache symlinks are followed; names of shards that are
 /// absolute, contain `..`, empty components, `\`, control characters or do not end in `.safetensors` are refused.
-/// Adds what is odd but no error to `warnings`. Local.
+/// Other files of the top level are side files, unless they are large, weights of another format or our own: those are
+/// left out. Adds what is odd but no error to `warnings`. Local.
 /// @throws IoError `input_missing` when folder, shards or tensors are missing, FormatError.
 [[nodiscard]] HfLayout read_hf_folder(std::string const& folder, std::vector<std::string>& warnings);
 

@@ -24,8 +24,8 @@ NameTable::NameTable(std::vector<std::string_view> names) : names_(std::move(nam
 
 std::optional<std::size_t> NameTable::find(std::string_view name) const {
   auto const hash = hash_of(name);
-  auto const found = std::ranges::lower_bound(entries_, std::pair(hash, name), {}, [this](Entry const& entry) {
-    return std::pair(entry.hash, names_[entry.place]);
+  auto const found = std::ranges::partition_point(entries_, [&](Entry const& entry) {
+    return entry.hash != hash ? entry.hash < hash : names_[entry.place] < name;
   });
   if (found == entries_.end() || names_[found->place] != name) return std::nullopt;
   return found->place;

@@ -66,9 +66,9 @@ class Diagnosis : public nlohmann::json_sax<nlohmann::json> {
                          simdjson::error_code error) {
   Diagnosis diagnosis;
   diagnosis.reason = simdjson::error_message(error);
-  auto const is_fine_so_far = nlohmann::json::sax_parse(text, &diagnosis);
-  if (auto const nul = text.find('\0'); is_fine_so_far && nul != text.npos)
-    diagnosis.position = nul;  // its end of text
+  auto const found_no_fault = nlohmann::json::sax_parse(text, &diagnosis);
+  // To the second parser a NUL byte is the end of the text.
+  if (auto const nul = text.find('\0'); found_no_fault && nul != text.npos) diagnosis.position = nul;
   auto const place = diagnosis.position ? fmt::format(" near byte {}", offset + *diagnosis.position) : "";
   auto const member = diagnosis.member.empty() ? "" : fmt::format(", at {}", in_quotes(diagnosis.member));
   throw FormatError(fmt::format("{}: not valid JSON{}{}: {}", file, place, member, diagnosis.reason), file,

@@ -17,6 +17,8 @@ class StrictJson {
   /// @param file names the file in errors
   /// @throws FormatError naming file, offset and, inside of a member of the root, that member.
   StrictJson(std::span<std::byte const> text, std::size_t offset, std::string const& file);
+  StrictJson(StrictJson const&) = delete;  // the root points into the parser
+  StrictJson& operator=(StrictJson const&) = delete;
 
   /// Valid as long as this is.
   [[nodiscard]] simdjson::dom::object root() const { return root_; }
