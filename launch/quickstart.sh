@@ -61,7 +61,7 @@ say "1/6 setting up"
 run launch/setup.sh
 
 say "2/6 building the program"
-run cmake --preset release >"$work/configure.log" || { cat "$work/configure.log"; exit 1; }
+run cmake --preset release --log-level=WARNING
 run cmake --build --preset release --target rankslice_program
 rankslice=build/release/bin/rankslice
 

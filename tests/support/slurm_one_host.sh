@@ -77,6 +77,9 @@ slurm_start() {
   munged --key-file="$dir/munge.key" --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" \
     --log-file="$dir/log/munged.log" --seed-file="$dir/munged.seed"
   export SLURM_CONF=$dir/slurm.conf
+  # The nodes share one host name, and so the names of Open MPI's shared-memory files: ranks would write into those of
+  # the other node. The loopback interface is what every machine has.
+  export OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
   slurm_write_conf "$dir" "$nodes" >"$SLURM_CONF"
   slurmctld -f "$SLURM_CONF"
   for ((node = 1; node <= nodes; ++node)); do
