@@ -32,13 +32,14 @@ def write_safetensors(path, tensors, metadata=None, pad=0):
     """Tensors in the given order: [(name, dtype, array of bits)]."""
     entries, data = {}, bytearray()
     for name, dtype, bits in tensors:
-        entries[name] = {"shape": list(bits.shape), "dtype": dtype, "data_offsets": [len(data), len(data) + bits.nbytes]}
+        place = [len(data), len(data) + bits.nbytes]
+        entries[name] = {"shape": list(bits.shape), "dtype": dtype, "data_offsets": place}
         data += bits.tobytes()
     Path(path).write_bytes(header_bytes(entries, metadata, pad) + data)
 
 
 def edit_header(path, edit):
-    """Give a file the header that `edit` makes of the old one (a dict, or text with duplicates, …); data unchanged."""
+    """Give a file the header that `edit` makes of the old one (a dict, or bytes of JSON); data unchanged."""
     old = reference.raw_header(path)
     data = Path(path).read_bytes()[len(old) :]
     new = edit(json.loads(old[8:]))
@@ -262,14 +263,15 @@ def folder_files(folder):
 
 
 def folder_differences(expected, found):
-    """One line per regular file of the top level that is missing, superfluous or different."""
+    """One line per regular file of the top level that is missing or different, and per superfluous entry."""
     want, have = folder_files(expected), folder_files(found)
-    lines = [f"{name}: missing" for name in sorted(want.keys() - have.keys())]
-    lines += [f"{name}: should not be there" for name in sorted(set(p.name for p in Path(found).iterdir()) - want.keys())]
-    lines += [
-        f"{name}: differs" for name in sorted(want.keys() & have.keys()) if want[name].read_bytes() != have[name].read_bytes()
+    entries = {path.name for path in Path(found).iterdir()}
+    changed = [name for name in want.keys() & have.keys() if want[name].read_bytes() != have[name].read_bytes()]
+    return [
+        *(f"{name}: missing" for name in sorted(want.keys() - have.keys())),
+        *(f"{name}: should not be there" for name in sorted(entries - want.keys())),
+        *(f"{name}: differs" for name in sorted(changed)),
     ]
-    return lines
 
 
 def differing_bytes(expected, found):

@@ -147,11 +147,11 @@ def run_ok(*args, **how):
     return result
 
 
-def expect(code, *args, says=(), **how):
+def expect(code, *args, says="", **how):
     """Run, and expect an exit code and words in what it says to people."""
     result = run(*args, **how)
     assert result.code == code, f"{args}: exit code {result.code} instead of {code}\n{result.stderr}"
-    for words in [says] if isinstance(says, str) else says:
+    for words in says if isinstance(says, list) else [says]:
         assert str(words) in result.stderr, f"{words!r} is not in:\n{result.stderr}"
     return result
 

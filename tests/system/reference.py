@@ -304,8 +304,8 @@ def difference(expected, found):
     wrong = np.argwhere(np.asarray(expected.bits != found.bits))
     if len(wrong) == 0:
         return ""
-    at = tuple(wrong[0])
-    return f"{len(wrong)} elements, first at {list(map(int, at))}: {found.bits[at]:#x} instead of {expected.bits[at]:#x}"
+    at = tuple(map(int, wrong[0]))
+    return f"{len(wrong)} elements, first at {list(at)}: {found.bits[at]:#x} instead of {expected.bits[at]:#x}"
 
 
 def differences(expected, found):

@@ -17,7 +17,7 @@ GATE_UP = "model.language_model.layers.2.mlp.experts.gate_up_proj"
 DENSE = "model.language_model.layers.0.mlp.gate.weight"
 
 
-def load_alone(code, ckpt, says=(), **how):
+def load_alone(code, ckpt, says="", **how):
     """One rank without MPI: what is found while opening is found by every kind of run."""
     return expect(code, "load", ckpt, "--rank", 0, "--ranks", 2, says=says, **how)
 
@@ -97,9 +97,10 @@ def test_a_wrong_total_size_is_only_worth_a_warning(broken):
     load_alone(0, broken, says="total_size")
 
 
-@pytest.mark.parametrize(
-    "name", ["../m.safetensors", "/etc/m.safetensors", "a/../m.safetensors", "a\\m.safetensors", "m.bin", "a//m.safetensors"]
-)
+OUTSIDE = "../m.safetensors /etc/m.safetensors a/../m.safetensors a//m.safetensors a\\m.safetensors m.bin".split()
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
 def test_a_name_that_leads_out_of_the_folder(broken, name):
     (broken.parent / "m.safetensors").write_bytes(file_of(broken, DENSE).read_bytes())
     change_weight_map(broken, lambda names: names.update({DENSE: name}))
@@ -361,7 +362,7 @@ def test_wrong_usage_is_said_once_by_four_ranks(mini, tmp_path):
     on_rank = OnRank(tmp_path / "ranks", codes=True)
     result = run("load", mini, "--ep", 3, ranks=4, on_rank=on_rank)
     assert result.rank_codes == dict.fromkeys(range(4), 2)
-    assert len([line for line in result.stderr.splitlines() if "ep" in line and "3" in line]) == 1, result.stderr
+    assert len([line for line in result.stderr.splitlines() if "ep" in line]) == 1, result.stderr
 
 
 # Wrong launches -----------------------------------------------------------------------------------------------------

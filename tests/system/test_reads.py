@@ -79,14 +79,16 @@ def test_a_rank_reads_its_own_bytes_once(tiny, tiny_tensors, mesh, tmp_path):
             assert read_header == (rank == 0), f"rank {rank}, header of {file}"
 
 
-def test_a_rank_reads_its_own_bytes_of_a_store_once(mini, mini_store, mini_tensors, tmp_path):
-    mesh = Mesh(1, 4)
-    on_rank = traced("load", mini_store, "--ep", 4, folder=tmp_path, ranks=4)
-    with h5py.File(mini_store) as file:
+def test_a_rank_reads_its_own_bytes_of_a_store_once(tiny, tiny_tensors, tmp_path):
+    mesh, store = Mesh(1, 4), tmp_path / "tiny.h5"
+    run_ok("load", tiny, "--store", store)
+    on_rank = traced("load", store, "--ep", 4, folder=tmp_path / "ranks", ranks=4)
+    with h5py.File(store) as file:
         places = {name: (d.id.get_offset(), d.id.get_storage_size()) for name, d in file["state_dict"].items()}
     for rank in range(4):
-        (counts,) = times_read(on_rank, rank, [mini_store]).values()
-        for key, value in mini_tensors.items():
+        (counts,) = times_read(on_rank, rank, [store]).values()
+        too_often = 0
+        for key, value in tiny_tensors.items():
             begin, size = places[reference.fqn(key, "model.")]
             wanted = np.ones(size, bool)
             if reference.is_stacked(key):
@@ -94,7 +96,10 @@ def test_a_rank_reads_its_own_bytes_of_a_store_once(mini, mini_store, mini_tenso
                 one = size // value.shape[0]
                 wanted[:] = False
                 wanted[owned.start * one : owned.stop * one] = True
-            assert np.array_equal(counts[begin : begin + size], wanted), f"rank {rank}, {key}"
+            assert (counts[begin : begin + size] >= wanted).all(), f"rank {rank}, {key}"
+            too_often += int((counts[begin : begin + size] - wanted).sum())
+        # Rank 0 lets HDF5 read the metadata, which takes object headers with some bytes of what follows them.
+        assert too_often <= (1024 * len(places) if rank == 0 else 0), f"rank {rank}"
 
 
 def test_an_export_of_a_checkpoint_reads_every_byte_on_one_rank_only(tiny, tiny_tensors, tmp_path):

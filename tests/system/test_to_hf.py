@@ -124,14 +124,6 @@ def test_a_folder_that_lacks_a_rank_is_refused(mini_shards, tmp_path):
     assert not (tmp_path / "out").exists(), result.stderr
 
 
-def test_a_replica_that_disagrees_is_refused(mini, tmp_path):
-    """Two ranks hold the same experts; writing either would be a guess."""
-    run_ok("load", mini, "--ep", 1, "--save-shards", tmp_path / "shards", ranks=2)
-    change_one_element(tmp_path / "shards" / "rank-00001.safetensors", 0, 0, 0)
-    result = expect(3, "to-hf", tmp_path / "shards", tmp_path / "out", says="layers.1.mlp.experts")
-    assert not (tmp_path / "out").exists(), result.stderr
-
-
 def test_an_existing_output_is_kept(mini, mini_store, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
