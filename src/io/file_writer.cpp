@@ -16,7 +16,6 @@ namespace rankslice {
 
 namespace {
 
-constexpr std::uint64_t kMostPerCall = 1_GiB;  // Linux moves at most 0x7ffff000 bytes per call
 constexpr std::uint64_t kWriteBackEvery = 32_MiB;
 
 std::string free_space(int fd) {

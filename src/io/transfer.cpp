@@ -8,15 +8,7 @@
 
 #include "rankslice/error.hpp"
 
-#include "core/literals.hpp"
-
 namespace rankslice {
-
-namespace {
-
-constexpr std::uint64_t kMostPerCall = 1_GiB;  // Linux moves at most 0x7ffff000 bytes per call
-
-}  // namespace
 
 void read_fully(FileReader const& file, ReadOnce const& read_once, std::span<std::byte> out, std::uint64_t offset) {
   auto const& path = file.path();

@@ -8,9 +8,13 @@
 #include <span>
 #include <string>
 
+#include "core/literals.hpp"
 #include "io/file.hpp"
 
 namespace rankslice {
+
+/// Of one `pread` or `pwrite`: Linux moves no more than 0x7ffff000 bytes.
+inline constexpr std::uint64_t kMostPerCall = 1_GiB;
 
 /// One `pread` of `size` bytes at `offset`: the bytes it got, or -1 with `errno` set.
 using ReadOnce = std::function<::ssize_t(std::byte* out, std::size_t size, std::uint64_t offset)>;

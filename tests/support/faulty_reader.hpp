@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -14,7 +15,7 @@ struct ReadFaults {
   std::size_t most_bytes = SIZE_MAX;           ///< Per call: more are asked for, fewer come.
   unsigned interrupt_every = 0;                ///< Every n-th call ends with EINTR; 0: none.
   std::optional<std::uint64_t> fails_at = {};  ///< A call that begins at or after this byte fails with `error`.
-  int error = 5;                               ///< EIO.
+  int error = EIO;                             ///< What it fails with.
   std::optional<std::uint64_t> ends_at = {};   ///< The file ends here, whatever `identity` says.
 };
 
