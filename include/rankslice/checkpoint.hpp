@@ -76,7 +76,7 @@ struct OpenOptions {
   StoreFormat const* store = nullptr;
   /// For a folder of shards: the HF checkpoint or store whose headers and side files are used, instead of the recorded
   /// one.
-  std::string source;
+  std::string source{};
 };
 
 /// Open a folder of safetensors files, a native store, or a folder written by `save_shards`. Rank 0 reads headers and

@@ -9,11 +9,11 @@ namespace rankslice {
 
 struct LoadOptions {
   /// Which tensors, by HF key; all of them when empty.
-  std::function<bool(std::string_view)> keys;
+  std::function<bool(std::string_view)> keys{};
   Device device = Device::automatic;
   /// `full` digests every block while it is in the staging buffer, for `verify`.
   VerifyLevel verify = VerifyLevel::full;
-  CallOptions call;
+  CallOptions call{};
 };
 
 /// Load this rank's slice: its experts of every stacked tensor and all dense tensors, in the native form. Reads each

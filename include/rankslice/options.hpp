@@ -26,8 +26,8 @@ enum class VerifyLevel : std::uint8_t {
 
 /// What every long call accepts.
 struct CallOptions {
-  std::function<void(Progress const&)> progress;  ///< Called on the caller's thread, after every block.
-  std::stop_token stop;                           ///< When it fires the call throws `Interrupted` on every rank.
+  std::function<void(Progress const&)> progress{};  ///< Called on the caller's thread, after every block.
+  std::stop_token stop{};                           ///< When it fires the call throws `Interrupted` on every rank.
 };
 
 }  // namespace rankslice

@@ -9,7 +9,7 @@ namespace rankslice {
 
 struct SaveOptions {
   bool overwrite = false;  ///< Replace what exists under the final name, in one step at the end.
-  CallOptions call;
+  CallOptions call{};
 };
 
 /// Everything in a store but the tensor bytes.

@@ -13,7 +13,7 @@ struct VerifyOptions {
   /// Compared with, beside the digests that the source recorded itself: its own recorded digests, or, when it has
   /// none, those of its bytes, which are then read once by all ranks together.
   Checkpoint const* against = nullptr;
-  CallOptions call;
+  CallOptions call{};
 };
 
 /// One thing that is not as it should be.

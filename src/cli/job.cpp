@@ -83,6 +83,7 @@ CallOptions Job::call() {
   return {.progress =
               [this](Progress const& progress) {
                 if (caught_signal() != 0) stop_.request_stop();
+                last_block_ = std::chrono::steady_clock::now();
                 console.progress(progress);
               },
           .stop = stop_.get_token()};

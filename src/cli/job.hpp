@@ -36,6 +36,9 @@ class Job {
   /// Open the input, and say what it is. Collective.
   [[nodiscard]] std::shared_ptr<Checkpoint const> open_input();
 
+  /// When this rank finished its last block of work.
+  [[nodiscard]] std::chrono::steady_clock::time_point last_block() const { return last_block_; }
+
   /// Run one phase; its seconds go into the report, the slowest rank's. Collective. Returns them.
   double timed(std::string const& phase, std::function<void()> const& step);
 
@@ -54,6 +57,7 @@ class Job {
   void publish();
 
   std::stop_source stop_;
+  std::chrono::steady_clock::time_point last_block_ = std::chrono::steady_clock::now();
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 

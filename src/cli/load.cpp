@@ -64,22 +64,22 @@ void load(Job& job) {
   if (options.dry_run) return list_plan(job, *source, mesh);
 
   StateDict state;
-  LoadOptions const load_options{
-      .keys = {}, .device = Device::automatic, .verify = options.verify_level(), .call = job.call()};
+  LoadOptions const load_options{.verify = options.verify_level(), .call = job.call()};
   job.timed("load", [&] {
     state = options.rank ? rankslice::load(source, mesh, coordinate, load_options)
                          : rankslice::load(source, mesh, job.world, load_options);
   });
-  // From before the checkpoint was opened to the slowest rank's last tensor.
-  std::chrono::duration<double> const mine = std::chrono::steady_clock::now() - start;
-  job.report["seconds"]["load"] = mine.count();
-  job.report_ranks(planned.bytes_read, planned.bytes_owned, mine.count());
-  job.console.say(fmt::format("load     {:.2f} s  {} read once by {} rank(s), experts {} on this one", mine.count(),
+  using Seconds = std::chrono::duration<double>;
+  // From before the checkpoint was opened to the slowest rank's last tensor; each rank's own beside it.
+  auto const seconds_load = Seconds(std::chrono::steady_clock::now() - start).count();
+  job.report["seconds"]["load"] = seconds_load;
+  job.report_ranks(planned.bytes_read, planned.bytes_owned, Seconds(job.last_block() - start).count());
+  job.console.say(fmt::format("load     {:.2f} s  {} read once by {} rank(s), experts {} on this one", seconds_load,
                               human_bytes(job.report["bytes"]["read"].get<std::uint64_t>()), job.world.size(),
                               expert_range(state)));
 
   VerifyReport verified;
-  VerifyOptions const verify_options{.level = options.verify_level(), .against = nullptr, .call = job.call()};
+  VerifyOptions const verify_options{.level = options.verify_level(), .call = job.call()};
   auto const seconds = job.timed("verify", [&] {
     verified =
         options.rank ? rankslice::verify(state, verify_options) : rankslice::verify(state, job.world, verify_options);

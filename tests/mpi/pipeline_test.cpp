@@ -1,0 +1,182 @@
+// The main job through the library, on every rank count: load, prove, store, export, compare bytes.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "rankslice/load.hpp"
+#include "rankslice/store.hpp"
+#include "rankslice/to_hf.hpp"
+#include "rankslice/verify.hpp"
+
+#include "support/job_fixture.hpp"
+
+namespace rankslice::test {
+namespace {
+
+using testing::HasSubstr;
+
+class PipelineTest : public JobTest {
+ protected:
+  static StateDict load_all() {
+    auto const source = open_checkpoint(checkpoint(), world());
+    return load(source, make_mesh(world().size()), world());
+  }
+
+  /// The tensor at this FQN, if this rank holds any of it.
+  static ShardedTensor& stacked(StateDict& state) {
+    return state.tensors.at("model.language_model.layers.1.mlp.experts.gate_and_up_projs");
+  }
+
+  static void expect_equal_folders(std::string const& expected, std::string const& found) {
+    if (world().rank() != 0) return;
+    auto const want = files_below(expected);
+    auto const have = files_below(found);
+    std::vector<std::string> want_names, have_names;
+    for (auto const& [name, bytes] : want) want_names.push_back(name);
+    for (auto const& [name, bytes] : have) have_names.push_back(name);
+    ASSERT_EQ(have_names, want_names);
+    for (auto const& [name, bytes] : want) EXPECT_TRUE(have.at(name) == bytes) << name << " differs";
+  }
+};
+
+TEST_F(PipelineTest, LoadedStateIsProvedAndGivesTheSourceBackByteForByte) {
+  auto const state = load_all();
+  auto const report = verify(state, world());
+  EXPECT_TRUE(report.ok());
+  EXPECT_EQ(report.reference, "none");
+  EXPECT_EQ(report.experts, 7U * 2 * 5);  // gate_up and down, in four decoder layers and one of MTP
+
+  to_hf(state, path("from_state"), world());
+  expect_equal_folders(checkpoint(), path("from_state"));
+}
+
+TEST_F(PipelineTest, StoreIsReferenceWhenLoadedAndExportsTheSource) {
+  save_store(load_all(), path("s.h5"), world());
+  auto const store = open_checkpoint(path("s.h5"), world(), {.store = &native_store()});
+  EXPECT_EQ(store->format, CheckpointFormat::store);
+
+  auto const state = load(store, make_mesh(world().size()), world());
+  auto const report = verify(state, world());
+  EXPECT_TRUE(report.ok());
+  EXPECT_EQ(report.reference, "store");
+
+  to_hf(*store, path("from_store"), world());
+  expect_equal_folders(checkpoint(), path("from_store"));
+  to_hf(state, path("from_loaded_store"), world());
+  expect_equal_folders(checkpoint(), path("from_loaded_store"));
+}
+
+TEST_F(PipelineTest, ShardsGiveTheSourceBack) {
+  save_shards(load_all(), path("shards"), world());
+  auto const shards = open_checkpoint(path("shards"), world());
+  EXPECT_EQ(shards->format, CheckpointFormat::shards);
+  to_hf(*shards, path("from_shards"), world());
+  expect_equal_folders(checkpoint(), path("from_shards"));
+}
+
+TEST_F(PipelineTest, ReplicasOfTheMeshShareTheExport) {
+  if (world().size() != 4) GTEST_SKIP() << "needs 4 ranks for ep_replicate 2 × ep 2";
+  auto const source = open_checkpoint(checkpoint(), world());
+  auto const state = load(source, make_mesh(4, 2), world());
+  EXPECT_TRUE(verify(state, world()).ok());
+  to_hf(state, path("from_replicas"), world());
+  expect_equal_folders(checkpoint(), path("from_replicas"));
+  save_store(state, path("from_replicas.h5"), world());
+  auto const store = open_checkpoint(path("from_replicas.h5"), world(), {.store = &native_store()});
+  EXPECT_TRUE(verify(*store, world(), {.against = source.get()}).ok());
+}
+
+TEST_F(PipelineTest, OneChangedElementChangesExactlyItsBytes) {
+  auto state = load_all();
+  auto& tensor = stacked(state);                                  // native [E, H, 2I]
+  constexpr std::uint64_t kExpert = 4, kColumn = 10, kRow = 100;  // of the HF matrix [2I, H]: row 100, column 10
+  auto const width = tensor.parameter.shape[2];
+  if (auto const held = tensor.part(); held.begin <= kExpert && kExpert < held.end) {
+    auto const expert = (kExpert - held.begin) * tensor.parameter.part_bytes(Form::native);
+    auto* const element = tensor.data.data.get() + expert + (kColumn * width + kRow) * 2;
+    element[0] ^= std::byte{0x5a};
+    element[1] ^= std::byte{0x01};
+  }
+  to_hf(state, path("changed"), world());
+
+  if (world().rank() == 0) {
+    auto const& catalog = state.source->catalog;
+    auto const& place = catalog.tensors[tensor.index].extent;
+    auto const offset = place.bytes.begin + kExpert * tensor.parameter.part_bytes(Form::hf) +
+                        (kRow * tensor.parameter.hf_shape[2] + kColumn) * 2;
+    auto want = files_below(checkpoint());
+    auto& file = want.at(catalog.files[place.file].name);
+    file[offset] = static_cast<char>(file[offset] ^ 0x5a);
+    file[offset + 1] = static_cast<char>(file[offset + 1] ^ 0x01);
+    EXPECT_TRUE(files_below(path("changed")) == want);
+  }
+  EXPECT_FALSE(verify(state, world()).ok()) << "held is no longer what was read";
+}
+
+// What loading could do wrong, done on purpose to the finished state: each is found, and named, without a reference.
+TEST_F(PipelineTest, SwappedExpertsAreNamedWithTheExpertWhoseValuesTheyHold) {
+  auto state = load_all();
+  auto& tensor = stacked(state);
+  if (tensor.part().size() >= 2) {  // all ranks but the last of 4
+    auto const bytes = tensor.parameter.part_bytes(Form::native);
+    std::swap_ranges(tensor.data.data.get(), tensor.data.data.get() + bytes, tensor.data.data.get() + bytes);
+  }
+  auto const report = verify(state, world());
+  ASSERT_FALSE(report.ok());
+  EXPECT_THAT(report.mismatches.front().what,
+              testing::AllOf(HasSubstr("rank 0: layer 1, expert 0"), HasSubstr("holds the values of expert 1")));
+  EXPECT_EQ(report.mismatches.front().expert, 0);
+}
+
+TEST_F(PipelineTest, SwappedGateAndUpAreFound) {
+  auto state = load_all();
+  auto& tensor = stacked(state);
+  auto const half = tensor.parameter.shape[2] / 2 * 2;  // bytes of gate, then of up, in each row of an expert
+  for (auto* row = tensor.data.data.get(); row < tensor.data.data.get() + tensor.data.bytes; row += 2 * half) {
+    std::swap_ranges(row, row + half, row + half);
+  }
+  EXPECT_EQ(verify(state, world()).mismatches.size(), 7U);
+}
+
+TEST_F(PipelineTest, ADenseTensorThatDiffersOnOneRankIsFound) {
+  auto state = load_all();
+  auto const last = world().size() - 1;
+  if (world().rank() == last) *state.tensors.at("lm_head.weight").data.data ^= std::byte{1};
+  auto const report = verify(state, world());
+  ASSERT_EQ(report.mismatches.size(), 1U);
+  EXPECT_EQ(report.mismatches.front().tensor, "lm_head.weight");
+  EXPECT_EQ(report.mismatches.front().rank, last);
+}
+
+TEST_F(PipelineTest, AMissingTensorOnOneRankIsAnErrorOfAll) {
+  auto state = load_all();
+  if (world().rank() == world().size() - 1) state.tensors.erase("lm_head.weight");
+  try {
+    to_hf(state, path("incomplete"), world());
+    FAIL() << "exported without lm_head.weight";
+  } catch (Error const& error) {
+    EXPECT_THAT(error.what(), HasSubstr("lm_head.weight"));
+    EXPECT_EQ(error.rank, world().size() == 1 ? error.rank : world().size() - 1);
+  }
+  EXPECT_FALSE(std::filesystem::exists(path("incomplete")));
+}
+
+TEST_F(PipelineTest, SelectedKeysAreLoadedAndProvedAlone) {
+  auto const source = open_checkpoint(checkpoint(), world());
+  auto const state =
+      load(source, make_mesh(world().size()), world(),
+           {.keys = [](std::string_view key) { return key.starts_with("model.language_model.layers.2."); }});
+  EXPECT_TRUE(state.tensors.contains("model.language_model.layers.2.mlp.experts.down_projs"));
+  EXPECT_FALSE(state.tensors.contains("lm_head.weight"));
+  EXPECT_TRUE(verify(state, world()).ok());
+}
+
+TEST_F(PipelineTest, AMeshOfAnotherSizeIsAnErrorOfAll) {
+  auto const source = open_checkpoint(checkpoint(), world());
+  EXPECT_THROW((void)load(source, make_mesh(world().size() + 1), world()), Error);
+}
+
+}  // namespace
+}  // namespace rankslice::test
