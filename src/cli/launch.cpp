@@ -2,13 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <array>
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
 #include <optional>
 
-#include "rankslice/mpi.hpp"
+#include "rankslice/error.hpp"
 
 namespace rankslice::cli {
 
@@ -43,44 +42,13 @@ LaunchEnvironment launch_environment() {
   return env;
 }
 
-Launch::Launch(std::string const& comm, std::chrono::milliseconds timeout) {
-  auto const env = launch_environment();
-  if (env.has_mpi || comm == "mpi") {
-    int provided = 0;
-    MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
-    mpi_ = true;
-    world_ = make_mpi_communicator(MPI_COMM_WORLD, {.timeout = timeout});
-  } else {
-    world_ = make_solo_communicator();
-  }
-  if (world_->size() == 1 && env.ranks > 1) {
-    world_.reset();
-    if (mpi_) MPI_Finalize();
-    throw CommError(ExitCode::bad_launch,
-                    fmt::format("{} says that this job has {} ranks, but {}: each process would do all the work alone. "
-                                "Likely cause: the launcher speaks another PMI than this program's MPI library; start "
-                                "it with the mpirun of that library, or with srun --mpi=pmix",
-                                env.says, env.ranks, mpi_ ? "MPI sees only one" : "no MPI launcher started it"));
-  }
-}
-
-Launch::~Launch() {
-  world_.reset();
-  if (mpi_) MPI_Finalize();
-}
-
-void Launch::abort(ExitCode code) {
-  if (mpi_) MPI_Abort(MPI_COMM_WORLD, static_cast<int>(code));
-  std::_Exit(static_cast<int>(code));
-}
-
-std::string Launch::mpi_version() const {
-  if (!mpi_) return {};
-  std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
-  int length = 0;
-  MPI_Get_library_version(text.data(), &length);
-  std::string const version(text.data(), static_cast<std::size_t>(length));
-  return version.substr(0, version.find(','));
+void require_one_job(LaunchEnvironment const& env, int world_size, bool mpi) {
+  if (world_size > 1 || env.ranks == 1) return;
+  throw CommError(ExitCode::bad_launch,
+                  fmt::format("{} says that this job has {} ranks, but {}: each process would do all the work alone. "
+                              "Likely cause: the launcher speaks another PMI than this program's MPI library; start it "
+                              "with the mpirun of that library, or with srun --mpi=pmix",
+                              env.says, env.ranks, mpi ? "MPI sees only one" : "no MPI launcher started it"));
 }
 
 }  // namespace rankslice::cli

@@ -1,10 +1,6 @@
 #pragma once
 
-#include <chrono>
-#include <memory>
 #include <string>
-
-#include "rankslice/communicator.hpp"
 
 namespace rankslice::cli {
 
@@ -17,25 +13,8 @@ struct LaunchEnvironment {
 };
 [[nodiscard]] LaunchEnvironment launch_environment();
 
-/// MPI, from its start to its end, and the communicator of all ranks. A process that no MPI launcher started is a job
-/// of one rank and does not touch MPI.
-class Launch {
- public:
-  /// @throws CommError `bad_launch` when the launcher speaks of more ranks than MPI knows.
-  Launch(std::string const& comm, std::chrono::milliseconds timeout);
-  ~Launch();
-  Launch(Launch const&) = delete;
-  Launch& operator=(Launch const&) = delete;
-
-  [[nodiscard]] Communicator& world() { return *world_; }
-  /// End all ranks with `code`: for errors that the other ranks do not know of.
-  [[noreturn]] void abort(ExitCode code);
-  /// "Open MPI v4.1.4", or nothing without MPI.
-  [[nodiscard]] std::string mpi_version() const;
-
- private:
-  bool mpi_ = false;
-  std::unique_ptr<Communicator> world_;
-};
+/// Refuse to be one of several one-rank jobs that believe they are ranks of one. `mpi`: whether MPI was started.
+/// @throws CommError `bad_launch`, with the likely cause.
+void require_one_job(LaunchEnvironment const& env, int world_size, bool mpi);
 
 }  // namespace rankslice::cli

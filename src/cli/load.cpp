@@ -16,6 +16,7 @@ namespace {
 
 /// Outputs that are in the way are told before hours of reading, not after.
 void require_free(Options const& options) {
+  if (options.rank) return;  // adds a file to a folder that other ranks fill as well
   auto const probe = [&](std::string const& path, StagedOutput::Kind kind) {
     if (!path.empty()) StagedOutput const made_and_removed(path, kind, options.overwrite);
   };
@@ -50,12 +51,13 @@ void write_outputs(Job& job, StateDict const& state) {
 
 void load(Job& job) {
   auto const& options = job.options;
-  auto const mesh = make_mesh(options.ranks.value_or(job.world.size()), options.ep, options.ep_shard);
+  Mesh mesh;
+  on_every_rank(job.world, [&] {
+    mesh = make_mesh(options.ranks.value_or(job.world.size()), options.ep, options.ep_shard);
+    if (job.world.rank() == 0) require_free(options);
+  });
   auto const coordinate = mesh.coordinate(options.rank.value_or(job.world.rank()));
   job.report_mesh(mesh);
-  on_every_rank(job.world, [&] {
-    if (job.world.rank() == 0 && !options.rank) require_free(options);
-  });
 
   auto const start = std::chrono::steady_clock::now();
   auto const source = job.open_input();

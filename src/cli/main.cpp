@@ -1,9 +1,14 @@
 #include <fmt/format.h>
+#include <mpi.h>
 
+#include <array>
+#include <cstdlib>
 #include <map>
+#include <memory>
 #include <optional>
 
 #include "rankslice/error.hpp"
+#include "rankslice/mpi.hpp"
 
 #include "cli/commands.hpp"
 #include "cli/launch.hpp"
@@ -11,6 +16,55 @@
 namespace rankslice::cli {
 
 namespace {
+
+/// MPI from its start to its end, and the communicator of all ranks. A process that no MPI launcher started is a job of
+/// one rank and does not touch MPI.
+class Ranks {
+ public:
+  /// @throws CommError `bad_launch` when the launcher speaks of more ranks than MPI knows.
+  explicit Ranks(Options const& options) {
+    auto const env = launch_environment();
+    if (env.has_mpi || options.comm == "mpi") {
+      mpi_ = std::make_unique<Mpi>();
+      world_ = make_mpi_communicator(MPI_COMM_WORLD, {.timeout = options.timeout()});
+    } else {
+      world_ = make_solo_communicator();
+    }
+    require_one_job(env, world_->size(), mpi_ != nullptr);
+  }
+
+  [[nodiscard]] Communicator& world() { return *world_; }
+
+  /// End all ranks: for errors that the others do not know of.
+  [[noreturn]] void abort(ExitCode code) {
+    if (mpi_) MPI_Abort(MPI_COMM_WORLD, static_cast<int>(code));
+    std::_Exit(static_cast<int>(code));
+  }
+
+  /// "Open MPI v4.1.4", or nothing without MPI.
+  [[nodiscard]] std::string mpi_version() const {
+    if (!mpi_) return {};
+    std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
+    int length = 0;
+    MPI_Get_library_version(text.data(), &length);
+    std::string const version(text.data(), static_cast<std::size_t>(length));
+    return version.substr(0, version.find(','));
+  }
+
+ private:
+  struct Mpi {
+    Mpi() {
+      int provided = 0;
+      MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
+    }
+    ~Mpi() { MPI_Finalize(); }
+    Mpi(Mpi const&) = delete;
+    Mpi& operator=(Mpi const&) = delete;
+  };
+
+  std::unique_ptr<Mpi> mpi_;  // outlives the communicator
+  std::unique_ptr<Communicator> world_;
+};
 
 using Command = void (*)(Job&);
 
@@ -30,26 +84,31 @@ int exit_code(Error const& error) {
   return static_cast<int>(error.code);
 }
 
-/// Run the command, and report how it ended. Returns the exit code.
-int run(Options const& options, Communicator& world, Launch* launch) {
-  Job job(options, world, launch != nullptr ? launch->mpi_version() : "");
+/// Tell and report an error. One that the ranks agreed on is told by rank 0, any other by the rank that has it.
+void tell(Job& job, Error const& error, bool agreed) {
+  if (!agreed || job.world.rank() == 0) {
+    auto const rank = agreed ? error.rank : job.world.rank();
+    job.console.error(job.world.size() > 1 ? fmt::format("rank {}: {}", rank, error.what()) : error.what());
+  }
+  try {
+    job.fail(error);
+  } catch (Error const& unreported) {
+    job.console.error(unreported.what());
+  }
+}
+
+/// Run the command, and report how it ended. Returns the exit code. `ranks` is null for a command that does not use
+/// them.
+int run(Options const& options, Communicator& world, Ranks* ranks) {
+  Job job(options, world, ranks != nullptr ? ranks->mpi_version() : "");
   try {
     find_command(options.command)(job);
     on_every_rank(world, [&] { job.finish(); });
     return static_cast<int>(ExitCode::done);
   } catch (Error const& error) {
-    // Agreed errors are known to all ranks; rank 0 tells them once. Any other is this rank's alone.
     auto const agreed = error.rank >= 0 || world.size() == 1;
-    if (!agreed || world.rank() == 0) {
-      job.console.error(world.size() > 1 ? fmt::format("rank {}: {}", agreed ? error.rank : world.rank(), error.what())
-                                         : error.what());
-    }
-    try {
-      job.fail(error);
-    } catch (Error const& unreported) {
-      job.console.error(unreported.what());
-    }
-    if (!agreed && launch != nullptr) launch->abort(error.code);
+    tell(job, error, agreed);
+    if (!agreed && ranks != nullptr) ranks->abort(error.code);
     return exit_code(error);
   }
 }
@@ -60,8 +119,8 @@ int start(Options const& options) {
     auto const world = make_solo_communicator();
     return run(options, *world, nullptr);
   }
-  Launch launch(options.comm, options.timeout());
-  return run(options, launch.world(), &launch);
+  Ranks ranks(options);
+  return run(options, ranks.world(), &ranks);
 }
 
 }  // namespace

@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cctype>
 #include <iostream>
 
@@ -193,10 +192,18 @@ void check(Options const& o) {
   }
 }
 
-/// Names that are promised for later, so that asking for them is not told to be a typing error.
-void refuse_reserved_commands(int argc, char** argv) {
-  constexpr std::array kReserved{"bench", "doctor", "serve", "ctl"};
-  if (argc > 1) refuse(std::ranges::find(kReserved, std::string_view(argv[1])) != kReserved.end(), argv[1]);
+/// The parser itself says of a word that is no command only that a command is required.
+void check_command_name(CLI::App const& app, int argc, char** argv) {
+  if (argc < 2 || argv[1][0] == '-') return;
+  std::string const word = argv[1];
+  // Names that are promised for later: asking for them is no typing error.
+  for (auto const* reserved : {"bench", "doctor", "serve", "ctl"}) refuse(word == reserved, word);
+  std::string known;
+  for (auto const* const command : app.get_subcommands({})) {
+    if (command->get_name() == word) return;
+    known += (known.empty() ? "" : ", ") + command->get_name();
+  }
+  throw UsageError(fmt::format("{}: no such command; there are {}", word, known));
 }
 
 }  // namespace
@@ -208,7 +215,6 @@ std::chrono::milliseconds Options::timeout() const {
 VerifyLevel Options::verify_level() const { return verify == "off" ? VerifyLevel::off : VerifyLevel::full; }
 
 std::optional<Options> parse_options(int argc, char** argv) {
-  refuse_reserved_commands(argc, argv);
   Options options;
   CLI::App app("Distributed loading of Mixture-of-Experts checkpoints: every rank reads only its expert slice.");
   app.name("rankslice");
@@ -220,6 +226,7 @@ std::optional<Options> parse_options(int argc, char** argv) {
       "  mpirun -n 4 rankslice to-hf tiny.h5 exported\n\n"
       "RANKSLICE_… variables stand behind every option: RANKSLICE_TIMEOUT=60 is --timeout 60; the command line wins.");
   for (auto* const add : {add_inspect, add_plan, add_synth, add_load, add_verify, add_to_hf}) add(app, options);
+  check_command_name(app, argc, argv);
   try {
     app.parse(argc, argv);
   } catch (CLI::Success const& done) {  // --help, --version

@@ -10,10 +10,10 @@ namespace rankslice::cli {
 void to_hf(Job& job) {
   auto const& options = job.options;
   auto const checkpoint = job.open_input();
-  if (!options.source.empty() && checkpoint->format != CheckpointFormat::shards) {
-    throw UsageError("--source goes with a folder of shards; " + options.input +
-                     " brings its own headers and side files");
-  }
+  on_every_rank(job.world, [&] {
+    if (options.source.empty() || checkpoint->format == CheckpointFormat::shards) return;
+    throw UsageError("--source goes with a folder of shards; " + options.input + " brings its own headers");
+  });
   job.report_mesh(make_mesh(job.world.size()));
   if (options.dry_run) {
     job.console.say(fmt::format("to-hf would write {} and {} to {}", counted(checkpoint->hf.files.size(), "file"),
