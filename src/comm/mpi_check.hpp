@@ -23,7 +23,7 @@ using UniqueMpiComm = UniqueHandle<MpiCommTraits>;
 [[noreturn]] void abort_job(MPI_Comm comm, ExitCode code, std::string_view message);
 
 /// Aborts the job unless `rc` is MPI_SUCCESS: after an MPI error nothing is certain about the communicator, and other
-/// ranks may wait for this one.
+/// ranks may wait for this one. With `ExitCode::timeout`, as such errors mean that another rank cannot be reached.
 void check_mpi(int rc, MPI_Comm comm, std::source_location at = std::source_location::current());
 
 }  // namespace rankslice
