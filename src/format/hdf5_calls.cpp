@@ -1,6 +1,10 @@
 #include "format/hdf5_calls.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
 
 #include "rankslice/error.hpp"
 
@@ -34,6 +38,7 @@ herr_t take_innermost(unsigned depth, H5E_error2_t const* error, void* out) noex
 InnermostError innermost_error() {
   InnermostError error;
   H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, take_innermost, &error);
+  std::ranges::replace(error.text, '\n', ' ');
   if (error.text.empty()) error.text = "no reason given";
   return error;
 }
@@ -144,14 +149,12 @@ void refuse(Subject const& subject, std::string_view reason) {
   throw FormatError(message(subject, reason), subject.path, subject.tensor);
 }
 
-UniqueFile create_file(Subject const& subject) {
+UniqueFile create_file(int descriptor, Subject const& subject) {
   auto const creation = without_times(H5P_FILE_CREATE, subject);
   auto const access = file_access(subject);
-  UniqueFile file(H5Fcreate(subject.path.c_str(), H5F_ACC_EXCL, creation.get(), access.get()));
-  if (!file.valid()) {
-    throw IoError(ExitCode::cannot_create, message(subject, "H5Fcreate failed: " + innermost_error().text),
-                  subject.path);
-  }
+  // HDF5 takes names only, and real ones; it writes nothing of worth before the file is flushed.
+  UniqueFile file(checked(H5Fcreate("/dev/null", H5F_ACC_TRUNC, creation.get(), access.get()), "H5Fcreate", subject));
+  redirect(file, descriptor, subject);
   return file;
 }
 
@@ -163,6 +166,13 @@ UniqueFile open_file(Subject const& subject) {
 
 void flush(UniqueFile const& file, Subject const& subject) {
   checked(H5Fflush(file.get(), H5F_SCOPE_GLOBAL), "H5Fflush", subject);
+}
+
+void redirect(UniqueFile const& file, int descriptor, Subject const& subject) {
+  UniquePropertyList const access(checked(H5Fget_access_plist(file.get()), "H5Fget_access_plist", subject));
+  void* handle = nullptr;  // the sec2 driver's: its descriptor
+  checked(H5Fget_vfd_handle(file.get(), access.get(), &handle), "H5Fget_vfd_handle", subject);
+  checked(::dup3(descriptor, *static_cast<int*>(handle), O_CLOEXEC), "dup3", subject);
 }
 
 UniqueGroup create_group(hid_t parent, Subject const& subject) {
@@ -217,18 +227,6 @@ std::optional<std::uint64_t> offset_of(UniqueDataset const& dataset) {
 }
 
 std::uint64_t stored_bytes(UniqueDataset const& dataset) { return H5Dget_storage_size(dataset.get()); }
-
-void write_entries(UniqueDataset const& dataset, UniqueDatatype const& type, std::uint64_t first,
-                   std::span<std::byte const> bytes, Subject const& subject) {
-  hsize_t const begin = first;
-  hsize_t const count = bytes.size() / H5Tget_size(type.get());
-  UniqueDataspace const file_space(checked(H5Dget_space(dataset.get()), "H5Dget_space", subject));
-  checked(H5Sselect_hyperslab(file_space.get(), H5S_SELECT_SET, &begin, nullptr, &count, nullptr),
-          "H5Sselect_hyperslab", subject);
-  auto const memory_space = dataspace({count}, subject);
-  checked(H5Dwrite(dataset.get(), type.get(), memory_space.get(), file_space.get(), H5P_DEFAULT, bytes.data()),
-          "H5Dwrite", subject);
-}
 
 void write_text(hid_t object, char const* name, std::string_view text, Subject const& subject) {
   auto const padded = text.empty() ? std::string(1, '\0') : std::string(text);  // HDF5 has no strings of length 0

@@ -86,9 +86,12 @@ void close(UniqueHandle<HandleTraits<Close>>& handle, std::string_view call, Sub
 
 // Files. Created with checksummed metadata, data on 1 MiB boundaries and no times, so that equal contents are equal
 // bytes. Never locked: not every file system can, and the writer publishes by renaming.
-[[nodiscard]] UniqueFile create_file(Subject const& subject);
+/// In an open, empty file, whose descriptor stays the caller's.
+[[nodiscard]] UniqueFile create_file(int descriptor, Subject const& subject);
 [[nodiscard]] UniqueFile open_file(Subject const& subject);  ///< For what `subject.access` says.
 void flush(UniqueFile const& file, Subject const& subject);
+/// From now on HDF5 reads and writes another file under this name. Does not take the descriptor.
+void redirect(UniqueFile const& file, int descriptor, Subject const& subject);
 
 // Groups. Absolute paths.
 [[nodiscard]] UniqueGroup create_group(hid_t parent, Subject const& subject);
@@ -110,9 +113,6 @@ struct Link {
 /// Of the first byte in the file; nothing when the dataset has no storage, as one without elements.
 [[nodiscard]] std::optional<std::uint64_t> offset_of(UniqueDataset const& dataset);
 [[nodiscard]] std::uint64_t stored_bytes(UniqueDataset const& dataset);
-/// Write entries [first, first + bytes / entry size) of a dataset of one axis. No conversion.
-void write_entries(UniqueDataset const& dataset, UniqueDatatype const& type, std::uint64_t first,
-                   std::span<std::byte const> bytes, Subject const& subject);
 
 // Attributes.
 void write_text(hid_t object, char const* name, std::string_view text, Subject const& subject);

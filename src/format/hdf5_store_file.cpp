@@ -117,16 +117,31 @@ void StoreFile::read_tensors(StoreContents& contents) {
   }
 }
 
-std::vector<StoreContents::RecordedDigest> StoreFile::read_digests(char const* group) {
-  std::vector<StoreContents::RecordedDigest> digests;
-  for (auto const& member : members(group)) {
+std::vector<StoreFile::Member> StoreFile::digest_members(char const* group) {
+  auto found = members(group);
+  for (auto const& member : found) {
     auto const& form = member.form;
     if (form.dtype != DType::U64 || form.shape.size() != 1 || form.bytes == 0) {
       refuse(member.subject,
              fmt::format("expected U64 [1 + entries], found {} {}", name(form.dtype), to_string(form.shape)));
     }
+  }
+  return found;
+}
+
+std::map<std::string, Range> StoreFile::digest_places(char const* group) {
+  std::map<std::string, Range> places;
+  for (auto const& member : digest_members(group)) {
+    places[member.name] = {member.offset, member.offset + member.form.bytes};
+  }
+  return places;
+}
+
+std::vector<StoreContents::RecordedDigest> StoreFile::read_digests(char const* group) {
+  std::vector<StoreContents::RecordedDigest> digests;
+  for (auto const& member : digest_members(group)) {
     auto const bytes = read_bytes(member);
-    std::vector<std::uint64_t> values(form.shape[0]);
+    std::vector<std::uint64_t> values(member.form.shape[0]);
     std::memcpy(values.data(), bytes.data(), bytes.size());
     digests.push_back({member.name, std::move(values)});
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -26,6 +27,9 @@ class StoreFile {
   /// checksums. @throws FormatError naming the object.
   [[nodiscard]] StoreContents contents();
 
+  /// The bytes of the file that hold the digests of a group, by HF key.
+  [[nodiscard]] std::map<std::string, Range> digest_places(char const* group);
+
  private:
   struct Member {
     std::string name;  ///< Unescaped.
@@ -39,6 +43,7 @@ class StoreFile {
   [[nodiscard]] std::vector<Member> members(char const* group);
   [[nodiscard]] Member open_member(char const* group, Link const& link) const;
   [[nodiscard]] std::vector<Member> byte_members(char const* group);
+  [[nodiscard]] std::vector<Member> digest_members(char const* group);
   void read_tensors(StoreContents& contents);
   void read_source(StoreContents& contents);
   [[nodiscard]] std::vector<StoreContents::RecordedDigest> read_digests(char const* group);

@@ -3,12 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 
 #include "rankslice/error.hpp"
 
 #include "core/fingerprint.hpp"
 #include "core/literals.hpp"
 #include "format/hdf5_calls.hpp"
+#include "format/hdf5_memory_file.hpp"
 #include "format/hdf5_names.hpp"
 #include "format/hdf5_seal.hpp"
 #include "format/hdf5_store_file.hpp"
@@ -23,151 +25,176 @@ using namespace hdf5;
 
 constexpr std::uint64_t kCopyBytes = 4_MiB;
 
-Subject writing_to(std::string const& path) { return {path, "/", {}, Access::writing}; }
-
-std::string member(char const* group, std::string const& name) { return fmt::format("{}/{}", group, escape(name)); }
-
-/// On stable storage: HDF5 itself never syncs.
-void close_synced(UniqueFile& file, Subject const& subject) {
-  flush(file, subject);
-  close(file, "H5Fclose", subject);
-  auto writer = FileWriter::open(subject.path);
-  writer.sync();
-  writer.close();
-}
-
-void create_groups(UniqueFile const& file, Subject const& subject) {
-  for (auto const* group : {kStateDictGroup, kDigestGroup, kDigestSourceGroup, kDigestStoredGroup, kSourceGroup,
-                            kFilesGroup, kIndexGroup, kSideFilesGroup}) {
-    auto created = create_group(file.get(), subject.at(group));
-    close(created, "H5Gclose", subject.at(group));
-  }
-}
-
-std::uint64_t create_parameter(UniqueFile const& file, StoreContents::Tensor const& tensor, Subject const& subject) {
-  auto dataset = create_tensor(file.get(), tensor.dtype, tensor.shape, subject);
-  auto const offset = offset_of(dataset).value_or(0);
-  close(dataset, "H5Dclose", subject);
-  return offset;
-}
-
-void write_digest(UniqueDataset& dataset, std::vector<std::uint64_t> const& values, Subject const& subject) {
-  if (shape_of(dataset, subject) != Shape{values.size()}) {
-    refuse(subject,
-           fmt::format("expected {} digests, found axes {}", values.size(), to_string(shape_of(dataset, subject))));
-  }
-  write_entries(dataset, element_type(DType::U64, subject), 0, std::as_bytes(std::span(values)), subject);
-  close(dataset, "H5Dclose", subject);
-}
-
-void create_digests(UniqueFile const& file, char const* group,
-                    std::vector<StoreContents::RecordedDigest> const& digests, Subject const& root) {
-  for (auto const& digest : digests) {
-    auto const subject = root.at(member(group, digest.hf_key));
-    auto dataset = create_tensor(file.get(), DType::U64, {digest.values.size()}, subject);
-    write_digest(dataset, digest.values, subject);
-  }
-}
-
-void rewrite_digests(UniqueFile const& file, char const* group,
-                     std::vector<StoreContents::RecordedDigest> const& digests, Subject const& root) {
-  for (auto const& digest : digests) {
-    auto const subject = root.at(member(group, digest.hf_key));
-    auto dataset = open_dataset(file.get(), subject);
-    write_digest(dataset, digest.values, subject);
-  }
-}
-
-/// Bytes that are in memory, with their checksum. The dataset, for further attributes.
-UniqueDataset create_bytes(UniqueFile const& file, std::span<std::byte const> bytes, Subject const& subject) {
-  auto dataset = create_tensor(file.get(), DType::U8, {bytes.size()}, subject);
-  write_entries(dataset, element_type(DType::U8, subject), 0, bytes, subject);
-  write_text(dataset.get(), kChecksumAttribute, xxh3_128(bytes), subject);
-  return dataset;
-}
-
-void create_file_header(UniqueFile const& file, HfFile const& hf_file, Subject const& subject) {
-  auto dataset = create_bytes(file, hf_file.header, subject);
-  write_number(dataset.get(), kFileSizeAttribute, hf_file.size, subject);
-  close(dataset, "H5Dclose", subject);
-}
-
-/// Copy a side file from where it lies. Its checksum.
-std::string copy_bytes(SideFile const& side, UniqueDataset const& dataset, Subject const& subject) {
+/// Read a side file in bounded pieces, each with its place in the file. The checksum of what was read.
+template <typename Sink>
+std::string read_pieces(SideFile const& side, Sink&& sink) {
   auto const reader = open_reader(side.path);
-  auto const type = element_type(DType::U8, subject);
   std::vector<std::byte> buffer(std::min(side.size, kCopyBytes));
   Xxh3Stream checksum;
   for (std::uint64_t done = 0; done < side.size; done += buffer.size()) {
     auto const piece = std::span(buffer).first(std::min(side.size - done, kCopyBytes));
     reader->read(piece, side.offset + done);
     checksum.add(piece);
-    write_entries(dataset, type, done, piece, subject);
+    sink(piece, done);
   }
   return checksum.hex();
 }
 
-void create_side_file(UniqueFile const& file, SideFile const& side, Subject const& subject) {
-  auto dataset = create_tensor(file.get(), DType::U8, {side.size}, subject);
-  auto const checksum = copy_bytes(side, dataset, subject);
-  if (!side.checksum.empty() && side.checksum != checksum) {
-    throw FormatError(fmt::format("{}: side file {} at byte {}: expected checksum {}, found {}", side.path, side.name,
-                                  side.offset, side.checksum, checksum),
-                      side.path);
-  }
-  write_text(dataset.get(), kChecksumAttribute, checksum, subject);
-  close(dataset, "H5Dclose", subject);
+void check_checksum(SideFile const& side, std::string const& found) {
+  if (side.checksum.empty() || side.checksum == found) return;
+  throw FormatError(fmt::format("{}: side file {} at byte {}: expected checksum {}, found {}", side.path, side.name,
+                                side.offset, side.checksum, found),
+                    side.path);
 }
 
-void create_source(UniqueFile const& file, HfLayout const& hf, Subject const& root) {
-  for (auto const& hf_file : hf.files) create_file_header(file, hf_file, root.at(member(kFilesGroup, hf_file.name)));
-  if (!hf.index_name.empty()) {
-    auto const subject = root.at(member(kIndexGroup, hf.index_name));
-    auto dataset = create_bytes(file, hf.index, subject);
-    close(dataset, "H5Dclose", subject);
+/// A store in the making: in memory, but for the bytes of side files, which are copied last.
+class NewStore {
+ public:
+  explicit NewStore(std::string const& path)
+      : root_{path, "/", {}, Access::writing},
+        disk_(FileWriter::create(path)),
+        memory_bytes_(FileWriter::open(memory_.path())),
+        file_(create_file(memory_.descriptor(), root_)) {
+    write_text(file_.get(), kFormatAttribute, kFormatVersion, root_);
+    for (auto const* group : {kStateDictGroup, kDigestGroup, kDigestSourceGroup, kDigestStoredGroup, kSourceGroup,
+                              kFilesGroup, kIndexGroup, kSideFilesGroup}) {
+      auto const created = create_group(file_.get(), root_.at(group));
+    }
   }
-  for (auto const& side : hf.side_files) create_side_file(file, side, root.at(member(kSideFilesGroup, side.name)));
+
+  void add_family(std::string const& family) { write_text(file_.get(), kFamilyAttribute, family, root_); }
+  /// The offset of its first byte.
+  [[nodiscard]] std::uint64_t add_tensor(StoreContents::Tensor const& tensor);
+  void add_digests(char const* group, std::vector<StoreContents::RecordedDigest> const& digests);
+  void add_source(HfLayout const& hf);
+  /// The size of the file, which is on stable storage.
+  [[nodiscard]] std::uint64_t finish();
+
+ private:
+  [[nodiscard]] Subject member(char const* group, std::string const& name) const {
+    return root_.at(fmt::format("{}/{}", group, escape(name)), group == kStateDictGroup ? name : "");
+  }
+  /// A dataset of bytes that are in memory, with their checksum.
+  UniqueDataset add_bytes(std::span<std::byte const> bytes, Subject const& subject);
+  void add_side_file(SideFile side);
+
+  QuietErrors quiet_;
+  Subject root_;
+  FileWriter disk_;
+  MemoryFile memory_;
+  FileWriter memory_bytes_;
+  UniqueFile file_;
+  std::vector<std::pair<std::uint64_t, SideFile>> to_copy_;  ///< Behind the offsets where they belong.
+};
+
+std::uint64_t NewStore::add_tensor(StoreContents::Tensor const& tensor) {
+  auto const subject = member(kStateDictGroup, tensor.fqn);
+  return offset_of(create_tensor(file_.get(), tensor.dtype, tensor.shape, subject)).value_or(0);
+}
+
+void NewStore::add_digests(char const* group, std::vector<StoreContents::RecordedDigest> const& digests) {
+  for (auto const& digest : digests) {
+    auto const subject = member(group, digest.hf_key);
+    auto const dataset = create_tensor(file_.get(), DType::U64, {digest.values.size()}, subject);
+    memory_bytes_.write(std::as_bytes(std::span(digest.values)), offset_of(dataset).value_or(0));
+  }
+}
+
+UniqueDataset NewStore::add_bytes(std::span<std::byte const> bytes, Subject const& subject) {
+  auto dataset = create_tensor(file_.get(), DType::U8, {bytes.size()}, subject);
+  memory_bytes_.write(bytes, offset_of(dataset).value_or(0));
+  write_text(dataset.get(), kChecksumAttribute, xxh3_128(bytes), subject);
+  return dataset;
+}
+
+void NewStore::add_side_file(SideFile side) {
+  auto const subject = member(kSideFilesGroup, side.name);
+  auto const dataset = create_tensor(file_.get(), DType::U8, {side.size}, subject);
+  auto const checksum = read_pieces(side, [](auto, auto) {});
+  check_checksum(side, checksum);
+  write_text(dataset.get(), kChecksumAttribute, checksum, subject);
+  side.checksum = checksum;
+  to_copy_.emplace_back(offset_of(dataset).value_or(0), std::move(side));
+}
+
+void NewStore::add_source(HfLayout const& hf) {
+  for (auto const& file : hf.files) {
+    auto const subject = member(kFilesGroup, file.name);
+    auto const dataset = add_bytes(file.header, subject);
+    write_number(dataset.get(), kFileSizeAttribute, file.size, subject);
+  }
+  if (!hf.index_name.empty()) add_bytes(hf.index, member(kIndexGroup, hf.index_name));
+  for (auto const& side : hf.side_files) add_side_file(side);
+}
+
+std::uint64_t NewStore::finish() {
+  close(file_, "H5Fclose", root_);
+  auto const size = memory_.size();
+  disk_.allocate(size);
+  memory_.copy_to(disk_);
+  for (auto const& [offset, side] : to_copy_) {
+    auto const begin = offset;
+    check_checksum(side, read_pieces(side, [&](auto piece, auto at) { disk_.write(piece, begin + at); }));
+  }
+  disk_.sync();
+  disk_.close();
+  return size;
+}
+
+void replace_digests(FileWriter& disk, std::map<std::string, Range> const& places,
+                     std::vector<StoreContents::RecordedDigest> const& digests) {
+  for (auto const& digest : digests) {
+    auto const place = places.find(digest.hf_key);
+    auto const bytes = std::as_bytes(std::span(digest.values));
+    if (place == places.end() || place->second.size() != bytes.size()) {
+      throw FormatError(
+          fmt::format("{}: no place for {} digests of {}", disk.path(), digest.values.size(), digest.hf_key),
+          disk.path(), digest.hf_key);
+    }
+    disk.write(bytes, place->second.begin);
+  }
 }
 
 }  // namespace
 
 StoreLayout create_store(std::string const& path, StoreContents const& contents) {
-  QuietErrors const quiet;
-  auto const root = writing_to(path);
-  auto file = create_file(root);
-  write_text(file.get(), kFormatAttribute, kFormatVersion, root);
-  write_text(file.get(), kFamilyAttribute, contents.family, root);
-  create_groups(file, root);
+  NewStore store(path);
   StoreLayout layout;
-  for (auto const& tensor : contents.tensors) {
-    auto const subject = root.at(member(kStateDictGroup, tensor.fqn), tensor.fqn);
-    layout.offsets.push_back(create_parameter(file, tensor, subject));
-  }
-  create_digests(file, kDigestSourceGroup, contents.source, root);
-  create_digests(file, kDigestStoredGroup, contents.stored, root);
-  create_source(file, contents.hf, root);
-  close_synced(file, root);
-  layout.file_size = open_reader(path)->identity().size;
+  store.add_family(contents.family);
+  for (auto const& tensor : contents.tensors) layout.offsets.push_back(store.add_tensor(tensor));
+  store.add_digests(kDigestSourceGroup, contents.source);
+  store.add_digests(kDigestStoredGroup, contents.stored);
+  store.add_source(contents.hf);
+  layout.file_size = store.finish();
   return layout;
 }
 
 void write_digests(std::string const& path, std::vector<StoreContents::RecordedDigest> const& source,
                    std::vector<StoreContents::RecordedDigest> const& stored) {
-  QuietErrors const quiet;
-  auto const root = writing_to(path);
-  auto file = open_file(root);
-  rewrite_digests(file, kDigestSourceGroup, source, root);
-  rewrite_digests(file, kDigestStoredGroup, stored, root);
-  close_synced(file, root);
+  StoreFile store(path);
+  auto disk = FileWriter::open(path);
+  replace_digests(disk, store.digest_places(kDigestSourceGroup), source);
+  replace_digests(disk, store.digest_places(kDigestStoredGroup), stored);
+  disk.sync();
+  disk.close();
 }
 
 void complete_store(std::string const& path) {
   auto const value = seal(StoreFile(path).contents());
   QuietErrors const quiet;
-  auto const root = writing_to(path);
+  Subject const root{path, "/", {}, Access::writing};
   auto file = open_file(root);
-  write_text(file.get(), kCompleteAttribute, value, root);
-  close_synced(file, root);
+  try {
+    write_text(file.get(), kCompleteAttribute, value, root);
+    flush(file, root);
+  } catch (...) {
+    redirect(file, MemoryFile().descriptor(), root);  // a file that HDF5 can close
+    throw;
+  }
+  close(file, "H5Fclose", root);
+  auto disk = FileWriter::open(path);
+  disk.sync();  // HDF5 never does
+  disk.close();
 }
 
 }  // namespace rankslice

@@ -17,10 +17,10 @@ struct StoreLayout {
   std::uint64_t file_size = 0;
 };
 
-/// Create a store with everything but the tensor bytes, which are left as the file system made them. The contents'
+/// Create a store with everything but the tensor bytes, for which it reserves the blocks. The contents'
 /// tensors, their `offset` apart, family, `hf` (side files are copied from where they lie; `left_out` is not kept) and
 /// digests, whose values may still be any, but not their number.
-/// @throws IoError `cannot_create` when `path` exists or cannot be made, `io` when a read or write fails; FormatError
+/// @throws IoError `cannot_create` when `path` exists or has no room, `io` when a read or write fails; FormatError
 /// for a side file that does not have its recorded checksum, or a name that cannot be stored.
 [[nodiscard]] StoreLayout create_store(std::string const& path, StoreContents const& contents);
 

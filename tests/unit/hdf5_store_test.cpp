@@ -1,22 +1,25 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <array>
-#include <csignal>
+#include <cerrno>
+#include <functional>
 
 #include "rankslice/error.hpp"
 
 #include "core/fingerprint.hpp"
 #include "core/literals.hpp"
 #include "hdf5_store_fixture.hpp"
+#include "support/failing_syscall.hpp"
 
 namespace rankslice::test {
 namespace {
 
 using testing::HasSubstr;
+using testing::StartsWith;
 
 class Hdf5Store : public testing::Test {
  protected:
@@ -118,7 +121,7 @@ TEST_F(Hdf5Store, TakesItsDigestsLater) {
 TEST_F(Hdf5Store, RefusesDigestsItWasNotMadeFor) {
   (void)create_store(path_, example_contents(folder_));
   EXPECT_THROW(write_digests(path_, {{"a.weight", {1, 2}}}, {}), FormatError);
-  EXPECT_THROW(write_digests(path_, {{"unknown", {1}}}, {}), IoError);
+  EXPECT_THROW(write_digests(path_, {{"unknown", {1}}}, {}), FormatError);
 }
 
 TEST_F(Hdf5Store, HoldsSideFilesLargerThanItsCopyBuffer) {
@@ -169,39 +172,35 @@ TEST_F(Hdf5Store, IsNotMadeOverAFileThatIsThere) {
   EXPECT_EQ(slurp(path_), "precious");
 }
 
-/// Files of this process end at `bytes` while it lives.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) {
-    ::getrlimit(RLIMIT_FSIZE, &before_);
-    auto const limit = rlimit{bytes, before_.rlim_max};
-    ::setrlimit(RLIMIT_FSIZE, &limit);
-  }
-  ~FileSizeLimit() { ::setrlimit(RLIMIT_FSIZE, &before_); }
-  FileSizeLimit(FileSizeLimit const&) = delete;
-  FileSizeLimit& operator=(FileSizeLimit const&) = delete;
+TEST_F(Hdf5Store, TakesItsWholeSpaceAtOnceOrSaysThatItCannot) {
+  auto const outcome =
+      outcome_with_failing(SYS_fallocate, ENOSPC, [&] { (void)create_store(path_, example_contents(folder_)); });
+  if (!outcome) GTEST_SKIP() << "skipped: system calls cannot be made to fail here";
+  EXPECT_THAT(*outcome, StartsWith("73 " + path_));
+  EXPECT_THAT(*outcome, HasSubstr("No space left on device"));
+}
 
- private:
-  rlimit before_{};
-};
-
-TEST_F(Hdf5Store, ThatDoesNotFitIsAnErrorWithoutNoise) {
-  std::signal(SIGXFSZ, SIG_IGN);
-  auto contents = example_contents(folder_);
-  contents.hf.side_files.push_back(make_side_file(folder_, "vocab.json", std::string(300'000, 'x')));
-  testing::internal::CaptureStderr();
-  for (rlim_t const limit : {0U, 100U, 4096U, 100'000U}) {
-    std::filesystem::remove(path_);
-    FileSizeLimit const full(limit);
-    try {
-      (void)create_store(path_, contents);
-      FAIL() << "expected an error with room for " << limit << " bytes";
-    } catch (IoError const& error) {
-      EXPECT_EQ(error.file, path_);
-      EXPECT_THAT(error.what(), HasSubstr("File too large"));
-    }
+TEST_F(Hdf5Store, ThatCannotBeSyncedIsAnError) {
+  for (auto const& make : std::vector<std::function<void()>>{
+           [&] { (void)create_store(path_, example_contents(folder_)); },
+           [&] {
+             write_digests(path_, {{"a.weight", {7, 3, 4}}}, {});
+           },
+           [&] { complete_store(path_); },
+       }) {
+    auto const outcome = outcome_with_failing(SYS_fsync, EIO, make);
+    if (!outcome) GTEST_SKIP() << "skipped: system calls cannot be made to fail here";
+    EXPECT_EQ(*outcome, "74 " + path_ + ": fsync failed: Input/output error");
   }
-  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+}
+
+TEST_F(Hdf5Store, IsNotMarkedCompleteWhenTheDiskRefusesTheMark) {
+  (void)create_store(path_, example_contents(folder_));
+  auto const outcome = outcome_with_failing(SYS_pwrite64, ENOSPC, [&] { complete_store(path_); });
+  if (!outcome) GTEST_SKIP() << "skipped: system calls cannot be made to fail here";
+  EXPECT_THAT(*outcome, StartsWith("74 " + path_));
+  EXPECT_THAT(*outcome, HasSubstr("No space left on device"));
+  EXPECT_THROW((void)native_store().read(path_), FormatError);
 }
 
 }  // namespace
