@@ -20,7 +20,7 @@ std::vector<std::byte> from_binary(json const& value) {
 
 json to_json(HfLayout const& hf) {
   auto files = json::array();
-  for (auto const& file : hf.files) files.push_back({file.name, file.size, to_binary(file.header)});
+  for (auto const& file : hf.files) files.push_back({file.name, file.size, to_binary(file.header), file.modified_ns});
   auto side_files = json::array();
   for (auto const& side : hf.side_files) {
     side_files.push_back({side.name, side.size, side.path, side.offset, side.checksum});
@@ -36,7 +36,7 @@ json to_json(HfLayout const& hf) {
 HfLayout hf_layout_from(json const& value) {
   HfLayout hf;
   for (auto const& file : value["files"]) {
-    hf.files.push_back({.name = file[0], .size = file[1], .header = from_binary(file[2])});
+    hf.files.push_back({.name = file[0], .size = file[1], .header = from_binary(file[2]), .modified_ns = file[3]});
   }
   hf.index_name = value["index_name"];
   hf.index = from_binary(value["index"]);
@@ -67,7 +67,7 @@ std::vector<StoreContents::RecordedDigest> digests_from(json const& value) {
 
 std::vector<std::byte> pack(CheckpointParts const& parts) {
   auto files = json::array();
-  for (auto const& file : parts.files) files.push_back({file.name, file.path, file.size});
+  for (auto const& file : parts.files) files.push_back({file.name, file.path, file.size, file.modified_ns});
   auto native = json::array();
   for (auto const& tensor : parts.native) {
     native.push_back({tensor.fqn, name(tensor.dtype), tensor.shape, tensor.first, tensor.count, tensor.extent.file,
@@ -98,7 +98,7 @@ CheckpointParts unpack(std::vector<std::byte> const& bytes) {
   parts.hf = hf_layout_from(value["hf"]);
   parts.hf_folder = value["hf_folder"];
   for (auto const& file : value["files"]) {
-    parts.files.push_back({.name = file[0], .path = file[1], .size = file[2]});
+    parts.files.push_back({.name = file[0], .path = file[1], .size = file[2], .modified_ns = file[3]});
   }
   for (auto const& tensor : value["native"]) {
     parts.native.push_back({.fqn = tensor[0],

@@ -50,11 +50,12 @@ ShardMetadata read_shard(std::string const& folder, int rank, CheckpointParts& p
   auto const name = shard_file_name(rank);
   auto const path = folder + "/" + name;
   auto const reader = open_reader(path);
-  auto const size = reader->identity().size;
+  auto const identity = reader->identity();
+  auto const size = identity.size;
   auto const header = parse_safetensors_header(read_safetensors_header(*reader, path), size, path);
   auto shard = parse_shard_metadata(header.metadata, path);
   auto const file = static_cast<std::uint32_t>(parts.files.size());
-  parts.files.push_back({.name = name, .path = path, .size = size});
+  parts.files.push_back({.name = name, .path = path, .size = size, .modified_ns = identity.modified_ns});
   for (auto const& tensor : header.tensors) {
     auto const place = shard.tensors.find(tensor.name);
     if (place == shard.tensors.end()) {
@@ -75,7 +76,7 @@ CheckpointParts read_source(ShardMetadata const& shard, std::string const& folde
   auto const advice = "; name a checkpoint with the same tensors with --source";
   CheckpointParts source;
   try {
-    source = fs::is_directory(path) ? read_hf(path) : read_store(path, options);
+    source = fs::is_regular_file(path) ? read_store(path, options) : read_hf(path);
   } catch (IoError const& error) {
     throw IoError(
         ExitCode::input_missing,

@@ -12,6 +12,7 @@
 #include "plan/plan.hpp"
 #include "shared_output.hpp"
 #include "storage_reader.hpp"
+#include "verify/mesh_tables.hpp"
 
 namespace rankslice {
 
@@ -64,6 +65,7 @@ void write_shard(StateDict const& state, std::string const& path, SaveOptions co
 }  // namespace
 
 void save_shards(StateDict const& state, std::string const& out_dir, Communicator& world, SaveOptions const& options) {
+  require_equal_replicas(state, options.call, world);
   SharedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite, world);
   on_every_rank(world,
                 [&] { write_shard(state, output.path() + "/" + shard_file_name(world.rank()), options, &world); });

@@ -21,6 +21,9 @@ FileReader& StorageReader::file(std::uint32_t index) {
                                     known.size, slot.identity.size),
                         known.path);
     }
+    if (known.modified_ns != 0 && slot.identity.modified_ns != known.modified_ns) {
+      throw IoError(ExitCode::io, known.path + ": changed since its header was read", known.path);
+    }
   }
   return *slot.reader;
 }

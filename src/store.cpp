@@ -9,6 +9,7 @@
 #include "plan/plan.hpp"
 #include "shared_output.hpp"
 #include "storage_reader.hpp"
+#include "verify/mesh_tables.hpp"
 
 namespace rankslice {
 
@@ -74,6 +75,7 @@ void save_store(StateDict const& state, std::string const& path, Communicator& w
     held.emplace(state);
     plan = make_save_plan(source.parameters, state.mesh, state.coordinate);
   });
+  require_equal_replicas(state, options.call, world);
   SharedOutput output(path, StagedOutput::Kind::file, options.overwrite, world);
   auto const target = create_target(source, output.path(), world);
 

@@ -16,6 +16,7 @@
 #include "shared_output.hpp"
 #include "storage_reader.hpp"
 #include "verify/compare.hpp"
+#include "verify/mesh_tables.hpp"
 
 namespace rankslice {
 
@@ -23,8 +24,10 @@ namespace {
 
 /// Where the tensors go: the source's own files, below `folder`.
 Storage target_files(Checkpoint const& source, std::string const& folder) {
-  Storage target{.form = Form::hf, .files = source.catalog.files, .pieces = {}};
-  for (auto& file : target.files) file.path = folder + "/" + file.name;
+  Storage target{.form = Form::hf, .files = {}, .pieces = {}};
+  for (auto const& file : source.catalog.files) {
+    target.files.push_back({.name = file.name, .path = folder + "/" + file.name, .size = file.size});
+  }
   for (std::uint32_t i = 0; i < source.parameters.size(); ++i) {
     target.pieces.push_back({i, {0, source.parameters[i].part_count()}, source.catalog.tensors[i].extent});
   }
@@ -123,6 +126,7 @@ ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communica
     held.emplace(state);
     plan = make_save_plan(state.source->parameters, state.mesh, state.coordinate);
   });
+  require_equal_replicas(state, options.call, world);
   return write_checkpoint(*state.source, plan, *held, out_dir, world, options, [](Digests const&) {});
 }
 

@@ -19,6 +19,7 @@ struct HfFile {
   std::string name;
   std::uint64_t size = 0;         ///< Of the whole file.
   std::vector<std::byte> header;  ///< Length field, JSON and padding, as in the file.
+  std::int64_t modified_ns = 0;   ///< Time of its last change when the header was read; 0 when not known.
 };
 
 /// A file that is carried along unread: tokenizer, config.json, …

@@ -18,7 +18,7 @@ struct LoadOptions {
 
 /// Load this rank's slice: its experts of every stacked tensor and all dense tensors, in the native form. Reads each
 /// byte that it owns once and no other; needs the owned bytes and a bounded staging buffer. Collective.
-/// @throws IoError, FormatError (a file that changed or ends early), DeviceError; the same on every rank.
+/// @throws IoError (also for a file that changes meanwhile), FormatError, DeviceError; the same on every rank.
 [[nodiscard]] StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh, Communicator& world,
                              LoadOptions const& options = {});
 

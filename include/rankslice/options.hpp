@@ -26,8 +26,9 @@ enum class VerifyLevel : std::uint8_t {
 
 /// What every long call accepts.
 struct CallOptions {
-  std::function<void(Progress const&)> progress{};  ///< Called on the caller's thread, after every block.
-  std::stop_token stop{};                           ///< When it fires the call throws `Interrupted` on every rank.
+  std::function<void(Progress const&)>
+      progress{};  ///< Called on the caller's thread after every block; what it throws ends the call on every rank.
+  std::stop_token stop{};  ///< When it fires the call throws `Interrupted` on every rank.
 };
 
 }  // namespace rankslice

@@ -46,6 +46,7 @@ struct CatalogFile {
   std::string name;  ///< As users know it: the path below the checkpoint directory.
   std::string path;  ///< What `open` takes.
   std::uint64_t size = 0;
+  std::int64_t modified_ns = 0;  ///< Time of its last change when its header was read; 0 when not known.
 };
 
 struct CatalogTensor {

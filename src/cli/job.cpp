@@ -57,7 +57,10 @@ void catch_signals() {
   ::sigaction(SIGPIPE, &action, nullptr);
 }
 
-int caught_signal() { return signal_number; }
+std::optional<ExitCode> stop_code() {
+  if (signal_number == 0) return std::nullopt;
+  return signal_number == SIGTERM ? ExitCode::terminated : ExitCode::interrupted;
+}
 
 Job::Job(Options const& job_options, Communicator& job_world, std::string const& mpi_version)
     : options(job_options), world(job_world), console(options, world.rank() == 0) {
@@ -80,13 +83,14 @@ Job::Job(Options const& job_options, Communicator& job_world, std::string const&
 }
 
 CallOptions Job::call() {
-  return {.progress =
-              [this](Progress const& progress) {
-                if (caught_signal() != 0) stop_.request_stop();
-                last_block_ = std::chrono::steady_clock::now();
-                console.progress(progress);
-              },
-          .stop = stop_.get_token()};
+  return {
+      .progress =
+          [this](Progress const& progress) {
+            if (auto const code = stop_code()) throw Interrupted(*code);
+            last_block_ = std::chrono::steady_clock::now();
+            console.progress(progress);
+          },
+  };
 }
 
 OpenOptions Job::open_options() const {

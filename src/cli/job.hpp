@@ -4,7 +4,7 @@
 
 #include <chrono>
 #include <functional>
-#include <stop_token>
+#include <optional>
 #include <string>
 
 #include "rankslice/checkpoint.hpp"
@@ -56,14 +56,13 @@ class Job {
  private:
   void publish();
 
-  std::stop_source stop_;
   std::chrono::steady_clock::time_point last_block_ = std::chrono::steady_clock::now();
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
 /// Catch SIGINT and SIGTERM from now on: calls stop at their next block and clean up.
 void catch_signals();
-/// The signal that came, or 0.
-[[nodiscard]] int caught_signal();
+/// What to exit with when one of them has come.
+[[nodiscard]] std::optional<ExitCode> stop_code();
 
 }  // namespace rankslice::cli

@@ -59,23 +59,22 @@ void load(Job& job) {
   auto const coordinate = mesh.coordinate(options.rank.value_or(job.world.rank()));
   job.report_mesh(mesh);
 
+  // The clock runs from before the first file is opened to the slowest rank's last tensor.
   auto const start = std::chrono::steady_clock::now();
-  auto const source = job.open_input();
+  std::shared_ptr<Checkpoint const> source;
   LoadPlan planned;
-  job.timed("plan", [&] { planned = make_load_plan(source->parameters, source->storage.form, mesh, coordinate); });
-  if (options.dry_run) return list_plan(job, *source, mesh);
-
   StateDict state;
-  LoadOptions const load_options{.verify = options.verify_level(), .call = job.call()};
-  job.timed("load", [&] {
+  auto const seconds_load = job.timed("load", [&] {
+    source = job.open_input();
+    job.timed("plan", [&] { planned = make_load_plan(source->parameters, source->storage.form, mesh, coordinate); });
+    if (options.dry_run) return;
+    LoadOptions const load_options{.verify = options.verify_level(), .call = job.call()};
     state = options.rank ? rankslice::load(source, mesh, coordinate, load_options)
                          : rankslice::load(source, mesh, job.world, load_options);
   });
-  using Seconds = std::chrono::duration<double>;
-  // From before the checkpoint was opened to the slowest rank's last tensor; each rank's own beside it.
-  auto const seconds_load = Seconds(std::chrono::steady_clock::now() - start).count();
-  job.report["seconds"]["load"] = seconds_load;
-  job.report_ranks(planned.bytes_read, planned.bytes_owned, Seconds(job.last_block() - start).count());
+  if (options.dry_run) return list_plan(job, *source, mesh);
+  std::chrono::duration<double> const own_seconds = job.last_block() - start;
+  job.report_ranks(planned.bytes_read, planned.bytes_owned, own_seconds.count());
   job.console.say(fmt::format("load     {:.2f} s  {} read once by {} rank(s), experts {} on this one", seconds_load,
                               human_bytes(job.report["bytes"]["read"].get<std::uint64_t>()), job.world.size(),
                               expert_range(state)));

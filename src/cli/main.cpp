@@ -79,11 +79,6 @@ bool uses_ranks(Options const& options) {
   return options.command == "verify" || options.command == "to-hf" || (options.command == "load" && !options.rank);
 }
 
-int exit_code(Error const& error) {
-  if (error.code == ExitCode::interrupted && caught_signal() != 0) return 128 + caught_signal();
-  return static_cast<int>(error.code);
-}
-
 /// Tell and report an error. One that the ranks agreed on is told by rank 0, any other by the rank that has it.
 void tell(Job& job, Error const& error, bool agreed) {
   if (!agreed || job.world.rank() == 0) {
@@ -109,7 +104,7 @@ int run(Options const& options, Communicator& world, Ranks* ranks) {
     auto const agreed = error.rank >= 0 || world.size() == 1;
     tell(job, error, agreed);
     if (!agreed && ranks != nullptr) ranks->abort(error.code);
-    return exit_code(error);
+    return static_cast<int>(error.code);
   }
 }
 

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cctype>
 #include <iostream>
+#include <map>
+#include <utility>
 
 #include "rankslice/error.hpp"
 
@@ -215,7 +217,8 @@ std::chrono::milliseconds Options::timeout() const {
 VerifyLevel Options::verify_level() const { return verify == "off" ? VerifyLevel::off : VerifyLevel::full; }
 
 std::optional<Options> parse_options(int argc, char** argv) {
-  Options options;
+  // Each command has options of its own: the parser reads the environment for all of them, called or not.
+  std::map<std::string, Options> of_command;
   CLI::App app("Distributed loading of Mixture-of-Experts checkpoints: every rank reads only its expert slice.");
   app.name("rankslice");
   app.set_version_flag("--version", fmt::format("rankslice {}", kVersion));
@@ -225,7 +228,12 @@ std::optional<Options> parse_options(int argc, char** argv) {
       "  mpirun -n 4 rankslice load tiny --ep 4 --store tiny.h5\n"
       "  mpirun -n 4 rankslice to-hf tiny.h5 exported\n\n"
       "RANKSLICE_… variables stand behind every option: RANKSLICE_TIMEOUT=60 is --timeout 60; the command line wins.");
-  for (auto* const add : {add_inspect, add_plan, add_synth, add_load, add_verify, add_to_hf}) add(app, options);
+  add_inspect(app, of_command["inspect"]);
+  add_plan(app, of_command["plan"]);
+  add_synth(app, of_command["synth"]);
+  add_load(app, of_command["load"]);
+  add_verify(app, of_command["verify"]);
+  add_to_hf(app, of_command["to-hf"]);
   check_command_name(app, argc, argv);
   try {
     app.parse(argc, argv);
@@ -236,7 +244,9 @@ std::optional<Options> parse_options(int argc, char** argv) {
     throw UsageError(fmt::format("{}\nTry: rankslice {}--help", error.what(),
                                  argc > 1 && argv[1][0] != '-' ? argv[1] + std::string(" ") : ""));
   }
-  options.command = app.get_subcommands().front()->get_name();
+  auto const command = app.get_subcommands().front()->get_name();
+  auto& options = of_command.at(command);
+  options.command = command;
   check(options);
   return options;
 }

@@ -29,7 +29,7 @@ NameTable table_of(TensorCatalog const& catalog) {
 
 void append_file(TensorCatalog& catalog, HfFile const& file, std::string const& path) {
   auto const number = static_cast<std::uint32_t>(catalog.files.size());
-  catalog.files.push_back({file.name, path, file.size});
+  catalog.files.push_back({file.name, path, file.size, file.modified_ns});
   for (auto& tensor : parse_safetensors_header(file.header, file.size, path).tensors)
     catalog.tensors.push_back({std::move(tensor.name), tensor.dtype, std::move(tensor.shape), {number, tensor.bytes}});
 }

@@ -8,9 +8,11 @@
 #include <array>
 #include <cctype>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -171,9 +173,39 @@ std::vector<HfFile> read_headers(std::string const& folder, std::vector<std::str
     if (!is_new)
       throw FormatError(fmt::format("{}: expected a file of its own, found the same file as {}", path, known->second),
                         path);
-    files.push_back({name, identity.size, read_safetensors_header(*reader, path)});
+    files.push_back({name, identity.size, read_safetensors_header(*reader, path), identity.modified_ns});
   }
   return files;
+}
+
+/// The number after the last `-` of a name like `model-00002-of-00003`, if that is what it ends with.
+std::optional<std::uint64_t> number_at_end(std::string_view name) {
+  auto const dash = name.rfind('-');
+  auto const digits = name.substr(dash == std::string_view::npos ? name.size() : dash + 1);
+  std::uint64_t number = 0;
+  auto const [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
+  if (error != std::errc{} || end != digits.data() + digits.size()) return std::nullopt;
+  return number;
+}
+
+/// Without an index, `model-00002-of-00003.safetensors` is what tells that there must be two more.
+void expect_whole_set(std::string const& folder, std::vector<std::string> const& weights) {
+  constexpr std::string_view kOf = "-of-";
+  std::map<std::pair<std::string, std::uint64_t>, std::uint64_t> found;  // by name before the number, and total
+  for (std::string_view stem : weights) {
+    stem.remove_suffix(kWeightSuffix.size());
+    auto const of = stem.rfind(kOf);
+    if (of == std::string_view::npos) continue;
+    auto const total = number_at_end(stem.substr(of));
+    auto const part = stem.substr(0, of);
+    if (total && number_at_end(part)) ++found[{std::string(part.substr(0, part.rfind('-'))), *total}];
+  }
+  for (auto const& [set, count] : found) {
+    auto const& [name, total] = set;
+    if (count == total) continue;
+    fail_missing(folder, fmt::format("expected {} files {}-*-of-{:05}{}, as their names say, found {}", total, name,
+                                     total, kWeightSuffix, count));
+  }
 }
 
 [[noreturn]] void fail_without_weights(std::string const& folder, std::vector<std::string> const& names) {
@@ -216,6 +248,7 @@ HfLayout read_hf_folder(std::string const& folder, std::vector<std::string>& war
   layout.index_name = choose_index(folder, contents.indexes);
   if (layout.index_name.empty()) {
     if (contents.weights.empty()) fail_without_weights(folder, contents.names);
+    expect_whole_set(folder, contents.weights);
     layout.files = read_headers(folder, contents.weights);
   } else {
     auto const index_path = below(folder, layout.index_name);

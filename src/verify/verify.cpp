@@ -5,65 +5,14 @@
 #include <algorithm>
 
 #include "core/fingerprint.hpp"
-#include "core/literals.hpp"
-#include "transform/parameter_digest.hpp"
 #include "verify/compare.hpp"
+#include "verify/mesh_tables.hpp"
 #include "verify/references.hpp"
 #include "verify/shared_mismatches.hpp"
 
 namespace rankslice {
 
 namespace {
-
-constexpr auto kBlockBytes = 1_MiB;
-
-/// Tables of one number per expert of a stacked tensor and one per dense tensor, and what the mesh makes of them.
-class MeshTables {
- public:
-  MeshTables(StateDict const& state, Communicator& world)
-      : state_(state), world_(world), replica_(world.split(state.coordinate.ep_replicate)) {}
-
-  /// Sum the stacked tensors over each replica of the mesh; then every replica must have the same numbers. Collective.
-  void reduce(DigestTable& table, std::string_view what, std::vector<Mismatch>& mismatches) {
-    std::vector<std::uint64_t> sharded;
-    for_each_stacked(
-        table, [&](std::span<std::uint64_t> values) { sharded.insert(sharded.end(), values.begin(), values.end()); });
-    replica_->all_reduce(sharded, Reduce::sum);
-    auto next = sharded.begin();
-    for_each_stacked(table, [&](std::span<std::uint64_t> values) {
-      std::copy_n(next, values.size(), values.begin());
-      next += static_cast<std::ptrdiff_t>(values.size());
-    });
-    compare_replicas(table, what, mismatches);
-  }
-
- private:
-  template <typename Step>
-  void for_each_stacked(DigestTable& table, Step const& step) {
-    auto const& parameters = state_.source->parameters;
-    for (std::size_t i = 0; i < parameters.size(); ++i) {
-      if (parameters[i].stacked_experts) step(table.of(i));
-    }
-  }
-
-  void compare_replicas(DigestTable const& table, std::string_view what, std::vector<Mismatch>& mismatches) {
-    std::vector<std::uint64_t> low(table.values().begin(), table.values().end());
-    auto high = low;
-    world_.all_reduce(low, Reduce::min);
-    world_.all_reduce(high, Reduce::max);
-    if (low == high) return;
-    auto of_rank_0 = table;  // the same on every rank so far: min and max differ everywhere or nowhere
-    world_.broadcast(std::as_writable_bytes(of_rank_0.values()), 0);
-    auto const mine = fmt::format("{} here", what);
-    auto found =
-        differences(state_.source->parameters, NamedTable{"rank 0's", of_rank_0}, {mine, table}, world_.rank());
-    mismatches.insert(mismatches.end(), found.begin(), found.end());
-  }
-
-  StateDict const& state_;
-  Communicator& world_;
-  std::unique_ptr<Communicator> replica_;
-};
 
 /// What every rank must have alike: names, dtypes and global shapes of the held tensors, and the source.
 std::string describe(StateDict const& state) {
@@ -123,30 +72,9 @@ void check_coverage(StateDict const& state, MeshTables& mesh, std::vector<Mismat
   }
 }
 
-/// The digests of what stands in memory now, with coordinates from each tensor's own offsets and shape.
-Digests digest_held(StateDict const& state, VerifyOptions const& options, Communicator* world) {
-  if (state.read.source.tensors() == 0) {
-    throw PlanError("nothing was digested while loading; load with VerifyLevel::full");
-  }
-  Digests held{.source = DigestTable(state.source->parameters), .stored = DigestTable(state.source->parameters)};
-  std::uint64_t total = 0;
-  for (auto const& [fqn, tensor] : state.tensors) total += tensor.data.bytes;
-  std::uint64_t done = 0;
-  for (auto const& [fqn, tensor] : state.tensors) {
-    ParameterDigest digest(tensor.parameter);
-    auto const unit = bits(tensor.parameter.dtype) < 8 ? 1 : element_bytes(tensor.parameter.dtype);
-    auto const first = tensor.part().begin * tensor.parameter.part_bytes(Form::native) / unit;
-    auto const bytes = tensor.data.span();
-    for (std::uint64_t begin = 0; begin < bytes.size(); begin += kBlockBytes) {
-      if (options.call.stop.stop_requested()) throw Interrupted();
-      auto const block = bytes.subspan(begin, std::min<std::uint64_t>(kBlockBytes, bytes.size() - begin));
-      digest.add(Form::native, first + begin / unit, block, held, tensor.index);
-      done += block.size();
-      if (world != nullptr) world->progress();
-      if (options.call.progress) options.call.progress({.phase = "verify", .done = done, .total = total});
-    }
-  }
-  return held;
+void require_read_digests(StateDict const& state) {
+  if (state.read.source.tensors() > 0) return;
+  throw PlanError("nothing was digested while loading; load with VerifyLevel::full");
 }
 
 /// Digests without the experts and tensors that this rank does not hold.
@@ -188,7 +116,8 @@ VerifyReport verify(StateDict const& state, VerifyOptions const& options) {
   count(state, report);
   auto const& parameters = state.source->parameters;
   auto const rank = state.mesh.rank(state.coordinate);
-  auto const held = digest_held(state, options, nullptr);
+  require_read_digests(state);
+  auto const held = digest_held(state, options.call, nullptr);
   report.mismatches = differences(parameters, NamedDigests{"read", state.read}, {"held", held}, rank);
   if (state.source->digests) {
     report.reference = "store";
@@ -214,9 +143,8 @@ VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions c
   if (options.level == VerifyLevel::full) {
     Digests held;
     on_every_rank(world, [&] {
-      if (state.read.source.tensors() == 0)
-        throw PlanError("nothing was digested while loading; load with verify = full");
-      held = digest_held(state, options, &world);
+      require_read_digests(state);
+      held = digest_held(state, options.call, &world);
     });
     add(differences(parameters, NamedDigests{"read", state.read}, {"held", held}, world.rank()));
     auto read = state.read;

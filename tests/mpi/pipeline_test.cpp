@@ -150,6 +150,23 @@ TEST_F(PipelineTest, ADenseTensorThatDiffersOnOneRankIsFound) {
   EXPECT_EQ(report.mismatches.front().rank, last);
 }
 
+TEST_F(PipelineTest, ReplicasThatDifferAreNotMixedIntoOneCheckpoint) {
+  if (world().size() == 1) GTEST_SKIP() << "needs replicas";
+  auto state = load_all();
+  if (world().rank() == 1) *state.tensors.at("lm_head.weight").data.data ^= std::byte{1};
+  for (auto const& save : {std::function([&] { to_hf(state, path("mixed"), world()); }),
+                           std::function([&] { save_store(state, path("mixed"), world()); }),
+                           std::function([&] { save_shards(state, path("mixed"), world()); })}) {
+    try {
+      save();
+      FAIL() << "saved a mixture";
+    } catch (VerifyError const& error) {
+      EXPECT_THAT(error.what(), HasSubstr("rank 1: lm_head.weight"));
+    }
+    EXPECT_FALSE(std::filesystem::exists(path("mixed")));
+  }
+}
+
 TEST_F(PipelineTest, AMissingTensorOnOneRankIsAnErrorOfAll) {
   auto state = load_all();
   if (world().rank() == world().size() - 1) state.tensors.erase("lm_head.weight");

@@ -90,6 +90,17 @@ IoError missing(std::function<void()> const& call) {
   return error;
 }
 
+// ---- Without an index ----
+
+TEST_F(HfFolder, WithoutAnIndexTheNamesTellThatAShardIsMissing) {
+  write_shard("model-00001-of-00003.safetensors", "a");
+  write_shard("model-00003-of-00003.safetensors", "c");
+  EXPECT_THAT(missing([&] { read(); }).what(), HasSubstr("expected 3 files model-*-of-00003.safetensors, as their "
+                                                         "names say, found 2"));
+  write_shard("model-00002-of-00003.safetensors", "b");
+  EXPECT_EQ(read().files.size(), 3U);
+}
+
 // ---- With an index ----
 
 TEST_F(HfFolder, ReadsTheIndexAndTheHeadersOfItsShardsByName) {

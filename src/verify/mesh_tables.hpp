@@ -1,0 +1,41 @@
+#pragma once
+
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "rankslice/communicator.hpp"
+#include "rankslice/digest.hpp"
+#include "rankslice/state_dict.hpp"
+#include "rankslice/verify.hpp"
+
+namespace rankslice {
+
+/// What the ranks of a mesh make of tables of one number per expert of a stacked tensor and per dense tensor.
+class MeshTables {
+ public:
+  /// Collective.
+  MeshTables(StateDict const& state, Communicator& world);
+
+  /// Sum the stacked tensors over each replica of the mesh; then every replica must have the same numbers, and every
+  /// rank the same of the dense tensors: what differs is added to `mismatches` by the rank that differs from rank 0.
+  /// `what` names the numbers in messages. Collective.
+  void reduce(DigestTable& table, std::string_view what, std::vector<Mismatch>& mismatches);
+
+ private:
+  void compare_replicas(DigestTable const& table, std::string_view what, std::vector<Mismatch>& mismatches);
+
+  std::vector<Parameter> const& parameters_;
+  Communicator& world_;
+  std::unique_ptr<Communicator> replica_;
+};
+
+/// Digests of what stands in memory now, with coordinates from each tensor's own offsets and shape. `world` may be
+/// null.
+[[nodiscard]] Digests digest_held(StateDict const& state, CallOptions const& call, Communicator* world);
+
+/// Copies of a tensor on several ranks are equal, so that it does not matter who writes which part of it. Collective.
+/// @throws VerifyError naming tensor, expert and rank.
+void require_equal_replicas(StateDict const& state, CallOptions const& call, Communicator& world);
+
+}  // namespace rankslice
