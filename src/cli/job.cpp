@@ -12,7 +12,6 @@
 
 #include "cli/version.hpp"
 #include "io/file.hpp"
-#include "io/staged_output.hpp"
 
 namespace rankslice::cli {
 
@@ -103,6 +102,16 @@ std::shared_ptr<Checkpoint const> Job::open_input() {
   report_checkpoint(*checkpoint);
   for (auto const& warning : checkpoint->warnings) console.warn(warning);
   return checkpoint;
+}
+
+void Job::expect_free(std::string const& output, StagedOutput::Kind kind) {
+  on_every_rank(world, [&] {
+    if (output.empty() || options.dry_run || world.rank() != 0) return;
+    StagedOutput const made_and_removed(output, kind, options.overwrite);
+    for (auto const& leftover : made_and_removed.leftovers()) {
+      console.warn(leftover + ": left by a run that was killed; nothing reads it, remove it");
+    }
+  });
 }
 
 double Job::timed(std::string const& phase, std::function<void()> const& step) {

@@ -14,6 +14,7 @@
 
 #include "cli/console.hpp"
 #include "cli/options.hpp"
+#include "io/staged_output.hpp"
 
 namespace rankslice::cli {
 
@@ -35,6 +36,10 @@ class Job {
   [[nodiscard]] OpenOptions open_options() const;
   /// Open the input, and say what it is. Collective.
   [[nodiscard]] std::shared_ptr<Checkpoint const> open_input();
+
+  /// Look for an output that is in the way before hours of reading, not after, and for what killed runs left beside it.
+  /// An empty path is no output. Collective. @throws IoError `cannot_create`
+  void expect_free(std::string const& output, StagedOutput::Kind kind);
 
   /// When this rank finished its last block of work.
   [[nodiscard]] std::chrono::steady_clock::time_point last_block() const { return last_block_; }

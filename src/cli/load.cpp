@@ -7,22 +7,11 @@
 
 #include "cli/commands.hpp"
 #include "cli/listing.hpp"
-#include "io/staged_output.hpp"
 #include "plan/plan.hpp"
 
 namespace rankslice::cli {
 
 namespace {
-
-/// Outputs that are in the way are told before hours of reading, not after.
-void require_free(Options const& options) {
-  if (options.rank) return;  // adds a file to a folder that other ranks fill as well
-  auto const probe = [&](std::string const& path, StagedOutput::Kind kind) {
-    if (!path.empty()) StagedOutput const made_and_removed(path, kind, options.overwrite);
-  };
-  probe(options.store, StagedOutput::Kind::file);
-  probe(options.save_shards, StagedOutput::Kind::folder);
-}
 
 std::string expert_range(StateDict const& state) {
   for (auto const& [fqn, tensor] : state.tensors) {
@@ -52,10 +41,12 @@ void write_outputs(Job& job, StateDict const& state) {
 void load(Job& job) {
   auto const& options = job.options;
   Mesh mesh;
-  on_every_rank(job.world, [&] {
-    mesh = make_mesh(options.ranks.value_or(job.world.size()), options.ep, options.ep_shard);
-    if (job.world.rank() == 0) require_free(options);
-  });
+  on_every_rank(job.world,
+                [&] { mesh = make_mesh(options.ranks.value_or(job.world.size()), options.ep, options.ep_shard); });
+  if (!options.rank) {  // which adds a file to a folder that other ranks fill as well
+    job.expect_free(options.store, StagedOutput::Kind::file);
+    job.expect_free(options.save_shards, StagedOutput::Kind::folder);
+  }
   auto const coordinate = mesh.coordinate(options.rank.value_or(job.world.rank()));
   job.report_mesh(mesh);
 

@@ -16,13 +16,15 @@ void synth(Job& job) {
                                    .experts = options.experts,
                                    .headers_only = options.headers_only,
                                    .overwrite = options.overwrite,
+                                   .dry_run = options.dry_run,
                                    .call = job.call()};
   SynthReport made;
   auto const seconds = job.timed("synth", [&] { made = synthesize(options.output, synth_options); });
   job.report["family"] = options.family;
   job.report["bytes"]["checkpoint"] = made.bytes;
-  job.console.say(fmt::format("synth    {:.2f} s  {}: {}, {} in {}", seconds, options.output,
-                              counted(made.tensors, "tensor"), human_bytes(made.bytes), counted(made.files, "file")));
+  job.console.say(fmt::format(
+      "{} {}: {}, {} in {}", options.dry_run ? "synth would write" : fmt::format("synth    {:.2f} s ", seconds),
+      options.output, counted(made.tensors, "tensor"), human_bytes(made.bytes), counted(made.files, "file")));
 }
 
 }  // namespace rankslice::cli

@@ -9,6 +9,7 @@ namespace rankslice::cli {
 
 void to_hf(Job& job) {
   auto const& options = job.options;
+  job.expect_free(options.output, StagedOutput::Kind::folder);
   auto const checkpoint = job.open_input();
   on_every_rank(job.world, [&] {
     if (options.source.empty() || checkpoint->format == CheckpointFormat::shards) return;

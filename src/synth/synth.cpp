@@ -124,6 +124,7 @@ SynthReport synthesize(std::string const& out_dir, SynthOptions const& options) 
   auto const tensors = qwen3_5_moe_tensors(dims);
   auto const files = split_into_files(tensors, preset.file_limit);
   SynthReport const report{files.size(), tensors.size(), tensor_bytes(tensors)};
+  if (options.dry_run) return report;
 
   StagedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite);
   std::filesystem::path const folder(output.path());

@@ -16,6 +16,7 @@ struct SynthOptions {
   std::optional<std::uint64_t> experts = std::nullopt;  ///< Experts per layer instead of the preset's, 1 to 65536.
   bool headers_only = false;                            ///< Files of the right size whose tensor bytes are holes.
   bool overwrite = false;
+  bool dry_run = false;  ///< Only say what would be written.
   CallOptions call = {};
 };
 

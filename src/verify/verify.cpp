@@ -100,20 +100,16 @@ Digests only_held(StateDict const& state, Digests const& all) {
   return held;
 }
 
-void count(StateDict const& state, VerifyReport& report) {
-  for (auto const& [fqn, tensor] : state.tensors) {
-    ++report.tensors;
-    if (tensor.parameter.stacked_experts) report.experts += tensor.parameter.shape[0];
-  }
-}
-
 }  // namespace
 
 VerifyReport verify(StateDict const& state, VerifyOptions const& options) {
   VerifyReport report;
   report.level = options.level;
   if (options.level != VerifyLevel::full) return report;
-  count(state, report);
+  report.tensors = state.tensors.size();
+  for (auto const& [fqn, tensor] : state.tensors) {
+    if (tensor.parameter.stacked_experts) report.experts += tensor.part().size();
+  }
   auto const& parameters = state.source->parameters;
   auto const rank = state.mesh.rank(state.coordinate);
   require_read_digests(state);
@@ -133,7 +129,10 @@ VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions c
   report.level = options.level;
   if (options.level == VerifyLevel::off) return report;
   auto const& parameters = state.source->parameters;
-  count(state, report);
+  report.tensors = state.tensors.size();
+  for (auto const& [fqn, tensor] : state.tensors) {
+    if (tensor.parameter.stacked_experts) report.experts += tensor.parameter.shape[0];
+  }
   auto& found = report.mismatches;
   auto const add = [&](std::vector<Mismatch> const& more) { found.insert(found.end(), more.begin(), more.end()); };
 
