@@ -101,7 +101,7 @@ struct Link {
   std::string name;
   bool hard = false;  ///< Not soft, external or user-defined.
 };
-[[nodiscard]] std::vector<Link> links(UniqueGroup const& group, Subject const& subject);
+[[nodiscard]] std::vector<Link> links(UniqueGroup const& group, Subject const& subject);  ///< In no order.
 
 // Datasets: contiguous, with their space given at once and not filled. `subject.object` is the path.
 [[nodiscard]] UniqueDataset create_dataset(hid_t parent, UniqueDatatype const& type, Shape const& shape,
