@@ -66,9 +66,9 @@ void load(Job& job) {
   if (options.dry_run) return list_plan(job, *source, mesh);
   std::chrono::duration<double> const own_seconds = job.last_block() - start;
   job.report_ranks(planned.bytes_read, planned.bytes_owned, own_seconds.count());
-  job.console.say(fmt::format("load     {:.2f} s  {} read once by {} rank(s), experts {} on this one", seconds_load,
-                              human_bytes(job.report["bytes"]["read"].get<std::uint64_t>()), job.world.size(),
-                              expert_range(state)));
+  job.console.say(fmt::format("load     {:.2f} s  {} read once by {}, experts {} on this one", seconds_load,
+                              human_bytes(job.report["bytes"]["read"].get<std::uint64_t>()),
+                              counted(static_cast<std::uint64_t>(job.world.size()), "rank"), expert_range(state)));
 
   VerifyReport verified;
   VerifyOptions const verify_options{.level = options.verify_level(), .call = job.call()};

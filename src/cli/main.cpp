@@ -9,6 +9,7 @@
 
 #include "rankslice/error.hpp"
 #include "rankslice/mpi.hpp"
+#include "rankslice/store.hpp"
 
 #include "cli/commands.hpp"
 #include "cli/launch.hpp"
@@ -110,6 +111,7 @@ int run(Options const& options, Communicator& world, Ranks* ranks) {
 
 int start(Options const& options) {
   catch_signals();
+  disable_hdf5_exit_handler();
   if (!uses_ranks(options)) {
     auto const world = make_solo_communicator();
     return run(options, *world, nullptr);
