@@ -5,6 +5,7 @@
 #include "io/memory.hpp"
 #include "plan/plan.hpp"
 #include "storage_reader.hpp"
+#include "watch.hpp"
 
 namespace rankslice {
 
@@ -35,9 +36,14 @@ StateDict load_slice(std::shared_ptr<Checkpoint const> const& source, Mesh const
   require_cpu(options.device);
   auto const& parameters = source->parameters;
   auto const plan = make_load_plan(parameters, source->storage.form, mesh, coordinate, options.keys);
-  StateDict state{.tensors = {}, .mesh = mesh, .coordinate = coordinate, .source = source, .read = {}};
+  StateDict state{.tensors = {},
+                  .mesh = mesh,
+                  .coordinate = coordinate,
+                  .source = source,
+                  .selected = std::vector<bool>(parameters.size()),
+                  .read = {}};
   auto const digesting = options.verify == VerifyLevel::full;
-  if (digesting) state.read = empty_digests(parameters);
+  if (digesting) state.read = Digests(parameters);
 
   StorageReader reader(source->storage, parameters);
   Transfer transfer(watch(options.call, "load", plan.bytes_read, world));
@@ -51,6 +57,7 @@ StateDict load_slice(std::shared_ptr<Checkpoint const> const& source, Mesh const
       transfer.read(parameter, part, file, place, tensor.data.data.get() + skipped, sink);
     });
     state.tensors.emplace(parameter.fqn, std::move(tensor));
+    state.selected[planned.parameter] = true;
   }
   reader.check_unchanged();
   return state;

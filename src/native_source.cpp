@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/literals.hpp"
+#include "state/consistency.hpp"
 
 namespace rankslice {
 
@@ -18,12 +19,7 @@ HeldTensors::HeldTensors(StateDict const& state) : by_index_(state.source->param
                                   parameter.fqn, state.source->path),
                       parameter.fqn);
     }
-    auto const expected = tensor->part().size() * parameter.part_bytes(Form::native);
-    if (tensor->data.bytes != expected) {
-      throw PlanError(fmt::format("{}: local tensor {} takes {} bytes, its buffer has {}", parameter.fqn,
-                                  to_string(tensor->local_shape), expected, tensor->data.bytes),
-                      parameter.fqn);
-    }
+    require_consistent(*tensor, *state.source);
   }
 }
 
@@ -41,7 +37,7 @@ void HeldTensors::for_each_piece(PlannedPart const& wanted,
 }
 
 StreamedTensors::StreamedTensors(Storage const& storage, std::vector<Parameter> const& parameters)
-    : parameters_(parameters), reader_(storage, parameters), read_(empty_digests(parameters)) {}
+    : parameters_(parameters), reader_(storage, parameters), read_(parameters) {}
 
 void StreamedTensors::for_each_piece(PlannedPart const& wanted,
                                      std::function<void(Range part, std::byte const* native)> const& use) {

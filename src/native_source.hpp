@@ -4,6 +4,7 @@
 
 #include "rankslice/state_dict.hpp"
 
+#include "part_writer.hpp"
 #include "storage_reader.hpp"
 
 namespace rankslice {
@@ -11,7 +12,7 @@ namespace rankslice {
 /// The tensors that this rank holds.
 class HeldTensors final : public NativeSource {
  public:
-  /// @throws PlanError when a tensor of the source is missing from `state`, or is not the size it says.
+  /// @throws PlanError when a tensor of the source is missing from `state`, or is not what it says.
   explicit HeldTensors(StateDict const& state);
   void for_each_piece(PlannedPart const& wanted,
                       std::function<void(Range part, std::byte const* native)> const& use) override;

@@ -9,10 +9,12 @@
 #include "format/shards.hpp"
 #include "io/staged_output.hpp"
 #include "native_source.hpp"
+#include "part_writer.hpp"
 #include "plan/plan.hpp"
 #include "shared_output.hpp"
-#include "storage_reader.hpp"
+#include "state/consistency.hpp"
 #include "verify/mesh_tables.hpp"
+#include "watch.hpp"
 
 namespace rankslice {
 
@@ -65,7 +67,8 @@ void write_shard(StateDict const& state, std::string const& path, SaveOptions co
 }  // namespace
 
 void save_shards(StateDict const& state, std::string const& out_dir, Communicator& world, SaveOptions const& options) {
-  require_equal_replicas(state, options.call, world);
+  on_every_rank(world, [&] { require_consistent(state, world); });
+  (void)digest_all_held(state, options.call, world);  // for the copies of a tensor that must be equal
   SharedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite, world);
   on_every_rank(world,
                 [&] { write_shard(state, output.path() + "/" + shard_file_name(world.rank()), options, &world); });

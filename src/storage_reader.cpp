@@ -59,59 +59,9 @@ void StorageReader::check_unchanged() const {
   }
 }
 
-namespace {
-
-/// The files of a target, opened when first written to; synced and closed together.
-class TargetFiles {
- public:
-  explicit TargetFiles(Storage const& target) : target_(target) {}
-  FileWriter& file(std::uint32_t index) {
-    auto const found = open_.find(index);
-    if (found != open_.end()) return found->second;
-    return open_.emplace(index, FileWriter::open(target_.files[index].path)).first->second;
-  }
-  void finish() {
-    for (auto& [index, writer] : open_) {
-      writer.sync();
-      writer.close();
-    }
-    open_.clear();
-  }
-
- private:
-  Storage const& target_;
-  std::map<std::uint32_t, FileWriter> open_;
-};
-
-StoredPiece const& only_piece(Storage const& target, std::uint32_t parameter) {
-  return *std::ranges::lower_bound(target.pieces, parameter, {}, &StoredPiece::parameter);
-}
-
-}  // namespace
-
-Digests write_parts(std::vector<Parameter> const& parameters, std::vector<PlannedPart> const& plan,
-                    NativeSource& source, Storage const& target, BlockDone const& done) {
-  auto written = empty_digests(parameters);
-  TargetFiles files(target);
-  Transfer transfer(done);
-  for (auto const& item : plan) {
-    auto const& parameter = parameters[item.parameter];
-    auto const& piece = only_piece(target, item.parameter);
-    TensorPlace const place{.form = target.form,
-                            .origin = piece.extent.bytes.begin - piece.part.begin * parameter.part_bytes(target.form)};
-    ParameterDigest digest(parameter);
-    DigestSink const sink{.digest = &digest, .sums = &written, .index = item.parameter};
-    source.for_each_piece(item, [&](Range part, std::byte const* native) {
-      transfer.write(parameter, part, native, files.file(piece.extent.file), place, sink);
-    });
-  }
-  files.finish();
-  return written;
-}
-
 Digests digest_parts(std::vector<Parameter> const& parameters, std::vector<PlannedPart> const& plan,
                      Storage const& storage, BlockDone const& done) {
-  auto sums = empty_digests(parameters);
+  Digests sums(parameters);
   StorageReader reader(storage, parameters);
   Transfer transfer(done);
   for (auto const& item : plan) {
@@ -123,43 +73,6 @@ Digests digest_parts(std::vector<Parameter> const& parameters, std::vector<Plann
     });
   }
   reader.check_unchanged();
-  return sums;
-}
-
-void check_read_back(std::vector<Parameter> const& parameters, std::vector<PlannedPart> const& plan,
-                     Storage const& target, Digests const& written, BlockDone const& done) {
-  auto const found = digest_parts(parameters, plan, target, done);
-  for (auto const& item : plan) {
-    if (std::ranges::equal(found.source.of(item.parameter), written.source.of(item.parameter)) &&
-        std::ranges::equal(found.stored.of(item.parameter), written.stored.of(item.parameter))) {
-      continue;
-    }
-    auto const& file = target.files[only_piece(target, item.parameter).extent.file];
-    auto const& key = parameters[item.parameter].hf_key;
-    throw VerifyError(fmt::format("{}: {} reads back differently from what was written: digest {:016x}, expected "
-                                  "{:016x}",
-                                  file.name, key, found.source.sum(item.parameter), written.source.sum(item.parameter)),
-                      file.name, key);
-  }
-}
-
-std::uint64_t plan_bytes(std::vector<Parameter> const& parameters, std::vector<PlannedPart> const& plan, Form form) {
-  std::uint64_t bytes = 0;
-  for (auto const& item : plan) bytes += item.part.size() * parameters[item.parameter].part_bytes(form);
-  return bytes;
-}
-
-BlockDone watch(CallOptions const& call, std::string_view phase, std::uint64_t total_bytes, Communicator* world) {
-  return [&call, phase, total_bytes, world, so_far = std::uint64_t{0}](std::uint64_t bytes) mutable {
-    so_far += bytes;
-    if (call.stop.stop_requested()) throw Interrupted();
-    if (world != nullptr) world->progress();
-    if (call.progress) call.progress({.phase = phase, .done = so_far, .total = total_bytes});
-  };
-}
-
-Digests empty_digests(std::vector<Parameter> const& parameters) {
-  Digests sums{.source = DigestTable(parameters), .stored = DigestTable(parameters)};
   return sums;
 }
 

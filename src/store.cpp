@@ -6,10 +6,13 @@
 #include "io/file.hpp"
 #include "io/staged_output.hpp"
 #include "native_source.hpp"
+#include "part_writer.hpp"
 #include "plan/plan.hpp"
 #include "shared_output.hpp"
-#include "storage_reader.hpp"
+#include "state/consistency.hpp"
+#include "verify/compare.hpp"
 #include "verify/mesh_tables.hpp"
+#include "watch.hpp"
 
 namespace rankslice {
 
@@ -65,6 +68,24 @@ Storage create_target(Checkpoint const& source, std::string const& path, Communi
   return target;
 }
 
+/// Record the digests, seal the store, and see that it says what it should. On rank 0.
+void complete(std::string const& path, Checkpoint const& source, Digests const& digests) {
+  auto const of_source = recorded(source.parameters, digests.source, false);
+  auto const of_stored = recorded(source.parameters, digests.stored, true);
+  write_digests(path, of_source, of_stored);
+  complete_store(path);
+  auto const found = native_store().read(path);
+  auto const same_file = [](HfFile const& a, HfFile const& b) {
+    return a.name == b.name && a.size == b.size && a.header == b.header;
+  };
+  if (found.source == of_source && found.stored == of_stored && found.hf.index == source.hf.index &&
+      found.hf.config == source.hf.config && std::ranges::equal(found.hf.files, source.hf.files, same_file)) {
+    return;
+  }
+  throw VerifyError(path + ": headers, index, config.json or digests read back differently from what was written",
+                    path);
+}
+
 }  // namespace
 
 void save_store(StateDict const& state, std::string const& path, Communicator& world, SaveOptions const& options) {
@@ -72,10 +93,11 @@ void save_store(StateDict const& state, std::string const& path, Communicator& w
   std::optional<HeldTensors> held;
   std::vector<PlannedPart> plan;
   on_every_rank(world, [&] {
+    require_consistent(state, world);
     held.emplace(state);
     plan = make_save_plan(source.parameters, state.mesh, state.coordinate);
   });
-  require_equal_replicas(state, options.call, world);
+  auto const expected = digest_all_held(state, options.call, world);
   SharedOutput output(path, StagedOutput::Kind::file, options.overwrite, world);
   auto const target = create_target(source, output.path(), world);
 
@@ -86,10 +108,9 @@ void save_store(StateDict const& state, std::string const& path, Communicator& w
   world.all_reduce(written.source.values(), Reduce::sum);
   world.all_reduce(written.stored.values(), Reduce::sum);
   on_every_rank(world, [&] {
-    if (world.rank() != 0) return;
-    write_digests(output.path(), recorded(source.parameters, written.source, false),
-                  recorded(source.parameters, written.stored, true));
-    complete_store(output.path());
+    require_equal(source.parameters, {"held", expected.source}, {"written", written.source});
+    require_equal(source.parameters, {"held", expected.stored}, {"written", written.stored});
+    if (world.rank() == 0) complete(output.path(), source, expected);
   });
   output.publish();
 }

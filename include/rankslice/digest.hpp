@@ -33,6 +33,10 @@ class DigestTable {
 
 /// The digests of a checkpoint as its files store it, and, where loading converts (rule 55), of the converted values.
 struct Digests {
+  Digests() = default;
+  /// All zero.
+  explicit Digests(std::vector<Parameter> const& parameters) : source(parameters), stored(parameters) {}
+
   DigestTable source;
   DigestTable stored;  ///< Entries of tensors that are not converted are unused.
 };

@@ -3,22 +3,14 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <span>
 #include <string>
 #include <vector>
 
+#include "rankslice/buffer.hpp"
 #include "rankslice/checkpoint.hpp"
 #include "rankslice/mesh.hpp"
 
 namespace rankslice {
-
-/// Memory of a tensor. Copies share it; the last one releases it. On the host, large buffers stand on huge pages.
-struct Buffer {
-  std::shared_ptr<std::byte> data;
-  std::uint64_t bytes = 0;
-
-  [[nodiscard]] std::span<std::byte> span() const { return {data.get(), bytes}; }
-};
 
 /// The local tensor of one rank, contiguous and row-major in the native form, and its place in the global one.
 struct ShardedTensor {
@@ -39,6 +31,8 @@ struct StateDict {
   Mesh mesh;
   MeshCoordinate coordinate;
   std::shared_ptr<Checkpoint const> source;  ///< Where it came from, and the form to which `to_hf` brings it back.
+  /// By index in `source->parameters`: what was asked for. `verify` misses a tensor that is selected and not there.
+  std::vector<bool> selected;
   /// What was read, digested in the staging buffers, and, for converted tensors, what left them (`digest.md`). Empty
   /// when loading did not digest.
   Digests read;

@@ -22,7 +22,8 @@ struct StoreContents {
   };
   struct RecordedDigest {
     std::string hf_key;
-    std::vector<std::uint64_t> values;  ///< [sum, d(0), d(1), …]
+    std::vector<std::uint64_t> values;  ///< [sum, d(0), d(1), …], or [sum] for tensors of rank < 3
+    bool operator==(RecordedDigest const&) const = default;
   };
 
   std::string family;

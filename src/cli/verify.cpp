@@ -5,7 +5,6 @@
 #include "cli/commands.hpp"
 #include "cli/listing.hpp"
 #include "plan/plan.hpp"
-#include "storage_reader.hpp"
 
 namespace rankslice::cli {
 

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "rankslice/state_dict.hpp"
+#include "rankslice/buffer.hpp"
 
 namespace rankslice {
 

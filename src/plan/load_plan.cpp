@@ -65,4 +65,10 @@ std::vector<RankBytes> plan_all_ranks(std::vector<Parameter> const& parameters, 
   return ranks;
 }
 
+std::uint64_t plan_bytes(std::vector<Parameter> const& parameters, std::vector<PlannedPart> const& plan, Form form) {
+  std::uint64_t bytes = 0;
+  for (auto const& item : plan) bytes += item.part.size() * parameters[item.parameter].part_bytes(form);
+  return bytes;
+}
+
 }  // namespace rankslice

@@ -43,6 +43,10 @@ struct RankBytes {
 [[nodiscard]] std::vector<PlannedPart> make_save_plan(std::vector<Parameter> const& parameters, Mesh const& mesh,
                                                       MeshCoordinate const& coordinate);
 
+/// Bytes of the parts of a plan in a form. Pure.
+[[nodiscard]] std::uint64_t plan_bytes(std::vector<Parameter> const& parameters, std::vector<PlannedPart> const& plan,
+                                       Form form);
+
 /// The extents that hold a part, in order. Adjacent ones are merged.
 /// @throws PlanError when the pieces do not cover the part.
 struct LocatedPart {

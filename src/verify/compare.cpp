@@ -72,6 +72,12 @@ std::vector<Mismatch> differences(std::vector<Parameter> const& parameters, Name
   return mismatches;
 }
 
+void require_equal(std::vector<Parameter> const& parameters, NamedTable const& expected, NamedTable const& found) {
+  VerifyReport report;
+  report.mismatches = differences(parameters, expected, found, -1);
+  report.throw_if_bad();
+}
+
 Digests in_order_of(Checkpoint const& target, Checkpoint const& reference, Digests const& of_reference,
                     Digests const& fallback, std::vector<Mismatch>& mismatches) {
   std::map<std::string_view, std::size_t> by_key;

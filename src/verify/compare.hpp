@@ -29,6 +29,9 @@ struct NamedDigests {
 [[nodiscard]] std::vector<Mismatch> differences(std::vector<Parameter> const& parameters, NamedDigests const& expected,
                                                 NamedDigests const& found, int rank);
 
+/// @throws VerifyError naming what differs.
+void require_equal(std::vector<Parameter> const& parameters, NamedTable const& expected, NamedTable const& found);
+
 /// The digests of `reference` for the tensors of `target`, in their order, by HF key. Tensors that only one of the two
 /// has, or has with another dtype or shape, are added to `mismatches`, and get the digests of `fallback`.
 [[nodiscard]] Digests in_order_of(Checkpoint const& target, Checkpoint const& reference, Digests const& of_reference,

@@ -55,7 +55,7 @@ void MeshTables::compare_replicas(DigestTable const& table, std::string_view wha
 }
 
 Digests digest_held(StateDict const& state, CallOptions const& call, Communicator* world) {
-  Digests held{.source = DigestTable(state.source->parameters), .stored = DigestTable(state.source->parameters)};
+  Digests held(state.source->parameters);
   std::uint64_t total = 0;
   for (auto const& [fqn, tensor] : state.tensors) total += tensor.data.bytes;
   std::uint64_t done = 0;
@@ -76,8 +76,7 @@ Digests digest_held(StateDict const& state, CallOptions const& call, Communicato
   return held;
 }
 
-void require_equal_replicas(StateDict const& state, CallOptions const& call, Communicator& world) {
-  if (world.size() == 1) return;
+Digests digest_all_held(StateDict const& state, CallOptions const& call, Communicator& world) {
   Digests held;
   on_every_rank(world, [&] { held = digest_held(state, call, &world); });
   VerifyReport report;
@@ -86,6 +85,7 @@ void require_equal_replicas(StateDict const& state, CallOptions const& call, Com
   mesh.reduce(held.stored, "held", report.mismatches);
   share_mismatches(report.mismatches, world);
   on_every_rank(world, [&] { report.throw_if_bad(); });
+  return held;
 }
 
 }  // namespace rankslice

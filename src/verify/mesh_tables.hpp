@@ -34,8 +34,8 @@ class MeshTables {
 /// null.
 [[nodiscard]] Digests digest_held(StateDict const& state, CallOptions const& call, Communicator* world);
 
-/// Copies of a tensor on several ranks are equal, so that it does not matter who writes which part of it. Collective.
-/// @throws VerifyError naming tensor, expert and rank.
-void require_equal_replicas(StateDict const& state, CallOptions const& call, Communicator& world);
+/// The digests of what all ranks together hold. Copies of a tensor on several ranks must be equal, so that it does not
+/// matter who writes which part of it. Collective. @throws VerifyError naming tensor, expert and rank.
+[[nodiscard]] Digests digest_all_held(StateDict const& state, CallOptions const& call, Communicator& world);
 
 }  // namespace rankslice

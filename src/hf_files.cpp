@@ -1,0 +1,89 @@
+#include "hf_files.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/fingerprint.hpp"
+#include "core/literals.hpp"
+#include "io/file.hpp"
+#include "shared_output.hpp"
+
+namespace rankslice {
+
+namespace {
+
+constexpr auto kBlockBytes = 4_MiB;
+
+/// XXH3-128 of a range of a file, read block by block; `use` sees every block.
+std::string checksum_of(std::string const& path, Range range, BlockDone const& done,
+                        std::function<void(std::span<std::byte const>, std::uint64_t at)> const& use = {}) {
+  auto const reader = open_reader(path);
+  std::vector<std::byte> block(std::min<std::uint64_t>(kBlockBytes, range.size()));
+  Xxh3Stream checksum;
+  for (std::uint64_t at = 0; at < range.size(); at += kBlockBytes) {
+    auto const part = std::span(block).first(std::min<std::uint64_t>(kBlockBytes, range.size() - at));
+    reader->read(part, range.begin + at);
+    checksum.add(part);
+    if (use) use(part, at);
+    done(part.size());
+  }
+  return checksum.hex();
+}
+
+/// The first `size` bytes of a file are what was written.
+void require_read_back(std::string const& path, std::string const& name, std::uint64_t size,
+                       std::string const& expected, BlockDone const& done) {
+  auto const found = checksum_of(path, {0, size}, done);
+  if (found == expected) return;
+  throw VerifyError(
+      fmt::format("{}: reads back differently from what was written: checksum {}, expected {}", name, found, expected),
+      name);
+}
+
+void write_whole(std::string const& folder, std::string const& name, std::vector<std::byte> const& bytes,
+                 BlockDone const& done) {
+  auto const path = folder + "/" + name;
+  auto writer = FileWriter::create(path);
+  writer.write(bytes, 0);
+  writer.sync();
+  writer.close();
+  require_read_back(path, name, bytes.size(), xxh3_128(bytes), done);
+}
+
+void copy_side_file(SideFile const& side, std::string const& folder, BlockDone const& done) {
+  auto const path = folder + "/" + side.name;
+  auto writer = FileWriter::create(path);
+  auto const checksum =
+      checksum_of(side.path, {side.offset, side.offset + side.size}, done,
+                  [&](std::span<std::byte const> block, std::uint64_t at) { writer.write(block, at); });
+  if (!side.checksum.empty() && side.checksum != checksum) {
+    throw FormatError(fmt::format("{}: {}: checksum {}, expected {}", side.path, side.name, checksum, side.checksum),
+                      side.path);
+  }
+  writer.sync();
+  writer.close();
+  require_read_back(path, side.name, side.size, checksum, done);
+}
+
+}  // namespace
+
+void create_shards(HfLayout const& layout, std::string const& folder, BlockDone const& done) {
+  for (auto const& file : layout.files) {
+    make_parent_folders(folder, file.name);
+    auto const path = folder + "/" + file.name;
+    auto writer = FileWriter::create(path);
+    writer.allocate(file.size);
+    writer.write(file.header, 0);
+    writer.sync();
+    writer.close();
+    require_read_back(path, file.name, file.header.size(), xxh3_128(file.header), done);
+  }
+}
+
+void add_other_files(HfLayout const& layout, std::string const& folder, BlockDone const& done) {
+  for (auto const& side : layout.side_files) copy_side_file(side, folder, done);
+  if (!layout.index_name.empty()) write_whole(folder, layout.index_name, layout.index, done);
+}
+
+}  // namespace rankslice

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <string>
+
+#include "rankslice/checkpoint.hpp"
+
+#include "transform/transfer.hpp"
+
+namespace rankslice {
+
+// The files of a Hugging Face checkpoint but for the tensor bytes. Local; each file is synced and closed when it is
+// made, and read back. `done` is called per block, and per file for what is slow without moving bytes.
+
+/// Every shard at its full size with its header, below an existing folder: a full disk shows here, before a byte is
+/// moved.
+/// @throws IoError, VerifyError when a header reads back differently
+void create_shards(HfLayout const& layout, std::string const& folder, BlockDone const& done);
+
+/// Side files, and the index last: a folder without it is no checkpoint.
+/// @throws IoError, FormatError for a side file that does not have its recorded checksum, VerifyError
+void add_other_files(HfLayout const& layout, std::string const& folder, BlockDone const& done);
+
+}  // namespace rankslice
