@@ -8,6 +8,7 @@
 
 #include "core/fingerprint.hpp"
 #include "format/hf_folder.hpp"
+#include "format/hf_index.hpp"
 #include "model/family.hpp"
 
 namespace rankslice {
@@ -44,6 +45,24 @@ Range held_part(CheckpointParts::Native const& tensor, Parameter const& paramete
   return {0, parameter.part_count()};
 }
 
+/// Shards of a rank that is missing, or is there twice under two names, must not look like a whole.
+void require_tiling(CheckpointParts const& parts, std::vector<StoredPiece> const& pieces,
+                    std::vector<Parameter> const& parameters) {
+  auto piece = pieces.begin();
+  for (std::uint32_t i = 0; i < parameters.size(); ++i) {
+    std::uint64_t covered = 0;
+    for (; piece != pieces.end() && piece->parameter == i; ++piece) {
+      if (piece->part.begin > covered) break;
+      covered = std::max(covered, piece->part.end);
+    }
+    if (covered < parameters[i].part_count()) {
+      fail(parts.path, parameters[i].fqn,
+           fmt::format("expected {} {}, found none from {} on", parameters[i].part_count(),
+                       parameters[i].stacked_experts ? "experts" : "elements", covered));
+    }
+  }
+}
+
 /// Tensors in the native form: of a store, or of a folder of shards.
 Storage native_storage(CheckpointParts const& parts, std::vector<Parameter> const& parameters) {
   std::map<std::string_view, std::uint32_t> by_fqn;
@@ -68,6 +87,7 @@ Storage native_storage(CheckpointParts const& parts, std::vector<Parameter> cons
   std::ranges::sort(storage.pieces, {}, [](StoredPiece const& piece) {
     return std::tuple(piece.parameter, piece.part.begin, piece.extent.file);
   });
+  require_tiling(parts, storage.pieces, parameters);
   return storage;
 }
 
@@ -103,6 +123,24 @@ void check_way_back(Family const& family, std::vector<Parameter> const& paramete
   }
 }
 
+/// Names become paths below an output folder: a store or index made by somebody else must not lead out of it.
+void require_harmless_names(HfLayout const& layout, std::string const& path) {
+  std::set<std::string_view> names;
+  auto const require = [&](std::string const& file, std::string_view fault) {
+    if (fault.empty() && !names.insert(file).second) fault = "there are two files of this name";
+    if (!fault.empty())
+      throw FormatError(fmt::format("{}: the file name '{}' is refused: {}", path, file, fault), path);
+  };
+  auto const top_level_fault = [](std::string_view name) -> std::string_view {
+    auto const forbidden = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f || c == '/'; };
+    if (name.empty() || name == "." || name == "..") return "it is no file name";
+    return std::ranges::any_of(name, forbidden) ? "it contains a slash or a control character" : "";
+  };
+  for (auto const& file : layout.files) require(file.name, fault_of_shard_name(file.name));
+  for (auto const& side : layout.side_files) require(side.name, top_level_fault(side.name));
+  if (!layout.index_name.empty()) require(layout.index_name, top_level_fault(layout.index_name));
+}
+
 }  // namespace
 
 std::string fingerprint(HfLayout const& layout) {
@@ -118,6 +156,7 @@ std::string fingerprint(HfLayout const& layout) {
 }
 
 Checkpoint assemble(CheckpointParts parts) {
+  require_harmless_names(parts.hf, parts.path);
   Checkpoint checkpoint;
   auto const config = parts.hf.config.empty() ? ModelConfig{} : parse_model_config(parts.hf.config);
   auto const& family = find_family(parts.family, config);

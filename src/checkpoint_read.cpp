@@ -34,7 +34,11 @@ CheckpointParts read_store(std::string const& path, OpenOptions const& options) 
   parts.format = CheckpointFormat::store;
   parts.family = contents.family;
   parts.hf = std::move(contents.hf);
-  parts.files.push_back({.name = fs::path(path).filename().string(), .path = path, .size = contents.file_size});
+  auto const identity = open_reader(path)->identity();
+  parts.files.push_back({.name = fs::path(path).filename().string(),
+                         .path = path,
+                         .size = contents.file_size,
+                         .modified_ns = identity.modified_ns});
   for (auto const& tensor : contents.tensors) {
     Extent const extent{.file = 0, .bytes = {tensor.offset, tensor.offset + byte_size(tensor.dtype, tensor.shape)}};
     auto const rows = tensor.shape.empty() ? 1 : tensor.shape[0];
@@ -43,6 +47,20 @@ CheckpointParts read_store(std::string const& path, OpenOptions const& options) 
   parts.source_digests = std::move(contents.source);
   parts.stored_digests = std::move(contents.stored);
   return parts;
+}
+
+/// A local tensor is as the metadata has it in the whole: complete in all axes but the first.
+void require_slice(SafetensorsHeader::Tensor const& tensor, ShardMetadata::Place const& place,
+                   std::string const& path) {
+  auto const& global = place.global_shape;
+  auto fits = tensor.shape.size() == global.size() && place.offsets.size() == global.size();
+  for (std::size_t axis = 1; fits && axis < global.size(); ++axis) {
+    fits = place.offsets[axis] == 0 && tensor.shape[axis] == global[axis];
+  }
+  if (fits) return;
+  throw FormatError(fmt::format("{}: {}: {} is no slice along the first axis of {}", path, tensor.name,
+                                to_string(tensor.shape), to_string(global)),
+                    path, tensor.name);
 }
 
 /// One shard's tensors, appended to `parts`; what its metadata says is returned.
@@ -54,6 +72,11 @@ ShardMetadata read_shard(std::string const& folder, int rank, CheckpointParts& p
   auto const size = identity.size;
   auto const header = parse_safetensors_header(read_safetensors_header(*reader, path), size, path);
   auto shard = parse_shard_metadata(header.metadata, path);
+  if (shard.mesh.rank(shard.coordinate) != rank || shard.mesh.coordinate(rank) != shard.coordinate) {
+    throw FormatError(
+        fmt::format("{}: __metadata__ says that this is the shard of rank {}", path, shard.mesh.rank(shard.coordinate)),
+        path);
+  }
   auto const file = static_cast<std::uint32_t>(parts.files.size());
   parts.files.push_back({.name = name, .path = path, .size = size, .modified_ns = identity.modified_ns});
   for (auto const& tensor : header.tensors) {
@@ -62,8 +85,9 @@ ShardMetadata read_shard(std::string const& folder, int rank, CheckpointParts& p
       throw FormatError(fmt::format("{}: {}: __metadata__ does not say where it belongs", path, tensor.name), path,
                         tensor.name);
     }
+    require_slice(tensor, place->second, path);
     auto const rows = tensor.shape.empty() ? 1 : tensor.shape[0];
-    auto const first = place->second.offsets.empty() ? 0 : place->second.offsets[0];
+    auto const first = tensor.shape.empty() ? 0 : place->second.offsets[0];
     parts.native.push_back({tensor.name, tensor.dtype, place->second.global_shape, first, rows, {file, tensor.bytes}});
   }
   return shard;
@@ -76,7 +100,8 @@ CheckpointParts read_source(ShardMetadata const& shard, std::string const& folde
   auto const advice = "; name a checkpoint with the same tensors with --source";
   CheckpointParts source;
   try {
-    source = fs::is_regular_file(path) ? read_store(path, options) : read_hf(path);
+    std::error_code unreadable;  // told by read_hf
+    source = fs::is_regular_file(path, unreadable) ? read_store(path, options) : read_hf(path);
   } catch (IoError const& error) {
     throw IoError(
         ExitCode::input_missing,
@@ -118,9 +143,10 @@ CheckpointParts read_checkpoint_parts(std::string const& path, OpenOptions const
   std::error_code error;
   auto const status = fs::status(path, error);
   CheckpointParts parts;
-  if (!fs::exists(status)) {
+  if (status.type() == fs::file_type::not_found) {
     throw IoError(ExitCode::input_missing, path + ": no such file or folder", path);
   }
+  if (error) throw IoError(ExitCode::io, fmt::format("{}: {}", path, error.message()), path);
   if (!fs::is_directory(status)) {
     parts = read_store(path, options);
   } else if (fs::exists(fs::path(path) / shard_file_name(0), error)) {

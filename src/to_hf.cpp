@@ -52,7 +52,7 @@ ExportReport write_checkpoint(Checkpoint const& source, std::vector<PlannedPart>
     if (world.rank() == 0) add_other_files(source.hf, output.path(), alive);
   });
   output.publish();
-  return {.bytes_written = bytes, .files = source.hf.files.size()};
+  return {.bytes_read = 0, .bytes_written = bytes, .files = source.hf.files.size()};
 }
 
 }  // namespace
@@ -81,7 +81,7 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
   std::vector<PlannedPart> plan;
   on_every_rank(world, [&] { plan = make_save_plan(parameters, mesh, mesh.coordinate(world.rank())); });
   StreamedTensors streamed(checkpoint.storage, parameters);
-  return write_checkpoint(checkpoint, plan, streamed, out_dir, world, options, [&](Digests const& written) {
+  auto report = write_checkpoint(checkpoint, plan, streamed, out_dir, world, options, [&](Digests const& written) {
     auto read = streamed.read();
     on_every_rank(world, [&] {
       streamed.check_unchanged();
@@ -96,6 +96,8 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
       require_equal(parameters, {"recorded", checkpoint.digests->stored}, {"read", read.stored});
     });
   });
+  report.bytes_read = plan_bytes(parameters, plan, checkpoint.storage.form);
+  return report;
 }
 
 }  // namespace rankslice

@@ -8,7 +8,8 @@
 namespace rankslice {
 
 struct ExportReport {
-  std::uint64_t bytes_written = 0;  ///< Tensor bytes, by this rank.
+  std::uint64_t bytes_read = 0;     ///< Tensor bytes that this rank read to export them; none of a state in memory.
+  std::uint64_t bytes_written = 0;  ///< Tensor bytes that this rank wrote.
   std::uint64_t files = 0;
 };
 

@@ -6,7 +6,11 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
+
+#include "rankslice/error.hpp"
 
 namespace rankslice::cli {
 
@@ -15,6 +19,12 @@ namespace {
 constexpr auto kBarInterval = std::chrono::milliseconds(100);
 constexpr auto kLineInterval = std::chrono::seconds(5);
 constexpr int kBarWidth = 30;
+
+/// Talking is not the job: a stderr that is full or closed does not end it.
+void write(std::string const& text) noexcept {
+  std::fwrite(text.data(), 1, text.size(), stderr);
+  std::fflush(stderr);
+}
 
 }  // namespace
 
@@ -26,9 +36,14 @@ std::string human_bytes(std::uint64_t bytes) {
   return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.3g} {}", value, kUnits[unit]);
 }
 
+void print_data(std::string const& text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0) return;
+  throw IoError(ExitCode::io, fmt::format("stdout: {}", std::strerror(errno)), "stdout");
+}
+
 Console::Console(Options const& options, bool speaks)
     : speaks_(speaks), quiet_(options.quiet), json_(options.log_format == "json"), verbose_(options.verbose) {
-  progress_ = speaks && !quiet_ && options.progress != "off";
+  progress_ = speaks && (options.progress == "on" || (options.progress == "auto" && !quiet_));
   bar_ = progress_ && !json_ && ::isatty(STDERR_FILENO) == 1;
 }
 
@@ -50,10 +65,10 @@ void Console::print(std::string_view level, std::string const& line) {
   clear_bar();
   if (json_) {
     nlohmann::json const entry{{"level", level}, {"message", line}};
-    fmt::print(stderr, "{}\n", entry.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+    write(entry.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   } else {
     auto const marked = level == "error" || level == "warning";
-    fmt::print(stderr, "rankslice: {}{}\n", marked ? fmt::format("{}: ", level) : "", line);
+    write(fmt::format("rankslice: {}{}\n", marked ? fmt::format("{}: ", level) : "", line));
   }
 }
 
@@ -69,16 +84,15 @@ void Console::progress(Progress const& progress) {
   auto const share = std::min(1.0, static_cast<double>(progress.done) / static_cast<double>(progress.total));
   auto const text = fmt::format("{:8} {:5.1f} %  {} of {} on this rank", progress.phase, 100 * share,
                                 human_bytes(progress.done), human_bytes(progress.total));
-  if (!bar_) return say(text);
+  if (!bar_) return print("info", text);
   auto const filled = static_cast<int>(share * kBarWidth);
-  fmt::print(stderr, "\r\033[K[{:#<{}}{:.<{}}] {}", "", filled, "", kBarWidth - filled, text);
-  std::fflush(stderr);
+  write(fmt::format("\r\033[K[{:#<{}}{:.<{}}] {}", "", filled, "", kBarWidth - filled, text));
   bar_shown_ = true;
 }
 
 void Console::clear_bar() {
   if (!bar_shown_) return;
-  fmt::print(stderr, "\r\033[K");
+  write("\r\033[K");
   bar_shown_ = false;
 }
 

@@ -13,6 +13,9 @@ namespace rankslice::cli {
 /// "1.61 GB"
 [[nodiscard]] std::string human_bytes(std::uint64_t bytes);
 
+/// Data on stdout, which a script waits for. @throws IoError `io` when it cannot be written.
+void print_data(std::string const& text);
+
 /// Lines for people on stderr, from one rank of the job, as text or JSON.
 class Console {
  public:
@@ -25,7 +28,7 @@ class Console {
   void warn(std::string const& line);
   void error(std::string const& line);  ///< Also with -q.
 
-  /// A bar on a terminal, else a line every few seconds. `scale`: how many ranks the numbers of one rank stand for.
+  /// A bar on a terminal, else a line every few seconds.
   void progress(Progress const& progress);
 
  private:

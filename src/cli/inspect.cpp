@@ -77,7 +77,9 @@ std::string joined(Json const& list, std::string const& separator) {
 }
 
 void print(Json const& summary) {
-  auto const line = [](std::string_view label, std::string const& text) { fmt::print("{:<12}{}\n", label, text); };
+  auto const line = [](std::string_view label, std::string const& text) {
+    print_data(fmt::format("{:<12}{}\n", label, text));
+  };
   auto const number = [](Json const& value) { return value.get<std::uint64_t>(); };
   line("path", summary["path"]);
   line("format",
@@ -110,7 +112,7 @@ void inspect(Job& job) {
   auto const summary = summarize(*checkpoint);
   job.listed = true;
   if (job.options.json) {
-    fmt::print("{}\n", summary.dump(2, ' ', false, Json::error_handler_t::replace));
+    print_data(summary.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   } else {
     print(summary);
   }

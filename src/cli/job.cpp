@@ -56,6 +56,13 @@ void catch_signals() {
   ::sigaction(SIGPIPE, &action, nullptr);
 }
 
+void allow_many_files() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);  // when it may not, the opening of a file will say so
+}
+
 std::optional<ExitCode> stop_code() {
   if (signal_number == 0) return std::nullopt;
   return signal_number == SIGTERM ? ExitCode::terminated : ExitCode::interrupted;
@@ -191,7 +198,7 @@ void Job::publish() {
   if (world.rank() != 0) return;
   report["seconds"]["total"] = seconds_since(start_);
   auto const text = report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
-  if (options.json && !listed) fmt::print("{}", text);
+  if (options.json && !listed) print_data(text);
   if (options.report.empty()) return;
   StagedOutput output(options.report, StagedOutput::Kind::file, true);
   auto writer = FileWriter::create(output.path());

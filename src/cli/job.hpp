@@ -67,6 +67,8 @@ class Job {
 
 /// Catch SIGINT and SIGTERM from now on: calls stop at their next block and clean up.
 void catch_signals();
+/// As many open files as the system lets this user have: a folder of shards has one for each rank.
+void allow_many_files();
 /// What to exit with when one of them has come.
 [[nodiscard]] std::optional<ExitCode> stop_code();
 

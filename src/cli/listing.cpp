@@ -25,9 +25,9 @@ void list_all(Job const& job, Checkpoint const& source, Mesh const& mesh) {
   auto const ranks = plan_all_ranks(source.parameters, source.storage.form, mesh);
   auto list = Json::array();
   if (!job.options.json) {
-    fmt::print("mesh: ep_replicate {} × ep_shard {} × ep {}\n", mesh.ep_replicate, mesh.ep_shard, mesh.ep);
-    fmt::print("{:>5}  {:>12}  {:>12}  {:>16}  {:>16}\n", "rank", "ep_replicate", "experts", "bytes read",
-               "bytes held");
+    print_data(fmt::format("mesh: ep_replicate {} × ep_shard {} × ep {}\n", mesh.ep_replicate, mesh.ep_shard, mesh.ep));
+    print_data(fmt::format("{:>5}  {:>12}  {:>12}  {:>16}  {:>16}\n", "rank", "ep_replicate", "experts", "bytes read",
+                           "bytes held"));
   }
   std::uint64_t read = 0, owned = 0;
   for (int rank = 0; rank < mesh.ranks(); ++rank) {
@@ -45,12 +45,12 @@ void list_all(Job const& job, Checkpoint const& source, Mesh const& mesh) {
                       {"bytes_read", bytes.read},
                       {"bytes_owned", bytes.owned}});
     } else {
-      fmt::print("{:>5}  {:>12}  {:>12}  {:>16}  {:>16}\n", rank, at.ep_replicate,
-                 fmt::format("[{}, {})", experts.begin, experts.end), bytes.read, bytes.owned);
+      print_data(fmt::format("{:>5}  {:>12}  {:>12}  {:>16}  {:>16}\n", rank, at.ep_replicate,
+                             fmt::format("[{}, {})", experts.begin, experts.end), bytes.read, bytes.owned));
     }
   }
   if (!job.options.json) {
-    fmt::print("{:>5}  {:>12}  {:>12}  {:>16}  {:>16}\n", "all", "", "", read, owned);
+    print_data(fmt::format("{:>5}  {:>12}  {:>12}  {:>16}  {:>16}\n", "all", "", "", read, owned));
     return;
   }
   Json const document{{"schema", "rankslice.plan/1"},
@@ -60,7 +60,7 @@ void list_all(Job const& job, Checkpoint const& source, Mesh const& mesh) {
                       {"mesh", mesh_json(mesh)},
                       {"rank", list},
                       {"bytes", {{"read", read}, {"owned", owned}}}};
-  fmt::print("{}\n", document.dump(2));
+  print_data(document.dump(2) + "\n");
 }
 
 void list_rank(Job const& job, Checkpoint const& source, Mesh const& mesh, int rank) {
@@ -80,7 +80,7 @@ void list_rank(Job const& job, Checkpoint const& source, Mesh const& mesh, int r
         auto const experts = parameter.stacked_experts
                                  ? fmt::format("  experts [{}, {})", located.part.begin, located.part.end)
                                  : std::string();
-        fmt::print("{}  [{}, {})  {}{}\n", file, bytes.begin, bytes.end, parameter.fqn, experts);
+        print_data(fmt::format("{}  [{}, {})  {}{}\n", file, bytes.begin, bytes.end, parameter.fqn, experts));
       }
     }
   }
@@ -93,7 +93,7 @@ void list_rank(Job const& job, Checkpoint const& source, Mesh const& mesh, int r
                       {"rank", rank},
                       {"reads", list},
                       {"bytes", {{"read", planned.bytes_read}, {"owned", planned.bytes_owned}}}};
-  fmt::print("{}\n", document.dump(2));
+  print_data(document.dump(2) + "\n");
 }
 
 }  // namespace

@@ -106,11 +106,17 @@ int run(Options const& options, Communicator& world, Ranks* ranks) {
     tell(job, error, agreed);
     if (!agreed && ranks != nullptr) ranks->abort(error.code);
     return static_cast<int>(error.code);
+  } catch (std::exception const& error) {
+    UnexpectedError const unexpected(fmt::format("unexpected: {}", error.what()));
+    tell(job, unexpected, world.size() == 1);
+    if (world.size() > 1 && ranks != nullptr) ranks->abort(unexpected.code);
+    return static_cast<int>(unexpected.code);
   }
 }
 
 int start(Options const& options) {
   catch_signals();
+  allow_many_files();
   disable_hdf5_exit_handler();
   if (!uses_ranks(options)) {
     auto const world = make_solo_communicator();

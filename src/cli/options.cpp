@@ -42,7 +42,7 @@ void add_output_options(CLI::App& app, Options& o) {
       ->check(CLI::IsMember({"auto", "on", "off"}))
       ->capture_default_str();
   flag(app, "-q,--quiet", o.quiet, "Nothing on stderr but errors");
-  app.add_flag("-v,--verbose", o.verbose, "More on stderr");
+  app.add_flag("-v,--verbose", o.verbose, "More on stderr")->envname("RANKSLICE_VERBOSE");
   option(app, "--log-format", o.log_format, "Lines on stderr")
       ->check(CLI::IsMember({"text", "json"}))
       ->capture_default_str();

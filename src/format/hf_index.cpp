@@ -26,21 +26,6 @@ constexpr std::string_view kShardSuffix = ".safetensors";
   throw FormatError(fmt::format("{}: {}", file, problem), file);
 }
 
-/// What is wrong with the name of a shard; empty for a good one. Names are judged, not where they lead: the shards of
-/// the Hub's cache are links out of their folder.
-std::string_view fault_of_name(std::string_view name) {
-  if (!name.ends_with(kShardSuffix)) return "it does not end in .safetensors";
-  if (name.starts_with('/')) return "it is an absolute path";
-  auto const forbidden = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f || c == '\\'; };
-  if (std::ranges::any_of(name, forbidden)) return "it contains a backslash or a control character";
-  for (auto const component : std::views::split(name, '/')) {
-    std::string_view const text(component.begin(), component.end());
-    if (text.empty() || text == ".") return "it contains an empty or \".\" component";
-    if (text == "..") return "it leads out of the folder by \"..\"";
-  }
-  return {};
-}
-
 /// A member of an object that must not be there twice.
 std::optional<element> unique_member(object const& parent, std::string_view key, std::string const& file) {
   std::optional<element> found;
@@ -88,7 +73,7 @@ std::vector<std::string> distinct_shards(WeightMap const& map, std::string const
   auto const repeated = std::ranges::unique(names);
   names.erase(repeated.begin(), repeated.end());
   for (auto const name : names) {
-    if (auto const fault = fault_of_name(name); !fault.empty())
+    if (auto const fault = fault_of_shard_name(name); !fault.empty())
       refuse(file, fmt::format("weight_map: the shard name {} is refused: {}", in_quotes(name), fault));
   }
   return {names.begin(), names.end()};
@@ -105,6 +90,19 @@ std::optional<std::uint64_t> parse_total_size(object const& root, std::string co
 }
 
 }  // namespace
+
+std::string_view fault_of_shard_name(std::string_view name) {
+  if (!name.ends_with(kShardSuffix)) return "it does not end in .safetensors";
+  if (name.starts_with('/')) return "it is an absolute path";
+  auto const forbidden = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f || c == '\\'; };
+  if (std::ranges::any_of(name, forbidden)) return "it contains a backslash or a control character";
+  for (auto const component : std::views::split(name, '/')) {
+    std::string_view const text(component.begin(), component.end());
+    if (text.empty() || text == ".") return "it contains an empty or \".\" component";
+    if (text == "..") return "it leads out of the folder by \"..\"";
+  }
+  return {};
+}
 
 std::vector<std::size_t> HfIndex::tensors_per_shard() const {
   std::vector<std::size_t> counts(shards.size());

@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace rankslice {
@@ -27,5 +28,9 @@ struct HfIndex {
 /// component, a `\` or a control character, or do not end in `.safetensors`, are refused.
 /// @throws FormatError
 [[nodiscard]] HfIndex parse_hf_index(std::span<std::byte const> json, std::string const& file);
+
+/// What is wrong with the name of a shard; empty for a good one. Names are judged, not where they lead: the shards of
+/// the Hub's cache are links out of their folder.
+[[nodiscard]] std::string_view fault_of_shard_name(std::string_view name);
 
 }  // namespace rankslice

@@ -56,6 +56,12 @@ ShardMetadata parse_shard_metadata(std::map<std::string, std::string> const& met
     shard.mesh = {mesh.at("ep_replicate"), mesh.at("ep_shard"), mesh.at("ep")};
     auto const at = parse_field(metadata, "mesh_coordinate", file);
     shard.coordinate = {at.at("ep_replicate"), at.at("ep_shard"), at.at("ep")};
+    auto const positive = shard.mesh.ep_replicate > 0 && shard.mesh.ep_shard > 0 && shard.mesh.ep > 0;
+    constexpr std::int64_t kMostRanks = 1 << 20;
+    if (!positive || std::int64_t{shard.mesh.ep_replicate} * shard.mesh.ep_shard > kMostRanks ||
+        std::int64_t{shard.mesh.ep_replicate} * shard.mesh.ep_shard * shard.mesh.ep > kMostRanks) {
+      throw FormatError(fmt::format("{}: __metadata__: the mesh {} is none", file, mesh.dump()), file);
+    }
     shard.family = metadata.at("family");
     shard.source = metadata.at("source");
     shard.source_fingerprint = metadata.at("source_fingerprint");

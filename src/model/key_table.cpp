@@ -11,6 +11,7 @@ namespace rankslice {
 namespace {
 
 constexpr std::string_view kModel = "model.";
+constexpr std::string_view kMtp = "mtp.";
 
 std::string replace_all(std::string text, std::string_view from, std::string_view to) {
   for (auto at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) {
@@ -92,7 +93,7 @@ KeyMapping map_to_hf(KeyTable const& table, std::string_view fqn) {
 
 std::string_view find_prefix(KeyTable const& table, std::span<CatalogTensor const> tensors) {
   auto const has_prefix = [&](CatalogTensor const& tensor) {
-    return without_needless_prefix(table, tensor.name).starts_with(kModel);
+    return tensor.name.starts_with(kModel) && !without_needless_prefix(table, tensor.name).starts_with(kMtp);
   };
   return std::ranges::any_of(tensors, has_prefix) ? kModel : std::string_view{};
 }
