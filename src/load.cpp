@@ -15,7 +15,7 @@ void require_cpu(Device device) {
   if (device == Device::cuda) throw DeviceError("--device cuda: this version loads on the CPU only");
 }
 
-ShardedTensor allocate(Parameter const& parameter, PlannedPart const& planned) {
+ShardedTensor allocate(Parameter const& parameter, PlannedPart const& planned, Mesh const& mesh) {
   ShardedTensor tensor{.parameter = parameter,
                        .local_shape = parameter.shape,
                        .offsets = Shape(parameter.shape.size(), 0),
@@ -26,6 +26,8 @@ ShardedTensor allocate(Parameter const& parameter, PlannedPart const& planned) {
     tensor.local_shape[0] = planned.part.size();
     tensor.offsets[0] = planned.part.begin;
     tensor.placements[2] = {.kind = Placement::Kind::shard, .dim = 0};
+    // Rule 16: a mesh with more dimensions than `ep` has Shard(1) on `ep_shard`, even when that has one rank.
+    if (mesh.ep_replicate > 1 || mesh.ep_shard > 1) tensor.placements[1] = {.kind = Placement::Kind::shard, .dim = 1};
   }
   tensor.data = allocate_host(planned.part.size() * parameter.part_bytes(Form::native));
   return tensor;
@@ -49,7 +51,7 @@ StateDict load_slice(std::shared_ptr<Checkpoint const> const& source, Mesh const
   Transfer transfer(watch(options.call, "load", plan.bytes_read, world));
   for (auto const& planned : plan.parts) {
     auto const& parameter = parameters[planned.parameter];
-    auto tensor = allocate(parameter, planned);
+    auto tensor = allocate(parameter, planned, mesh);
     auto digest = digesting ? std::optional<ParameterDigest>(std::in_place, parameter) : std::nullopt;
     DigestSink const sink{.digest = digest ? &*digest : nullptr, .sums = &state.read, .index = planned.parameter};
     reader.for_each_stretch(planned, [&](Range part, FileReader& file, TensorPlace place) {

@@ -17,7 +17,7 @@ struct ShardedTensor {
   Parameter parameter;
   Shape local_shape;
   Shape offsets;                      ///< Of the local tensor in the global one, per axis.
-  std::vector<Placement> placements;  ///< For (`ep_replicate`, `ep_shard`, `ep`).
+  std::vector<Placement> placements;  ///< Along (`ep_replicate`, `ep_shard`, `ep`); rule 16.
   Buffer data;
   std::uint32_t index = 0;  ///< In `Checkpoint::parameters`.
 

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <functional>
 
 #include "rankslice/load.hpp"
 #include "rankslice/store.hpp"
@@ -11,6 +12,7 @@
 #include "rankslice/verify.hpp"
 
 #include "support/job_fixture.hpp"
+#include "synth/synth.hpp"
 
 namespace rankslice::test {
 namespace {
@@ -148,6 +150,113 @@ TEST_F(PipelineTest, ADenseTensorThatDiffersOnOneRankIsFound) {
   ASSERT_EQ(report.mismatches.size(), 1U);
   EXPECT_EQ(report.mismatches.front().tensor, "lm_head.weight");
   EXPECT_EQ(report.mismatches.front().rank, last);
+}
+
+TEST_F(PipelineTest, ATrainedF32ValueGoesHomeRoundedToTheTypeOfTheSource) {
+  auto state = load_all();
+  constexpr auto kName =
+      "model.language_model.layers.0.linear_attn._fp32_params.dt_bias";  // BF16 in the files (rule 57)
+  auto& tensor = state.tensors.at(kName);
+  std::uint32_t word = 0;
+  std::memcpy(&word, tensor.data.data.get(), sizeof word);
+  ASSERT_EQ(word & 0xffff, 0U) << "a widened BF16 value has no lower half";
+  word |= 0x9000;  // more than half of a BF16 step: rounds away from zero
+  std::memcpy(tensor.data.data.get(), &word, sizeof word);
+
+  save_shards(state, path("trained"), world());
+  save_store(state, path("trained.h5"), world());
+  to_hf(state, path("home1"), world());
+  to_hf(*open_checkpoint(path("trained"), world()), path("home2"), world());
+  to_hf(*open_checkpoint(path("trained.h5"), world(), {.store = &native_store()}), path("home3"), world());
+
+  auto const& catalog = state.source->catalog;
+  auto const& extent = catalog.tensors[tensor.index].extent;
+  auto want = files_below(checkpoint());
+  auto* const element = want.at(catalog.files[extent.file].name).data() + extent.bytes.begin;
+  auto const rounded = static_cast<std::uint16_t>((word >> 16) + 1);
+  std::memcpy(element, &rounded, sizeof rounded);
+  for (auto const* name : {"home1", "home2", "home3"}) EXPECT_TRUE(files_below(path(name)) == want) << name;
+  on_every_rank(world(), [] {});  // nobody starts the next test while another still compares
+}
+
+TEST_F(PipelineTest, ATensorThatNoRankHoldsIsMissed) {
+  auto state = load_all();
+  state.tensors.erase("lm_head.weight");
+  auto const report = verify(state, world(), {.level = VerifyLevel::coverage});
+  ASSERT_EQ(report.mismatches.size(), 1U);
+  EXPECT_EQ(report.mismatches.front().what, "lm_head.weight: missing");
+}
+
+TEST_F(PipelineTest, ExpertsThatNoRankOrTwoRanksHoldAreNamed) {
+  auto state = load_all();
+  auto& tensor = stacked(state);
+  auto const last = world().rank() == world().size() - 1;
+  if (last) {  // says that its experts are one further on, and drops the last one, which would be outside
+    auto const bytes = tensor.parameter.part_bytes(Form::native);
+    ++tensor.offsets[0];
+    --tensor.local_shape[0];
+    tensor.data.bytes -= bytes;
+  }
+  auto const report = verify(state, world(), {.level = VerifyLevel::coverage});
+  ASSERT_EQ(report.mismatches.size(), 1U);
+  EXPECT_THAT(report.mismatches.front().what, HasSubstr("held by 0 ranks, expected 1"));
+}
+
+TEST_F(PipelineTest, TheStateOfAnotherRankIsNotWrittenAsTheWhole) {
+  auto const source = open_checkpoint(checkpoint(), world());
+  auto const state = load(source, make_mesh(world().size() + 1), MeshCoordinate{});  // one rank's share of a larger job
+  EXPECT_THROW(to_hf(state, path("part"), world()), Error);
+  EXPECT_THROW(save_store(state, path("part"), world()), Error);
+  EXPECT_THROW(save_shards(state, path("part"), world()), Error);
+  EXPECT_THROW((void)verify(state, world()), Error);
+  EXPECT_FALSE(std::filesystem::exists(path("part")));
+}
+
+TEST_F(PipelineTest, RanksWithDifferentCheckpointsAreTold) {
+  if (world().size() == 1) GTEST_SKIP() << "needs two ranks";
+  auto const odd = world().rank() == 1;
+  if (odd) synthesize(path("other"), {.experts = 5});
+  auto const solo = make_solo_communicator();
+  auto const source = open_checkpoint(odd ? path("other") : checkpoint(), *solo);
+  auto const mesh = make_mesh(world().size());
+  auto const state = load(source, mesh, mesh.coordinate(world().rank()));
+  auto const report = verify(state, world());
+  ASSERT_EQ(report.mismatches.size(), 1U);
+  EXPECT_THAT(report.mismatches.front().what, HasSubstr("rank 1: its"));
+}
+
+TEST_F(PipelineTest, AStopTokenAndAThrowingCallbackEndTheCallOnEveryRank) {
+  std::stop_source stop;
+  if (world().rank() == world().size() - 1) stop.request_stop();
+  auto const source = open_checkpoint(checkpoint(), world());
+  EXPECT_THROW((void)load(source, make_mesh(world().size()), world(), {.call = {.stop = stop.get_token()}}),
+               Interrupted);
+
+  auto const state = load_all();
+  CallOptions const throwing{.progress = [&](Progress const& progress) {
+    if (world().rank() == 0 && progress.done > progress.total / 2) throw Interrupted(ExitCode::terminated);
+  }};
+  try {
+    save_store(state, path("stopped.h5"), world(), {.call = throwing});
+    FAIL() << "was not stopped";
+  } catch (Interrupted const& error) {
+    EXPECT_EQ(error.code, ExitCode::terminated);
+  }
+  EXPECT_FALSE(std::filesystem::exists(path("stopped.h5")));
+}
+
+TEST_F(PipelineTest, ProgressCoversAllPassesOfACallOnce) {
+  auto const state = load_all();
+  std::uint64_t last = 0, total = 0;
+  CallOptions const call{.progress = [&](Progress const& progress) {
+    if (progress.phase != "store") return;
+    EXPECT_GT(progress.done, last);
+    last = progress.done;
+    total = progress.total;
+  }};
+  save_store(state, path("progress.h5"), world(), {.call = call});
+  EXPECT_EQ(last, total);
+  EXPECT_GT(total, 0U);
 }
 
 TEST_F(PipelineTest, ReplicasThatDifferAreNotMixedIntoOneCheckpoint) {
