@@ -22,8 +22,10 @@ std::string describe(Parameter const& parameter, std::size_t entry) {
   return fmt::format("layer {}, expert {} of {}", key.substr(digits, key.find('.', digits) - digits), entry, key);
 }
 
-/// Which expert's values a digest belongs to, going by its q; nothing when no expert's.
+/// Which expert's values a digest belongs to, going by its q; nothing when no expert's. A digest of 0 is that of an
+/// expert that is not there, which may hold for several.
 std::optional<std::size_t> owner_of(std::uint64_t d, std::size_t entry, std::span<std::uint64_t const> expected) {
+  if (d == 0) return std::nullopt;
   auto const q = d * inverse_modulo_2_64(expert_factor(entry));
   for (std::size_t e = 0; e < expected.size(); ++e) {
     if (e != entry && expected[e] == q * expert_factor(e)) return e;

@@ -39,7 +39,7 @@ constexpr std::size_t kDense = 0, kStacked = 1, kConv = 2;
 DigestTable some_table() {
   DigestTable table(three_parameters());
   for (std::size_t i = 0; i < 3; ++i) {
-    auto const& shape = three_parameters()[i].hf_shape;
+    auto const shape = three_parameters()[i].hf_shape;
     std::ranges::copy(test::naive_digest(2, shape, test::random_bytes(2 * element_count(shape), i)),
                       table.of(i).begin());
   }
@@ -145,7 +145,9 @@ TEST(Differences, AnExpertThatIsNotThereIsNotSaidToHoldTheValuesOfAnotherThatIsN
 
 TEST(Differences, OfConvertedValuesAreFoundBesideThoseOfTheSource) {
   auto const table = some_table();
-  Digests const expected{.source = table, .stored = table};
+  Digests expected(three_parameters());
+  expected.source = table;
+  expected.stored = table;
   auto found = expected;
   found.stored.of(kDense)[0] += 6;
   auto const mismatches =
@@ -166,7 +168,7 @@ Checkpoint checkpoint_of(std::vector<Parameter> parameters, std::string path) {
 
 /// Digests whose numbers count up from `first`.
 Digests counted(std::vector<Parameter> const& parameters, std::uint64_t first) {
-  Digests digests{.source = DigestTable(parameters), .stored = DigestTable(parameters)};
+  Digests digests(parameters);
   for (auto& value : digests.source.values()) value = first++;
   for (auto& value : digests.stored.values()) value = first++;
   return digests;
