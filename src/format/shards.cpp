@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <optional>
+
 #include "rankslice/error.hpp"
 
 namespace rankslice {
@@ -11,20 +14,94 @@ namespace {
 
 using nlohmann::json;
 
-constexpr auto kFormat = "shards/1";
+using Metadata = std::map<std::string, std::string>;
 
-json parse_field(std::map<std::string, std::string> const& metadata, std::string const& field,
-                 std::string const& file) {
-  auto const found = metadata.find(field);
-  if (found == metadata.end()) throw FormatError(fmt::format("{}: __metadata__ has no '{}'", file, field), file);
-  return json::parse(found->second);
+constexpr auto kFormat = "shards/1";
+constexpr std::uint64_t kMostRanks = 1 << 20;
+
+/// One field of `__metadata__`, for the errors.
+struct Field {
+  std::string const& file;
+  std::string name;
+
+  [[noreturn]] void fail(std::string const& problem, std::string const& tensor = {}) const {
+    throw FormatError(fmt::format("{}: __metadata__ '{}': {}", file, name, problem), file, tensor);
+  }
+};
+
+std::string const& text_of(Metadata const& metadata, Field const& field) {
+  auto const found = metadata.find(field.name);
+  if (found == metadata.end()) field.fail("missing");
+  return found->second;
+}
+
+json object_of(Metadata const& metadata, Field const& field) {
+  auto const& text = text_of(metadata, field);
+  auto value = json::parse(text, nullptr, false);
+  if (!value.is_object()) field.fail("expected a JSON object, found " + text);
+  return value;
+}
+
+/// The number of one dimension of the mesh.
+int number_of(json const& object, std::string const& dimension, Range allowed, Field const& field) {
+  auto const found = object.find(dimension);
+  auto const natural = found != object.end() && found->is_number_unsigned();
+  auto const number = natural ? found->get<std::uint64_t>() : allowed.end;
+  if (number < allowed.begin || number >= allowed.end) {
+    field.fail(
+        fmt::format("expected {} from {} to {}, found {}", dimension, allowed.begin, allowed.end - 1, object.dump()));
+  }
+  return static_cast<int>(number);
+}
+
+Mesh mesh_of(Metadata const& metadata, Field const& field) {
+  auto const object = object_of(metadata, field);
+  auto ranks = std::uint64_t{1};
+  auto const size = [&](std::string const& dimension) {
+    auto const number = number_of(object, dimension, {1, kMostRanks / ranks + 1}, field);
+    ranks *= static_cast<std::uint64_t>(number);
+    return number;
+  };
+  return {.ep_replicate = size("ep_replicate"), .ep_shard = size("ep_shard"), .ep = size("ep")};
+}
+
+MeshCoordinate coordinate_of(Metadata const& metadata, Mesh const& mesh, Field const& field) {
+  auto const object = object_of(metadata, field);
+  auto const position = [&](std::string const& dimension, int size) {
+    return number_of(object, dimension, {0, static_cast<std::uint64_t>(size)}, field);
+  };
+  return {.ep_replicate = position("ep_replicate", mesh.ep_replicate),
+          .ep_shard = position("ep_shard", mesh.ep_shard),
+          .ep = position("ep", mesh.ep)};
+}
+
+std::optional<Shape> natural_numbers(json const& object, std::string const& name) {
+  if (!object.is_object() || !object.contains(name) || !object[name].is_array()) return std::nullopt;
+  auto const is_natural = [](json const& number) { return number.is_number_unsigned(); };
+  if (!std::ranges::all_of(object[name], is_natural)) return std::nullopt;
+  return object[name].get<Shape>();
+}
+
+std::map<std::string, ShardMetadata::Place> places_of(Metadata const& metadata, Field const& field) {
+  auto const object = object_of(metadata, field);
+  std::map<std::string, ShardMetadata::Place> places;
+  for (auto const& [fqn, place] : object.items()) {
+    auto const shape = natural_numbers(place, "global_shape");
+    auto const offsets = natural_numbers(place, "offsets");
+    if (!shape || !offsets || shape->size() != offsets->size()) {
+      field.fail(fmt::format("{}: expected global_shape and offsets, one number per axis, found {}", fqn, place.dump()),
+                 fqn);
+    }
+    places[fqn] = {*shape, *offsets};
+  }
+  return places;
 }
 
 }  // namespace
 
 std::string shard_file_name(int rank) { return fmt::format("rank-{:05}.safetensors", rank); }
 
-std::map<std::string, std::string> to_metadata(ShardMetadata const& shard) {
+Metadata to_metadata(ShardMetadata const& shard) {
   json const mesh{{"ep_replicate", shard.mesh.ep_replicate}, {"ep_shard", shard.mesh.ep_shard}, {"ep", shard.mesh.ep}};
   json const coordinate{{"ep_replicate", shard.coordinate.ep_replicate},
                         {"ep_shard", shard.coordinate.ep_shard},
@@ -43,38 +120,18 @@ std::map<std::string, std::string> to_metadata(ShardMetadata const& shard) {
           {"tensors", tensors.dump()}};
 }
 
-ShardMetadata parse_shard_metadata(std::map<std::string, std::string> const& metadata, std::string const& file) {
-  auto const version = metadata.find("rankslice_format");
-  if (version == metadata.end() || version->second != kFormat) {
-    throw FormatError(fmt::format("{}: __metadata__ rankslice_format is '{}', expected '{}'", file,
-                                  version == metadata.end() ? "" : version->second, kFormat),
-                      file);
+ShardMetadata parse_shard_metadata(Metadata const& metadata, std::string const& file) {
+  auto const text = [&](std::string const& name) { return text_of(metadata, {file, name}); };
+  if (auto const format = text("rankslice_format"); format != kFormat) {
+    Field{file, "rankslice_format"}.fail(fmt::format("expected {}, found {}", kFormat, format));
   }
-  try {
-    ShardMetadata shard;
-    auto const mesh = parse_field(metadata, "mesh", file);
-    shard.mesh = {mesh.at("ep_replicate"), mesh.at("ep_shard"), mesh.at("ep")};
-    auto const at = parse_field(metadata, "mesh_coordinate", file);
-    shard.coordinate = {at.at("ep_replicate"), at.at("ep_shard"), at.at("ep")};
-    auto const positive = shard.mesh.ep_replicate > 0 && shard.mesh.ep_shard > 0 && shard.mesh.ep > 0;
-    constexpr std::int64_t kMostRanks = 1 << 20;
-    if (!positive || std::int64_t{shard.mesh.ep_replicate} * shard.mesh.ep_shard > kMostRanks ||
-        std::int64_t{shard.mesh.ep_replicate} * shard.mesh.ep_shard * shard.mesh.ep > kMostRanks) {
-      throw FormatError(fmt::format("{}: __metadata__: the mesh {} is none", file, mesh.dump()), file);
-    }
-    shard.family = metadata.at("family");
-    shard.source = metadata.at("source");
-    shard.source_fingerprint = metadata.at("source_fingerprint");
-    auto const tensors = parse_field(metadata, "tensors", file);  // items() only refers to it
-    for (auto const& [fqn, place] : tensors.items()) {
-      shard.tensors[fqn] = {place.at("global_shape").get<Shape>(), place.at("offsets").get<Shape>()};
-    }
-    return shard;
-  } catch (json::exception const& error) {
-    throw FormatError(fmt::format("{}: __metadata__: {}", file, error.what()), file);
-  } catch (std::out_of_range const&) {
-    throw FormatError(fmt::format("{}: __metadata__ lacks family, source or source_fingerprint", file), file);
-  }
+  auto const mesh = mesh_of(metadata, {file, "mesh"});
+  return {.mesh = mesh,
+          .coordinate = coordinate_of(metadata, mesh, {file, "mesh_coordinate"}),
+          .family = text("family"),
+          .source = text("source"),
+          .source_fingerprint = text("source_fingerprint"),
+          .tensors = places_of(metadata, {file, "tensors"})};
 }
 
 }  // namespace rankslice
