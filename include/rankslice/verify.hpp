@@ -28,7 +28,7 @@ struct VerifyReport {
   VerifyLevel level = VerifyLevel::off;
   std::string reference = "none";  ///< "none", "store", "against"
   std::uint64_t tensors = 0;
-  std::uint64_t experts = 0;  ///< Expert blocks: the sum of E over the stacked tensors.
+  std::uint64_t experts = 0;  ///< Expert blocks: the sum of E over the stacked tensors; rank-local, those held.
   std::vector<Mismatch> mismatches;
 
   [[nodiscard]] bool ok() const { return mismatches.empty(); }
