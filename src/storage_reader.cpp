@@ -31,14 +31,16 @@ FileReader& StorageReader::file(std::uint32_t index) {
 // Coordinates follow from the offset that is really read and from where the headers say the tensor lies, never from the
 // plan: a plan that went wrong must not agree with itself.
 TensorPlace StorageReader::place_at(std::uint32_t parameter, Extent const& extent) const {
-  auto const& pieces = storage_.pieces;
-  auto piece = std::ranges::lower_bound(pieces, parameter, {}, &StoredPiece::parameter);
-  for (; piece != pieces.end() && piece->parameter == parameter; ++piece) {
-    if (piece->extent.file == extent.file && piece->extent.bytes.begin <= extent.bytes.begin &&
-        extent.bytes.end <= piece->extent.bytes.end) {
-      auto const skipped = piece->part.begin * parameters_[parameter].part_bytes(storage_.form);
-      return {.form = storage_.form, .origin = piece->extent.bytes.begin - skipped};
-    }
+  auto next = extent.bytes.begin;  // what is before it is of this tensor, through neighbouring pieces
+  std::uint64_t origin = 0;
+  for (auto const& piece : std::ranges::equal_range(storage_.pieces, parameter, {}, &StoredPiece::parameter)) {
+    auto const& bytes = piece.extent.bytes;
+    if (piece.extent.file != extent.file || next < bytes.begin || bytes.end <= next) continue;
+    auto const origin_here = bytes.begin - piece.part.begin * parameters_[parameter].part_bytes(storage_.form);
+    if (next != extent.bytes.begin && origin_here != origin) break;
+    origin = origin_here;
+    next = std::min(bytes.end, extent.bytes.end);
+    if (next == extent.bytes.end) return {.form = storage_.form, .origin = origin};
   }
   throw PlanError(fmt::format("{}: bytes [{}, {}) of {} are not of this tensor", parameters_[parameter].hf_key,
                               extent.bytes.begin, extent.bytes.end, storage_.files[extent.file].path),
