@@ -1,0 +1,231 @@
+#include "native_source.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <filesystem>
+
+#include "rankslice/error.hpp"
+
+#include "core/literals.hpp"
+#include "io/memory.hpp"
+#include "support/naive_digest.hpp"
+#include "support/raw_checkpoint.hpp"
+#include "support/raw_safetensors.hpp"
+#include "support/temp_dir.hpp"
+
+namespace rankslice {
+namespace {
+
+using test::Bytes;
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+// A dense tensor of a little more than two buffers of 4 MiB, and 6 experts of [70, 50].
+constexpr std::uint64_t kElements = 4_MiB + 5;
+constexpr std::uint64_t kExpert = 70 * 50 * 2;
+constexpr std::uint32_t kDense = 0, kStacked = 1;
+Shape const kStackedShape{6, 70, 50};
+
+std::vector<Parameter> two_parameters() {
+  return {{.hf_key = "dense", .fqn = "native.dense", .hf_shape = {kElements}, .shape = {kElements}},
+          {.hf_key = "experts",
+           .fqn = "native.experts",
+           .hf_shape = kStackedShape,
+           .shape = {6, 50, 70},
+           .layout = Layout::swapped,
+           .stacked_experts = true}};
+}
+
+Bytes slice(Bytes const& bytes, std::uint64_t begin, std::uint64_t end) {
+  return {bytes.begin() + std::ptrdiff_t(begin), bytes.begin() + std::ptrdiff_t(end)};
+}
+
+/// Every piece that a source gave, and its bytes.
+struct Given {
+  std::vector<Range> parts;
+  Bytes bytes;
+};
+
+Given all_of(NativeSource& source, PlannedPart const& wanted, std::uint64_t unit) {
+  Given given;
+  source.for_each_piece(wanted, [&](Range part, std::byte const* native) {
+    given.parts.push_back(part);
+    given.bytes.insert(given.bytes.end(), native, native + part.size() * unit);
+  });
+  return given;
+}
+
+// ---- what a rank holds ----
+
+class Held : public testing::Test {
+ protected:
+  Held() {
+    auto source = std::make_shared<Checkpoint>();
+    source->path = "/the/source";
+    source->parameters = two_parameters();
+    state_.source = source;
+    add(kDense, {kElements}, {0});
+    add(kStacked, {3, 50, 70}, {2, 0, 0});  // experts 2, 3 and 4
+  }
+
+  void add(std::uint32_t index, Shape const& local, Shape const& offsets) {
+    auto const parameter = two_parameters()[index];
+    auto const bytes = test::random_bytes(byte_size(DType::BF16, local), index);
+    auto const buffer = allocate_host(bytes.size());
+    std::ranges::copy(bytes, buffer.data.get());
+    state_.tensors[parameter.fqn] = {.parameter = parameter,
+                                     .local_shape = local,
+                                     .offsets = offsets,
+                                     .placements = std::vector<Placement>(3),
+                                     .data = buffer,
+                                     .index = index};
+    values_[index] = bytes;
+  }
+  void expect_refused(std::string const& fqn, std::string const& message) {
+    try {
+      HeldTensors const held(state_);
+      ADD_FAILURE() << "no error";
+    } catch (PlanError const& error) {
+      EXPECT_EQ(error.tensor, fqn);
+      EXPECT_THAT(error.what(), AllOf(HasSubstr(fqn), HasSubstr(message)));
+    }
+  }
+
+  StateDict state_;
+  std::array<Bytes, 2> values_;
+};
+
+TEST_F(Held, PartsAreGivenAsTheyLieInMemory) {
+  HeldTensors held(state_);
+  auto const experts = all_of(held, {kStacked, {3, 5}}, kExpert);
+  EXPECT_THAT(experts.parts, ElementsAre(Range{3, 5}));
+  EXPECT_TRUE(experts.bytes == slice(values_[kStacked], kExpert, 3 * kExpert));
+  auto const elements = all_of(held, {kDense, {7, 9}}, 2);
+  EXPECT_TRUE(elements.bytes == slice(values_[kDense], 14, 18));
+  auto const* given = static_cast<std::byte const*>(nullptr);
+  held.for_each_piece({kDense, {7, 9}}, [&](Range, std::byte const* native) { given = native; });
+  EXPECT_EQ(given, state_.tensors.at("native.dense").data.data.get() + 14) << "without a copy";
+}
+
+TEST_F(Held, APartThatAnotherRankHoldsIsAnError) {
+  HeldTensors held(state_);
+  for (auto const part : {Range{0, 1}, Range{1, 3}, Range{4, 6}, Range{5, 6}}) {
+    try {
+      (void)all_of(held, {kStacked, part}, kExpert);
+      ADD_FAILURE() << part.begin;
+    } catch (PlanError const& error) {
+      EXPECT_EQ(error.tensor, "native.experts");
+      EXPECT_THAT(error.what(), HasSubstr("holds [2, 5), not ["));
+    }
+  }
+}
+
+TEST_F(Held, AMissingTensorIsNamedWithTheSourceThatHasIt) {
+  state_.tensors.erase("native.dense");
+  expect_refused("native.dense", "/the/source");
+}
+
+TEST_F(Held, ABufferOfAnotherSizeThanItsShapeIsAnError) {
+  auto& tensor = state_.tensors.at("native.experts");
+  auto const right = tensor;
+  tensor.data.bytes -= 2;
+  expect_refused("native.experts", "takes 21000 bytes, its buffer has 20998");
+  tensor = right;
+  tensor.local_shape[0] = 4;
+  expect_refused("native.experts", "[4, 50, 70] takes 28000 bytes, its buffer has 21000");
+}
+
+// ---- what a file holds ----
+
+class Streamed : public testing::Test {
+ protected:
+  Streamed() {
+    Bytes file(3);
+    file.insert(file.end(), dense_.begin(), dense_.end());
+    file.insert(file.end(), experts_.begin(), experts_.end());
+    test::write_file(path_, file);
+    auto const middle = 3 + dense_.size();
+    storage_ = {.form = Form::hf,
+                .files = {{"a", path_, file.size(), 0}},
+                .pieces = {{kDense, {0, kElements}, {0, {3, middle}}}, {kStacked, {0, 6}, {0, {middle, file.size()}}}}};
+  }
+
+  test::TempDir dir_;
+  std::string const path_ = dir_.file("a");
+  Bytes const dense_ = test::random_bytes(2 * kElements, 1);
+  Bytes const experts_ = test::random_bytes(6 * kExpert, 2);
+  std::vector<Parameter> const parameters_ = two_parameters();
+  Storage storage_;
+};
+
+TEST_F(Streamed, ExpertsComeOneAtATimeInTheNativeForm) {
+  StreamedTensors streamed(storage_, parameters_);
+  auto const given = all_of(streamed, {kStacked, {1, 5}}, kExpert);
+  EXPECT_THAT(given.parts, ElementsAre(Range{1, 2}, Range{2, 3}, Range{3, 4}, Range{4, 5}));
+  auto const native = test::swap_axes(experts_, kStackedShape, 2);
+  EXPECT_TRUE(given.bytes == slice(native, kExpert, 5 * kExpert));
+}
+
+TEST_F(Streamed, DenseTensorsComeInPiecesOfAFewMiB) {
+  StreamedTensors streamed(storage_, parameters_);
+  auto const given = all_of(streamed, {kDense, {1, kElements}}, 2);
+  EXPECT_TRUE(given.bytes == slice(dense_, 2, 2 * kElements));
+  ASSERT_EQ(given.parts.size(), 3U);
+  for (auto const& part : given.parts) EXPECT_LE(part.size() * 2, 4_MiB);
+}
+
+TEST_F(Streamed, OneBufferServesEveryPiece) {
+  StreamedTensors streamed(storage_, parameters_);
+  std::vector<std::byte const*> addresses;
+  for (auto const& wanted : {PlannedPart{kDense, {0, kElements}}, PlannedPart{kStacked, {0, 6}}}) {
+    streamed.for_each_piece(wanted, [&](Range, std::byte const* native) { addresses.push_back(native); });
+  }
+  ASSERT_EQ(addresses.size(), 3U + 6U);
+  EXPECT_THAT(addresses, testing::Each(addresses.front()));
+}
+
+TEST_F(Streamed, WhatWasReadIsDigestedOnceAsTheFileStoresIt) {
+  StreamedTensors streamed(storage_, parameters_);
+  (void)all_of(streamed, {kStacked, {1, 3}}, kExpert);
+  (void)all_of(streamed, {kStacked, {4, 5}}, kExpert);
+  (void)all_of(streamed, {kDense, {0, kElements}}, 2);
+  auto const expected = test::naive_digest(2, kStackedShape, experts_);
+  EXPECT_THAT(streamed.read().source.of(kStacked), ElementsAre(0, expected[1], expected[2], 0, expected[4], 0));
+  EXPECT_THAT(streamed.read().source.of(kDense), testing::ElementsAreArray(test::naive_digest(2, {kElements}, dense_)));
+}
+
+TEST_F(Streamed, APieceMayLieInSeveralFiles) {
+  storage_.form = Form::native;
+  storage_.files.clear();
+  storage_.pieces.clear();
+  for (std::uint32_t file = 0; file < 3; ++file) {  // a dense tensor is never divided in fact
+    auto const path = dir_.file("part" + std::to_string(file));
+    Range const part{file * std::uint64_t{1000}, (file + 1) * std::uint64_t{1000}};
+    test::write_file(path, slice(dense_, 2 * part.begin, 2 * part.end));
+    storage_.files.push_back({path, path, 2000, 0});
+    storage_.pieces.push_back({kDense, part, {file, {0, 2000}}});
+  }
+  StreamedTensors streamed(storage_, parameters_);
+  auto const given = all_of(streamed, {kDense, {500, 2500}}, 2);
+  EXPECT_THAT(given.parts, ElementsAre(Range{500, 2500}));
+  EXPECT_TRUE(given.bytes == slice(dense_, 1000, 5000));
+  EXPECT_THAT(streamed.read().source.of(kDense),
+              testing::ElementsAreArray(test::naive_digest(2, {kElements}, dense_, {500, 2500})));
+}
+
+TEST_F(Streamed, AFileThatChangesMeanwhileIsAnError) {
+  std::filesystem::last_write_time(path_, std::filesystem::file_time_type::clock::now() - std::chrono::hours(1));
+  StreamedTensors streamed(storage_, parameters_);
+  (void)all_of(streamed, {kStacked, {0, 1}}, kExpert);
+  EXPECT_NO_THROW(streamed.check_unchanged());
+  test::flip_byte(path_, 0);
+  EXPECT_THROW(streamed.check_unchanged(), IoError);
+}
+
+}  // namespace
+}  // namespace rankslice
