@@ -75,6 +75,7 @@ std::vector<std::byte> pack(CheckpointParts const& parts) {
   }
   json const value{{"format", parts.format},
                    {"path", parts.path},
+                   {"source", parts.source},
                    {"family", parts.family},
                    {"hf", to_json(parts.hf)},
                    {"hf_folder", parts.hf_folder},
@@ -94,6 +95,7 @@ CheckpointParts unpack(std::vector<std::byte> const& bytes) {
   CheckpointParts parts;
   parts.format = value["format"];
   parts.path = value["path"];
+  parts.source = value["source"];
   parts.family = value["family"];
   parts.hf = hf_layout_from(value["hf"]);
   parts.hf_folder = value["hf_folder"];

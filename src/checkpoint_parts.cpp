@@ -175,6 +175,7 @@ Checkpoint assemble(CheckpointParts parts) {
   checkpoint.format = parts.format;
   checkpoint.family = family.name();
   checkpoint.fingerprint = fingerprint(parts.hf);
+  checkpoint.source = parts.format == CheckpointFormat::shards ? std::move(parts.source) : parts.path;
   checkpoint.path = std::move(parts.path);
   checkpoint.hf = std::move(parts.hf);
   checkpoint.warnings = std::move(parts.warnings);

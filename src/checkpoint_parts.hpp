@@ -23,6 +23,7 @@ struct CheckpointParts {
 
   CheckpointFormat format = CheckpointFormat::huggingface;
   std::string path;
+  std::string source;  ///< Of shards: the checkpoint that gave `hf`.
   std::string family = "auto";
   HfLayout hf;
   std::string hf_folder;           ///< Where the files of `hf` are, if anywhere.

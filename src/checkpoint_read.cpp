@@ -114,6 +114,7 @@ CheckpointParts read_source(ShardMetadata const& shard, std::string const& folde
                               path, found, shard.source_fingerprint, advice),
                   path);
   }
+  source.source = path;
   return source;
 }
 
@@ -123,6 +124,7 @@ CheckpointParts read_shards(std::string const& folder, OpenOptions const& option
   auto const source = read_source(first, folder, options);
   shards.format = CheckpointFormat::shards;
   shards.family = first.family;
+  shards.source = source.source;
   shards.hf = source.hf;
   shards.hf_folder = source.hf_folder;
   shards.warnings = source.warnings;

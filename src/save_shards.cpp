@@ -22,11 +22,12 @@ namespace {
 
 ShardMetadata describe(StateDict const& state) {
   std::error_code unresolved;  // a path that cannot be made absolute is kept as it was given
-  auto const absolute = std::filesystem::absolute(state.source->path, unresolved);
+  auto const& source = state.source->source;
+  auto const absolute = std::filesystem::absolute(source, unresolved);
   ShardMetadata shard{.mesh = state.mesh,
                       .coordinate = state.coordinate,
                       .family = state.source->family,
-                      .source = unresolved ? state.source->path : absolute.string(),
+                      .source = unresolved ? source : absolute.string(),
                       .source_fingerprint = state.source->fingerprint,
                       .tensors = {}};
   for (auto const& [fqn, tensor] : state.tensors) shard.tensors[fqn] = {tensor.parameter.shape, tensor.offsets};

@@ -59,6 +59,7 @@ struct Storage {
 struct Checkpoint {
   std::string path;
   CheckpointFormat format = CheckpointFormat::huggingface;
+  std::string source;                 ///< Where headers and side files are from: `path`, or the source of shards.
   std::string family;                 ///< `qwen3_5_moe`.
   TensorCatalog catalog;              ///< The tensors of the HF files, which need not exist (a store).
   std::vector<Parameter> parameters;  ///< One per tensor of the catalog, in its order.

@@ -35,6 +35,7 @@ CheckpointParts example_parts() {
   CheckpointParts parts;
   parts.format = CheckpointFormat::store;
   parts.path = "/data/\xff not UTF-8";
+  parts.source = "/source";
   parts.family = "qwen3_5_moe";
   parts.hf.files = {{.name = "a.safetensors",
                      .size = std::uint64_t{1} << 60,
@@ -77,6 +78,7 @@ void expect_equal(std::vector<Item> const& found, std::vector<Item> const& expec
 void expect_equal(CheckpointParts const& found, CheckpointParts const& expected) {
   EXPECT_EQ(found.format, expected.format);
   EXPECT_EQ(found.path, expected.path);
+  EXPECT_EQ(found.source, expected.source);
   EXPECT_EQ(found.family, expected.family);
   expect_equal(found.hf.files, expected.hf.files);
   EXPECT_EQ(found.hf.index_name, expected.hf.index_name);
@@ -277,7 +279,7 @@ TEST_F(Shards, OfAnotherSourceAreRefused) {
 
 TEST_F(Shards, UnderTheNameOfAnotherRankAreRefused) {
   fs::copy_file(shard(0), shard(1), fs::copy_options::overwrite_existing);
-  EXPECT_THAT(refusal(shards()), AllOf(HasSubstr("65 "), HasSubstr("rank-00001.safetensors"), HasSubstr("rank 0")));
+  EXPECT_THAT(refusal(shards()), AllOf(HasSubstr("65 "), HasSubstr("rank-00001.safetensors"), HasSubstr("of rank 0")));
 }
 
 // A trained tensor that comes back transposed has as many bytes.
@@ -374,6 +376,7 @@ TEST_F(Shards, ThatWereLoadedFromShardsLeadToTheFirstSource) {
   save(shards(), dir_.file("second"), make_mesh(1));
   fs::remove_all(shards());
   auto const second = open_checkpoint(dir_.file("second"));
+  EXPECT_EQ(second->source, folder());
   EXPECT_EQ(second->fingerprint, open_checkpoint(folder())->fingerprint);
   auto const world = make_solo_communicator();
   EXPECT_TRUE(verify(*second, *world, {.against = open_checkpoint(folder()).get()}).ok());
