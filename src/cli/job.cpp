@@ -7,6 +7,8 @@
 #include <array>
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
+#include <utility>
 
 #include "rankslice/store.hpp"
 
@@ -14,6 +16,8 @@
 #include "io/file.hpp"
 
 namespace rankslice::cli {
+
+namespace fs = std::filesystem;
 
 namespace {
 
@@ -40,6 +44,28 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 std::vector<std::byte> to_bytes(std::string const& text) {
   auto const bytes = std::as_bytes(std::span(text));
   return {bytes.begin(), bytes.end()};
+}
+
+bool same_place(std::string const& a, std::string const& b) {
+  std::error_code ignored;
+  return fs::weakly_canonical(a, ignored) == fs::weakly_canonical(b, ignored);
+}
+
+bool lies_below(fs::path const& path, fs::path const& folder) {
+  auto const relative = path.lexically_relative(folder);
+  return !relative.empty() && *relative.begin() != "..";
+}
+
+/// No output may replace what is read to make it.
+void spare_input(std::string const& output, std::string const& input) {
+  if (input.empty()) return;
+  std::error_code ignored;
+  auto const out = fs::weakly_canonical(output, ignored);
+  auto const in = fs::weakly_canonical(input, ignored);
+  if (lies_below(in, out) || (lies_below(out, in) && fs::exists(out, ignored))) {
+    throw IoError(ExitCode::cannot_create, fmt::format("{}: would replace {}, which is an input", output, input),
+                  output);
+  }
 }
 
 }  // namespace
@@ -83,7 +109,13 @@ Job::Job(Options const& job_options, Communicator& job_world, std::string const&
             {"rank", Json::array()},
             {"verify",
              {{"level", "off"}, {"reference", "none"}, {"tensors", 0}, {"experts", 0}, {"mismatches", Json::array()}}},
-            {"choices", {{"dense", "each-rank"}, {"io", "pread"}, {"device", "cpu"}, {"comm", world.kind()}}},
+            {"choices",
+             {{"dense", "each-rank"},
+              {"io", "pread"},
+              {"digest", options.verify == "off" ? "off" : "while reading"},
+              {"device", "cpu"},
+              {"comm", world.kind()}}},
+            {"dry_run", options.dry_run},
             {"versions", {{"rankslice", kVersion}}}};
   if (!mpi_version.empty()) report["versions"]["mpi"] = mpi_version;
 }
@@ -111,14 +143,26 @@ std::shared_ptr<Checkpoint const> Job::open_input() {
   return checkpoint;
 }
 
-void Job::expect_free(std::string const& output, StagedOutput::Kind kind) {
+void Job::expect_free(std::string const& output, StagedOutput::Kind kind, bool overwrite) {
   on_every_rank(world, [&] {
-    if (output.empty() || options.dry_run || world.rank() != 0) return;
-    StagedOutput const made_and_removed(output, kind, options.overwrite);
+    if (output.empty() || world.rank() != 0) return;
+    for (auto const* input : {&options.input, &options.source, &options.against}) spare_input(output, *input);
+    for (auto const* other : {&options.store, &options.save_shards, &options.output, &options.report}) {
+      if (other != &output && !other->empty() && same_place(output, *other)) {
+        throw IoError(ExitCode::cannot_create, output + ": is given for two outputs", output);
+      }
+    }
+    StagedOutput const made_and_removed(output, kind, overwrite);
+    if (kind == StagedOutput::Kind::file) (void)FileWriter::create(made_and_removed.path());
     for (auto const& leftover : made_and_removed.leftovers()) {
-      console.warn(leftover + ": left by a run that was killed; nothing reads it, remove it");
+      console.warn(leftover + ": belongs to a run that still goes on, or to one that was killed and left it behind");
     }
   });
+}
+
+void Job::prepare_report() {
+  expect_free(options.report, StagedOutput::Kind::file, true);
+  report_ready_ = !options.report.empty();
 }
 
 double Job::timed(std::string const& phase, std::function<void()> const& step) {
@@ -191,6 +235,10 @@ void Job::fail(Error const& error) {
                      {"rank", error.rank < 0 ? world.rank() : error.rank},
                      {"file", error.file},
                      {"tensor", error.tensor}};
+  auto& mismatches = report["verify"]["mismatches"];
+  if (error.code == ExitCode::difference && mismatches.empty()) {
+    mismatches.push_back({{"tensor", error.tensor}, {"what", error.what()}});
+  }
   publish();
 }
 
@@ -199,7 +247,7 @@ void Job::publish() {
   report["seconds"]["total"] = seconds_since(start_);
   auto const text = report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
   if (options.json && !listed) print_data(text);
-  if (options.report.empty()) return;
+  if (!std::exchange(report_ready_, false)) return;
   StagedOutput output(options.report, StagedOutput::Kind::file, true);
   auto writer = FileWriter::create(output.path());
   writer.write(std::as_bytes(std::span(text)), 0);

@@ -38,8 +38,12 @@ class Job {
   [[nodiscard]] std::shared_ptr<Checkpoint const> open_input();
 
   /// Look for an output that is in the way before hours of reading, not after, and for what killed runs left beside it.
-  /// An empty path is no output. Collective. @throws IoError `cannot_create`
-  void expect_free(std::string const& output, StagedOutput::Kind kind);
+  /// An output that is, holds, or lies as an existing file in one of the inputs is refused even with `overwrite`. An
+  /// empty path is no output. Collective. @throws IoError `cannot_create`
+  void expect_free(std::string const& output, StagedOutput::Kind kind, bool overwrite);
+
+  /// See that the report can be written before anything is done. Collective. @throws IoError `cannot_create`
+  void prepare_report();
 
   /// When this rank finished its last block of work.
   [[nodiscard]] std::chrono::steady_clock::time_point last_block() const { return last_block_; }
@@ -61,6 +65,7 @@ class Job {
  private:
   void publish();
 
+  bool report_ready_ = false;
   std::chrono::steady_clock::time_point last_block_ = std::chrono::steady_clock::now();
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };

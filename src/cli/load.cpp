@@ -44,8 +44,8 @@ void load(Job& job) {
   on_every_rank(job.world,
                 [&] { mesh = make_mesh(options.ranks.value_or(job.world.size()), options.ep, options.ep_shard); });
   if (!options.rank) {  // which adds a file to a folder that other ranks fill as well
-    job.expect_free(options.store, StagedOutput::Kind::file);
-    job.expect_free(options.save_shards, StagedOutput::Kind::folder);
+    job.expect_free(options.store, StagedOutput::Kind::file, options.overwrite);
+    job.expect_free(options.save_shards, StagedOutput::Kind::folder, options.overwrite);
   }
   auto const coordinate = mesh.coordinate(options.rank.value_or(job.world.rank()));
   job.report_mesh(mesh);
@@ -66,7 +66,7 @@ void load(Job& job) {
   if (options.dry_run) return list_plan(job, *source, mesh);
   std::chrono::duration<double> const own_seconds = job.last_block() - start;
   job.report_ranks(planned.bytes_read, planned.bytes_owned, own_seconds.count());
-  job.console.say(fmt::format("load     {:.2f} s  {} read once by {}, experts {} on this one", seconds_load,
+  job.console.say(fmt::format("load     {:.2f} s  {} read by {}, experts {} on this one", seconds_load,
                               human_bytes(job.report["bytes"]["read"].get<std::uint64_t>()),
                               counted(static_cast<std::uint64_t>(job.world.size()), "rank"), expert_range(state)));
 

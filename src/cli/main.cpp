@@ -2,10 +2,15 @@
 #include <mpi.h>
 
 #include <array>
+#include <chrono>
+#include <condition_variable>
 #include <cstdlib>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <stop_token>
+#include <thread>
 
 #include "rankslice/error.hpp"
 #include "rankslice/mpi.hpp"
@@ -18,6 +23,24 @@ namespace rankslice::cli {
 
 namespace {
 
+/// Ends the process when MPI does not come up in time: a rank that is stopped there would keep all others waiting.
+class StartDeadline {
+ public:
+  explicit StartDeadline(std::chrono::milliseconds timeout)
+      : timer_([timeout](std::stop_token const& started) {
+          std::mutex mutex;
+          std::unique_lock lock(mutex);
+          std::condition_variable_any().wait_for(lock, started, timeout, [] { return false; });
+          if (started.stop_requested()) return;
+          Console().error(fmt::format("MPI did not start within {:.1f} s on this rank; is another rank stopped?",
+                                      std::chrono::duration<double>(timeout).count()));
+          std::_Exit(static_cast<int>(ExitCode::timeout));
+        }) {}
+
+ private:
+  std::jthread timer_;  // told to stop, and joined, at the end of the scope
+};
+
 /// MPI from its start to its end, and the communicator of all ranks. A process that no MPI launcher started is a job of
 /// one rank and does not touch MPI.
 class Ranks {
@@ -26,6 +49,7 @@ class Ranks {
   explicit Ranks(Options const& options) {
     auto const env = launch_environment();
     if (env.has_mpi || options.comm == "mpi") {
+      StartDeadline const deadline(options.timeout());
       mpi_ = std::make_unique<Mpi>();
       world_ = make_mpi_communicator(MPI_COMM_WORLD, {.timeout = options.timeout()});
     } else {
@@ -98,6 +122,8 @@ void tell(Job& job, Error const& error, bool agreed) {
 int run(Options const& options, Communicator& world, Ranks* ranks) {
   Job job(options, world, ranks != nullptr ? ranks->mpi_version() : "");
   try {
+    job.prepare_report();
+    on_every_rank(world, [&] { check_options(options); });
     find_command(options.command)(job);
     on_every_rank(world, [&] { job.finish(); });
     return static_cast<int>(ExitCode::done);
@@ -114,6 +140,20 @@ int run(Options const& options, Communicator& world, Ranks* ranks) {
   }
 }
 
+/// The ranks cannot work together; each process is on its own, and the first one speaks for all.
+int fail_alone(Options const& options, Error const& error, bool speaks) {
+  auto const world = make_solo_communicator();
+  Job job(options, *world, "");
+  if (!speaks) return static_cast<int>(error.code);
+  try {
+    job.prepare_report();
+  } catch (Error const& unreported) {
+    job.console.error(unreported.what());
+  }
+  tell(job, error, true);
+  return static_cast<int>(error.code);
+}
+
 int start(Options const& options) {
   catch_signals();
   allow_many_files();
@@ -122,8 +162,13 @@ int start(Options const& options) {
     auto const world = make_solo_communicator();
     return run(options, *world, nullptr);
   }
-  Ranks ranks(options);
-  return run(options, ranks.world(), &ranks);
+  std::optional<Ranks> ranks;
+  try {
+    ranks.emplace(options);
+  } catch (Error const& error) {
+    return fail_alone(options, error, launch_environment().rank == 0);
+  }
+  return run(options, ranks->world(), &*ranks);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <iostream>
 #include <map>
 #include <utility>
@@ -37,6 +38,8 @@ CLI::Option* flag(CLI::App& app, std::string const& flags, bool& value, std::str
 }
 
 void add_output_options(CLI::App& app, Options& o) {
+  flag(app, "--dry-run", o.dry_run, "Say what would be done, and do nothing");
+  option(app, "--report", o.report, "Write the report (JSON) to this file");
   flag(app, "--json", o.json, "Print the report, or the listing, as JSON on stdout");
   option(app, "--progress", o.progress, "Progress on stderr")
       ->check(CLI::IsMember({"auto", "on", "off"}))
@@ -72,10 +75,8 @@ void add_job_options(CLI::App& app, Options& o) {
   option(app, "--include", o.include, "Not in this version");
   option(app, "--exclude", o.exclude, "Not in this version");
   option(app, "--timeout", o.timeout_s, "Seconds that a rank may go without progress before all give up")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1e-3, 1e7))
       ->capture_default_str();
-  flag(app, "--dry-run", o.dry_run, "Say what would be done, and do nothing");
-  option(app, "--report", o.report, "Write the report (JSON) to this file");
   flag(app, "--overwrite", o.overwrite, "Replace outputs that exist, each in one step at the end");
   add_output_options(app, o);
 }
@@ -124,7 +125,6 @@ void add_synth(CLI::App& app, Options& o) {
   option(sub, "--experts", o.experts, "Number of experts [the preset's]");
   flag(sub, "--headers-only", o.headers_only, "Sparse files: real headers and sizes, no values");
   flag(sub, "--overwrite", o.overwrite, "Replace OUT if it exists");
-  flag(sub, "--dry-run", o.dry_run, "Check the arguments, and make nothing");
   add_output_options(sub, o);
   sub.footer("Example:\n  rankslice synth tiny --family qwen3_5_moe --preset tiny");
 }
@@ -171,26 +171,17 @@ void refuse(bool asked, std::string const& what) {
   if (asked) throw UsageError(what + ": not in this version");
 }
 
-void check(Options const& o) {
-  if (o.device == "cuda") throw DeviceError("--device cuda: not in this version; tensors are loaded on the CPU");
-  if (o.comm == "nccl") throw DeviceError("--comm nccl: not in this version; ranks talk through MPI");
-  refuse(o.ep_shard > 1, fmt::format("--ep-shard {}", o.ep_shard));
-  refuse(!o.include.empty(), "--include");
-  refuse(!o.exclude.empty(), "--exclude");
-  refuse(o.expert_layout != "auto", "--expert-layout " + o.expert_layout);
-  refuse(o.dtype != "preserve", "--dtype " + o.dtype);
-  refuse(o.verify == "coverage" || o.verify == "reread", "--verify " + o.verify);
-  refuse(o.gather, "--gather");
-  refuse(o.write_manifest.has_value(), "--write-manifest");
-  refuse(o.manifest.has_value(), "--manifest");
-  if (o.command == "load" && o.rank.has_value() != o.ranks.has_value()) {
-    throw UsageError("--rank and --ranks belong together");
-  }
-  if (o.rank && *o.rank >= *o.ranks) {
-    throw UsageError(fmt::format("--rank {}: the ranks are 0 to {}", *o.rank, *o.ranks - 1));
-  }
-  if (o.command == "load" && o.rank && !o.store.empty()) {
-    throw UsageError("--store needs all ranks; a rank-local load can be kept with --save-shards");
+/// Options that are promised for later: asking for them is no typing error either.
+void refuse_later_options(int argc, char** argv) {
+  for (int i = 2; i < argc; ++i) {
+    std::string_view const word(argv[i]);
+    auto const name = word.substr(0, word.find('='));
+    for (auto const* later :
+         {"--sha256", "--dense", "--io", "--cache", "--hugepages", "--threads", "--gdn-dtype", "--resume",
+          "--metrics-file", "--trace", "--text-only", "--export-layout", "--quantization", "--compare", "--master-port",
+          "--max-bandwidth", "--grace", "--side-files"}) {
+      refuse(name == later, std::string(name));
+    }
   }
 }
 
@@ -209,6 +200,30 @@ void check_command_name(CLI::App const& app, int argc, char** argv) {
 }
 
 }  // namespace
+
+void check_options(Options const& o) {
+  if (o.device == "cuda") throw DeviceError("--device cuda: not in this version; tensors are loaded on the CPU");
+  if (o.comm == "nccl") throw DeviceError("--comm nccl: not in this version; ranks talk through MPI");
+  refuse(o.ep_shard > 1, fmt::format("--ep-shard {}", o.ep_shard));
+  refuse(!o.include.empty(), "--include");
+  refuse(!o.exclude.empty(), "--exclude");
+  refuse(o.expert_layout != "auto", "--expert-layout " + o.expert_layout);
+  refuse(o.dtype != "preserve", "--dtype " + o.dtype);
+  refuse(o.verify == "coverage" || o.verify == "reread", "--verify " + o.verify);
+  refuse(o.gather, "--gather");
+  refuse(o.write_manifest.has_value(), "--write-manifest");
+  refuse(o.manifest.has_value(), "--manifest");
+  if (!std::isfinite(o.timeout_s)) throw UsageError(fmt::format("--timeout {}: expected seconds", o.timeout_s));
+  if (o.command == "load" && o.rank.has_value() != o.ranks.has_value()) {
+    throw UsageError("--rank and --ranks belong together");
+  }
+  if (o.rank && *o.rank >= *o.ranks) {
+    throw UsageError(fmt::format("--rank {}: the ranks are 0 to {}", *o.rank, *o.ranks - 1));
+  }
+  if (o.command == "load" && o.rank && !o.store.empty()) {
+    throw UsageError("--store needs all ranks; a rank-local load can be kept with --save-shards");
+  }
+}
 
 std::chrono::milliseconds Options::timeout() const {
   return std::chrono::milliseconds(std::max<std::int64_t>(1, static_cast<std::int64_t>(timeout_s * 1000)));
@@ -240,6 +255,9 @@ std::optional<Options> parse_options(int argc, char** argv) {
   } catch (CLI::Success const& done) {  // --help, --version
     app.exit(done, std::cout, std::cerr);
     return std::nullopt;
+  } catch (CLI::ExtrasError const& error) {
+    refuse_later_options(argc, argv);
+    throw UsageError(fmt::format("{}\nTry: rankslice {} --help", error.what(), argv[1]));
   } catch (CLI::ParseError const& error) {
     throw UsageError(fmt::format("{}\nTry: rankslice {}--help", error.what(),
                                  argc > 1 && argv[1][0] != '-' ? argv[1] + std::string(" ") : ""));
@@ -247,7 +265,6 @@ std::optional<Options> parse_options(int argc, char** argv) {
   auto const command = app.get_subcommands().front()->get_name();
   auto& options = of_command.at(command);
   options.command = command;
-  check(options);
   return options;
 }
 

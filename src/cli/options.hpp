@@ -50,8 +50,12 @@ struct Options {
   [[nodiscard]] VerifyLevel verify_level() const;
 };
 
-/// Parse and check. Prints `--help` and `--version` itself and then returns nothing.
-/// @throws UsageError for what makes no sense, DeviceError for devices and communicators that this version lacks
+/// Prints `--help` and `--version` itself and then returns nothing.
+/// @throws UsageError for words and values that no command has
 [[nodiscard]] std::optional<Options> parse_options(int argc, char** argv);
+
+/// @throws UsageError for what makes no sense together or is not in this version, DeviceError for devices and
+/// communicators that this version lacks
+void check_options(Options const& options);
 
 }  // namespace rankslice::cli

@@ -9,7 +9,7 @@ namespace rankslice::cli {
 
 void to_hf(Job& job) {
   auto const& options = job.options;
-  job.expect_free(options.output, StagedOutput::Kind::folder);
+  job.expect_free(options.output, StagedOutput::Kind::folder, options.overwrite);
   auto const checkpoint = job.open_input();
   on_every_rank(job.world, [&] {
     if (options.source.empty() || checkpoint->format == CheckpointFormat::shards) return;
@@ -21,6 +21,7 @@ void to_hf(Job& job) {
                                 counted(checkpoint->hf.side_files.size(), "side file"), options.output));
     return;
   }
+  job.report["verify"]["level"] = options.verify;
   ExportReport exported;
   SaveOptions const save{.overwrite = options.overwrite, .call = job.call()};
   auto const seconds = job.timed("to_hf", [&] {

@@ -24,6 +24,7 @@ void verify(Job& job) {
     return;
   }
 
+  job.report["verify"]["level"] = options.verify;
   VerifyReport verified;
   auto const seconds = job.timed("verify", [&] {
     verified = rankslice::verify(*checkpoint, job.world,
