@@ -51,6 +51,12 @@ void write_whole(std::string const& folder, std::string const& name, std::vector
   require_read_back(path, name, bytes.size(), xxh3_128(bytes), done);
 }
 
+void require_recorded(SideFile const& side, std::string const& checksum) {
+  if (side.checksum.empty() || side.checksum == checksum) return;
+  throw FormatError(fmt::format("{}: {}: checksum {}, expected {}", side.path, side.name, checksum, side.checksum),
+                    side.path);
+}
+
 void copy_side_file(SideFile const& side, std::string const& folder, BlockDone const& done) {
   auto const path = folder + "/" + side.name;
   auto writer = FileWriter::create(path);
@@ -84,6 +90,13 @@ void create_shards(HfLayout const& layout, std::string const& folder, BlockDone 
 void add_other_files(HfLayout const& layout, std::string const& folder, BlockDone const& done) {
   for (auto const& side : layout.side_files) copy_side_file(side, folder, done);
   if (!layout.index_name.empty()) write_whole(folder, layout.index_name, layout.index, done);
+}
+
+void check_side_files(HfLayout const& layout, BlockDone const& done) {
+  for (auto const& side : layout.side_files) {
+    if (side.checksum.empty()) continue;
+    require_recorded(side, checksum_of(side.path, {side.offset, side.offset + side.size}, done));
+  }
 }
 
 }  // namespace rankslice

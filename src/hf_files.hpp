@@ -20,4 +20,7 @@ void create_shards(HfLayout const& layout, std::string const& folder, BlockDone 
 /// @throws IoError, FormatError for a side file that does not have its recorded checksum, VerifyError
 void add_other_files(HfLayout const& layout, std::string const& folder, BlockDone const& done);
 
+/// Side files whose checksum a store recorded still have it. @throws FormatError, IoError
+void check_side_files(HfLayout const& layout, BlockDone const& done);
+
 }  // namespace rankslice

@@ -65,6 +65,16 @@ void write_shard(StateDict const& state, std::string const& path, SaveOptions co
   check_read_back(parameters, plan, target, written, done);
 }
 
+/// Beside anything else a shard would turn the folder into one of shards for who opens it.
+void require_only_shards(std::string const& folder) {
+  for (auto const& entry : std::filesystem::directory_iterator(folder)) {
+    auto const name = entry.path().filename().string();
+    if (name.starts_with("rank-") && name.find(".safetensors") != std::string::npos) continue;
+    throw IoError(ExitCode::cannot_create, fmt::format("{}: holds {}; shards need a folder of their own", folder, name),
+                  folder);
+  }
+}
+
 }  // namespace
 
 void save_shards(StateDict const& state, std::string const& out_dir, Communicator& world, SaveOptions const& options) {
@@ -80,6 +90,7 @@ void save_shard(StateDict const& state, std::string const& out_dir, SaveOptions 
   std::error_code error;
   std::filesystem::create_directory(out_dir, error);
   if (error) throw IoError(ExitCode::cannot_create, out_dir + ": " + error.message(), out_dir);
+  require_only_shards(out_dir);
   auto const name = shard_file_name(state.mesh.rank(state.coordinate));
   StagedOutput output(out_dir + "/" + name, StagedOutput::Kind::file, options.overwrite);
   write_shard(state, output.path(), options, nullptr);

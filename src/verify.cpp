@@ -1,5 +1,10 @@
 #include "rankslice/verify.hpp"
 
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "hf_files.hpp"
 #include "plan/plan.hpp"
 #include "state/consistency.hpp"
 #include "storage_reader.hpp"
@@ -20,14 +25,33 @@ void add(VerifyReport& report, std::vector<Mismatch> const& more) {
   report.mismatches.insert(report.mismatches.end(), more.begin(), more.end());
 }
 
+/// Name the rank that holds, or read, each expert that differs from a reference.
+void name_owners(std::vector<Mismatch>& mismatches, Checkpoint const& source, Mesh const& mesh) {
+  auto const parts = static_cast<std::uint64_t>(mesh.ep);
+  for (auto& mismatch : mismatches) {
+    if (mismatch.expert < 0 || mismatch.rank >= 0) continue;
+    auto const& parameter = *std::ranges::find(source.parameters, mismatch.tensor, &Parameter::hf_key);
+    auto const expert = static_cast<std::uint64_t>(mismatch.expert);
+    for (std::uint64_t ep = 0; ep < parts; ++ep) {
+      if (expert < balanced_part(parameter.hf_shape[0], parts, ep).end) {
+        mismatch.rank = static_cast<int>(ep);
+        break;
+      }
+    }
+    mismatch.what = fmt::format("rank {}: {}", mismatch.rank, mismatch.what);
+  }
+}
+
 /// Compare what all ranks together read with every reference there is: what `source` recorded itself, and
 /// `options.against`. Rank 0 adds what differs. Collective.
 void compare_with_references(Checkpoint const& source, Digests const& read, VerifyOptions const& options,
-                             Communicator& world, Restriction const& restrict, VerifyReport& report) {
+                             Communicator& world, Mesh const& mesh, Restriction const& restrict, VerifyReport& report) {
   auto const compare = [&](std::string_view name, Digests const& reference) {
     report.reference = name;
     if (world.rank() != 0) return;
-    add(report, differences(source.parameters, NamedDigests{name, restrict(reference)}, {"read", read}, -1));
+    auto found = differences(source.parameters, NamedDigests{name, restrict(reference)}, {"read", read}, -1);
+    name_owners(found, source, mesh);
+    add(report, found);
   };
   if (source.digests) compare("store", *source.digests);
   if (options.against == nullptr) return;
@@ -81,7 +105,7 @@ void verify_contents(StateDict const& state, MeshTables& mesh, Communicator& wor
   auto read = state.read;
   mesh.reduce(read.source, "read", report.mismatches);
   auto const restrict = [&](Digests const& all) { return only_selected(state, all); };
-  compare_with_references(*state.source, read, options, world, restrict, report);
+  compare_with_references(*state.source, read, options, world, state.mesh, restrict, report);
 }
 
 }  // namespace
@@ -150,8 +174,11 @@ VerifyReport verify(Checkpoint const& checkpoint, Communicator& world, VerifyOpt
   }
   if (options.level == VerifyLevel::coverage) return report;  // opening it has proved that much
   auto const read = digest(checkpoint, world, options.call);
+  on_every_rank(world, [&] {
+    if (world.rank() == 0) check_side_files(checkpoint.hf, watch({.stop = options.call.stop}, "verify", 0, &world));
+  });
   auto const whole = [](Digests const& all) { return all; };
-  compare_with_references(checkpoint, read, options, world, whole, report);
+  compare_with_references(checkpoint, read, options, world, make_mesh(world.size()), whole, report);
   share_mismatches(report.mismatches, world);
   return report;
 }

@@ -34,9 +34,18 @@ std::uint64_t count_of(Json const& value, char const* field) {
   return value.get<std::uint64_t>();
 }
 
-std::uint64_t find_count(Json const& object, char const* field) {
+/// Of what a model may have none of.
+std::uint64_t find_optional_count(Json const& object, char const* field) {
   auto const* found = find_field(object, field);
   return found == nullptr ? 0 : count_of(*found, field);
+}
+
+std::uint64_t find_count(Json const& object, char const* field) {
+  auto const* found = find_field(object, field);
+  if (found == nullptr) return 0;
+  auto const count = count_of(*found, field);
+  if (count == 0) throw FormatError(fmt::format("{}: {}: expected at least 1, found 0", kFile, field), kFile);
+  return count;
 }
 
 std::string find_text(Json const& object, char const* field) {
@@ -83,7 +92,7 @@ ModelConfig parse_model_config(std::span<std::byte const> config_json) {
       .hidden = find_count(text, "hidden_size"),
       .intermediate = find_count(text, "moe_intermediate_size"),
       .layers = find_count(text, "num_hidden_layers"),
-      .mtp_layers = find_count(text, "mtp_num_hidden_layers"),
+      .mtp_layers = find_optional_count(text, "mtp_num_hidden_layers"),
       .dense_layers = find_counts(text, "mlp_only_layers"),
       .quant_method = quantization != nullptr ? find_text(*quantization, "quant_method") : std::string{},
   };
