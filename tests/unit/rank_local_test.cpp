@@ -132,7 +132,8 @@ TEST_F(RankLocal, EveryTensorIsItsPartOfTheFileInTheNativeForm) {
 // Rules 9, 10, 12, 16: a slice says where it stands in the whole, whatever its own size.
 TEST_F(RankLocal, Rule12_TensorsCarryGlobalShapesOffsetsAndPlacements) {
   Placement const replicate{};
-  Placement const shard{.kind = Placement::Kind::shard, .dim = 0};
+  Placement const experts_axis{.kind = Placement::Kind::shard, .dim = 0};
+  Placement const rows_axis{.kind = Placement::Kind::shard, .dim = 1};
   for_every_rank([&](StateDict const& state, Mesh const& mesh, int rank) {
     EXPECT_EQ(state.mesh, mesh);
     EXPECT_EQ(mesh.rank(state.coordinate), rank);
@@ -146,7 +147,9 @@ TEST_F(RankLocal, Rule12_TensorsCarryGlobalShapesOffsetsAndPlacements) {
         std::swap(global[1], global[2]);
         local = {experts.size(), global[1], global[2]};
         offsets[0] = experts.begin;
-        EXPECT_THAT(tensor.placements, ElementsAre(replicate, replicate, shard)) << fqn;
+        // rule 16: `ep_shard`, though of size 1, is there as soon as the mesh has more than `ep`
+        auto const on_ep_shard = mesh.ep_replicate > 1 ? rows_axis : replicate;
+        EXPECT_THAT(tensor.placements, ElementsAre(replicate, on_ep_shard, experts_axis)) << fqn;
       } else {
         EXPECT_THAT(tensor.placements, ElementsAre(replicate, replicate, replicate)) << fqn;
       }
