@@ -23,7 +23,7 @@ json to_json(HfLayout const& hf) {
   for (auto const& file : hf.files) files.push_back({file.name, file.size, to_binary(file.header), file.modified_ns});
   auto side_files = json::array();
   for (auto const& side : hf.side_files) {
-    side_files.push_back({side.name, side.size, side.path, side.offset, side.checksum});
+    side_files.push_back({side.name, side.size, side.path, side.offset, side.checksum, side.modified_ns});
   }
   return {{"files", files},
           {"index_name", hf.index_name},
@@ -42,8 +42,12 @@ HfLayout hf_layout_from(json const& value) {
   hf.index = from_binary(value["index"]);
   hf.config = from_binary(value["config"]);
   for (auto const& side : value["side_files"]) {
-    hf.side_files.push_back(
-        {.name = side[0], .size = side[1], .path = side[2], .offset = side[3], .checksum = side[4]});
+    hf.side_files.push_back({.name = side[0],
+                             .size = side[1],
+                             .path = side[2],
+                             .offset = side[3],
+                             .checksum = side[4],
+                             .modified_ns = side[5]});
   }
   hf.left_out = value["left_out"].get<std::vector<std::string>>();
   return hf;

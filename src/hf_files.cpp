@@ -63,9 +63,9 @@ void copy_side_file(SideFile const& side, std::string const& folder, BlockDone c
   auto const checksum =
       checksum_of(side.path, {side.offset, side.offset + side.size}, done,
                   [&](std::span<std::byte const> block, std::uint64_t at) { writer.write(block, at); });
-  if (!side.checksum.empty() && side.checksum != checksum) {
-    throw FormatError(fmt::format("{}: {}: checksum {}, expected {}", side.path, side.name, checksum, side.checksum),
-                      side.path);
+  require_recorded(side, checksum);
+  if (side.modified_ns != 0 && open_reader(side.path)->identity().modified_ns != side.modified_ns) {
+    throw IoError(ExitCode::io, side.path + ": changed since the checkpoint was opened", side.path);
   }
   writer.sync();
   writer.close();

@@ -2,6 +2,7 @@
 
 #include <optional>
 
+#include "copies.hpp"
 #include "hf_files.hpp"
 #include "native_source.hpp"
 #include "part_writer.hpp"
@@ -80,6 +81,7 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
   auto const mesh = make_mesh(world.size());
   std::vector<PlannedPart> plan;
   on_every_rank(world, [&] { plan = make_save_plan(parameters, mesh, mesh.coordinate(world.rank())); });
+  if (verify == VerifyLevel::full) require_equal_copies(checkpoint, world, options.call);
   StreamedTensors streamed(checkpoint.storage, parameters);
   auto report = write_checkpoint(checkpoint, plan, streamed, out_dir, world, options, [&](Digests const& written) {
     auto read = streamed.read();

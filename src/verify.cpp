@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "copies.hpp"
 #include "hf_files.hpp"
 #include "plan/plan.hpp"
 #include "state/consistency.hpp"
@@ -141,6 +142,7 @@ VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions c
     ++report.tensors;
     if (tensor.parameter.stacked_experts) report.experts += tensor.parameter.shape[0];
   }
+  if (options.level == VerifyLevel::full) require_equal_copies(*state.source, world, options.call);
   if (check_alike(state, world, report.mismatches)) {
     MeshTables mesh(state, world);
     check_coverage(state, mesh, world.rank() == 0, report.mismatches);
@@ -173,6 +175,7 @@ VerifyReport verify(Checkpoint const& checkpoint, Communicator& world, VerifyOpt
     if (parameter.stacked_experts) report.experts += parameter.hf_shape[0];
   }
   if (options.level == VerifyLevel::coverage) return report;  // opening it has proved that much
+  require_equal_copies(checkpoint, world, options.call);
   auto const read = digest(checkpoint, world, options.call);
   on_every_rank(world, [&] {
     if (world.rank() == 0) check_side_files(checkpoint.hf, watch({.stop = options.call.stop}, "verify", 0, &world));

@@ -26,9 +26,10 @@ struct HfFile {
 struct SideFile {
   std::string name;
   std::uint64_t size = 0;
-  std::string path;          ///< Of the file that holds the bytes: itself, or a store.
-  std::uint64_t offset = 0;  ///< Of the first byte there.
-  std::string checksum;      ///< XXH3-128 of the bytes; empty when not known.
+  std::string path;              ///< Of the file that holds the bytes: itself, or a store.
+  std::uint64_t offset = 0;      ///< Of the first byte there.
+  std::string checksum;          ///< XXH3-128 of the bytes; empty when not known.
+  std::int64_t modified_ns = 0;  ///< Time of the file's last change when the checkpoint was opened; 0 when not known.
 };
 
 /// What is needed, beside the tensor bytes, to write the Hugging Face checkpoint byte for byte.

@@ -43,6 +43,9 @@ struct Status {
   [[nodiscard]] bool is_missing() const { return error == ENOENT || error == ENOTDIR || error == ELOOP; }
   [[nodiscard]] bool is_regular() const { return error == 0 && S_ISREG(data.st_mode); }
   [[nodiscard]] std::uint64_t size() const { return static_cast<std::uint64_t>(data.st_size); }
+  [[nodiscard]] std::int64_t modified_ns() const {
+    return std::int64_t{data.st_mtim.tv_sec} * 1'000'000'000 + data.st_mtim.tv_nsec;
+  }
 };
 
 Status status_of(std::string const& path) {
@@ -228,7 +231,7 @@ void add_side_files(HfLayout& layout, std::string const& folder, std::vector<std
         status.size() > kMaxSideFileBytes) {
       layout.left_out.push_back(name);
     } else {
-      layout.side_files.push_back({name, status.size(), path, 0, {}});
+      layout.side_files.push_back({name, status.size(), path, 0, {}, status.modified_ns()});
     }
     if (is_safetensors(name) && !is_our_own(name))
       warnings.push_back(fmt::format("{}: left out, because {} does not name it", path, layout.index_name));

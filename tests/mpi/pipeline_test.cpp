@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <functional>
 
 #include "rankslice/load.hpp"
@@ -177,6 +179,34 @@ TEST_F(PipelineTest, ATrainedF32ValueGoesHomeRoundedToTheTypeOfTheSource) {
   std::memcpy(element, &rounded, sizeof rounded);
   for (auto const* name : {"home1", "home2", "home3"}) EXPECT_TRUE(files_below(path(name)) == want) << name;
   on_every_rank(world(), [] {});  // nobody starts the next test while another still compares
+}
+
+TEST_F(PipelineTest, CopiesInShardFilesThatDifferAreNamed) {
+  if (world().size() == 1) GTEST_SKIP() << "needs two shard files";
+  save_shards(load_all(), path("copies"), world());
+  auto const shards = open_checkpoint(path("copies"), world());
+  if (world().rank() == 0) {  // one bit of rank 1's copy of a dense tensor
+    auto const& pieces = shards->storage.pieces;
+    auto const piece = std::ranges::find_if(pieces, [&](StoredPiece const& each) {
+      return each.extent.file == 1 && shards->parameters[each.parameter].hf_key == "lm_head.weight";
+    });
+    std::fstream file(shards->storage.files[1].path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(static_cast<std::streamoff>(piece->extent.bytes.begin));
+    auto const byte = static_cast<char>(file.get() ^ 1);
+    file.seekp(static_cast<std::streamoff>(piece->extent.bytes.begin));
+    file.put(byte);
+  }
+  auto const changed = open_checkpoint(path("copies"), world());
+  for (auto const& use : {std::function([&] { to_hf(*changed, path("copied"), world()); }),
+                          std::function([&] { (void)verify(*changed, world()); })}) {
+    try {
+      use();
+      FAIL() << "took one of two different copies";
+    } catch (VerifyError const& error) {
+      EXPECT_THAT(error.what(),
+                  testing::AllOf(HasSubstr("lm_head.weight: the copies in"), HasSubstr("rank-00001.safetensors")));
+    }
+  }
 }
 
 TEST_F(PipelineTest, ATensorThatNoRankHoldsIsMissed) {
