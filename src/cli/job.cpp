@@ -68,17 +68,6 @@ void spare_input(std::string const& output, std::string const& input) {
   }
 }
 
-/// --overwrite is for what an earlier run made, not for a home directory.
-void require_replaceable(std::string const& folder) {
-  std::error_code ignored;
-  if (!fs::is_directory(folder, ignored) || fs::is_empty(folder, ignored)) return;
-  for (auto const& entry : fs::directory_iterator(folder, ignored)) {
-    if (entry.path().extension() == ".safetensors") return;
-  }
-  throw IoError(ExitCode::cannot_create,
-                folder + ": holds no safetensors files; only a checkpoint or shards are replaced", folder);
-}
-
 }  // namespace
 
 void catch_signals() {
@@ -163,7 +152,6 @@ void Job::expect_free(std::string const& output, StagedOutput::Kind kind, bool o
         throw IoError(ExitCode::cannot_create, output + ": is given for two outputs", output);
       }
     }
-    if (overwrite) require_replaceable(output);
     StagedOutput const made_and_removed(output, kind, overwrite);
     if (kind == StagedOutput::Kind::file) (void)FileWriter::create(made_and_removed.path());
     for (auto const& leftover : made_and_removed.leftovers()) {
