@@ -27,7 +27,8 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
                    SaveOptions const& options = {}, VerifyLevel verify = VerifyLevel::full);
 
 /// Write `rank-00000.safetensors`, … into a folder: FQN -> local tensor in the native form, with the mesh coordinate,
-/// global shapes and offsets in `__metadata__`. `open_checkpoint` takes the folder back. Collective.
+/// global shapes and offsets in `__metadata__`. `open_checkpoint` takes the folder back. Needs every tensor of the
+/// source. Collective. @throws as `to_hf`
 void save_shards(StateDict const& state, std::string const& out_dir, Communicator& world,
                  SaveOptions const& options = {});
 

@@ -42,7 +42,7 @@ struct VerifyReport {
 [[nodiscard]] VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions const& options = {});
 
 /// Rank-local: what one rank can prove alone, that its held tensors are what it read and, as far as they go, what the
-/// source recorded. `options.against` is not used. Not collective.
+/// source recorded. Levels below `full` prove nothing here, and `options.against` is not used. Not collective.
 [[nodiscard]] VerifyReport verify(StateDict const& state, VerifyOptions const& options = {});
 
 /// Read every byte of a checkpoint once, the ranks sharing the work, and compare its digests with those that it
