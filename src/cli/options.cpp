@@ -18,23 +18,21 @@ namespace rankslice::cli {
 
 namespace {
 
-/// Adds an option with `RANKSLICE_…` behind it.
+/// Put the `RANKSLICE_…` variable behind an option: of `--save-shards`, RANKSLICE_SAVE_SHARDS.
+CLI::Option* with_environment(CLI::Option* option) {
+  auto const upper = [](unsigned char c) { return c == '-' ? '_' : static_cast<char>(std::toupper(c)); };
+  std::string variable = "RANKSLICE_" + option->get_lnames().front();
+  std::ranges::transform(variable, variable.begin(), upper);
+  return option->envname(variable);
+}
+
 template <typename T>
 CLI::Option* option(CLI::App& app, std::string const& flags, T& value, std::string const& help) {
-  auto* const added = app.add_option(flags, value, help);
-  if (added->get_positional()) return added;
-  std::string variable = "RANKSLICE_" + added->get_lnames().front();
-  std::ranges::transform(variable, variable.begin(),
-                         [](unsigned char c) { return c == '-' ? '_' : static_cast<char>(std::toupper(c)); });
-  return added->envname(variable);
+  return with_environment(app.add_option(flags, value, help));
 }
 
 CLI::Option* flag(CLI::App& app, std::string const& flags, bool& value, std::string const& help) {
-  auto* const added = app.add_flag(flags, value, help);
-  std::string variable = "RANKSLICE_" + added->get_lnames().front();
-  std::ranges::transform(variable, variable.begin(),
-                         [](unsigned char c) { return c == '-' ? '_' : static_cast<char>(std::toupper(c)); });
-  return added->envname(variable);
+  return with_environment(app.add_flag(flags, value, help));
 }
 
 void add_output_options(CLI::App& app, Options& o) {
@@ -45,7 +43,7 @@ void add_output_options(CLI::App& app, Options& o) {
       ->check(CLI::IsMember({"auto", "on", "off"}))
       ->capture_default_str();
   flag(app, "-q,--quiet", o.quiet, "Nothing on stderr but errors");
-  app.add_flag("-v,--verbose", o.verbose, "More on stderr")->envname("RANKSLICE_VERBOSE");
+  with_environment(app.add_flag("-v,--verbose", o.verbose, "More on stderr"));
   option(app, "--log-format", o.log_format, "Lines on stderr")
       ->check(CLI::IsMember({"text", "json"}))
       ->capture_default_str();

@@ -7,7 +7,7 @@
 #include "rankslice/error.hpp"
 
 #include "io/file.hpp"
-#include "io/transfer.hpp"
+#include "io/positional.hpp"
 
 namespace rankslice {
 

@@ -10,7 +10,7 @@
 
 #include "core/literals.hpp"
 #include "io/file.hpp"
-#include "io/transfer.hpp"
+#include "io/positional.hpp"
 
 namespace rankslice {
 

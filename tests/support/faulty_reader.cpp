@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 
-#include "io/transfer.hpp"
+#include "io/positional.hpp"
 
 namespace rankslice::test {
 

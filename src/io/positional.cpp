@@ -1,4 +1,4 @@
-#include "io/transfer.hpp"
+#include "io/positional.hpp"
 
 #include <fmt/format.h>
 
