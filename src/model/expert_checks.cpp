@@ -7,27 +7,12 @@
 
 #include "rankslice/error.hpp"
 
+#include "model/quantised.hpp"
 #include "model/tensor_error.hpp"
 
 namespace rankslice {
 
 namespace {
-
-bool quantised(DType dtype) {
-  switch (dtype) {
-    case DType::F4:
-    case DType::F6_E2M3:
-    case DType::F6_E3M2:
-    case DType::F8_E4M3:
-    case DType::F8_E4M3FNUZ:
-    case DType::F8_E5M2:
-    case DType::F8_E5M2FNUZ:
-    case DType::F8_E8M0:
-      return true;
-    default:
-      return false;
-  }
-}
 
 // A length with the place that demands it.
 struct Length {
@@ -151,7 +136,7 @@ void check_unquantised(TensorCatalog const& catalog, std::vector<Parameter> cons
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     auto const& parameter = parameters[i];
     auto const weight = parameter.stacked_experts || parameter.hf_key.ends_with(".weight");
-    if (!weight || !quantised(parameter.hf_dtype)) continue;
+    if (!weight || !is_quantised(parameter.hf_dtype)) continue;
     throw tensor_error(
         catalog, catalog.tensors[i],
         fmt::format("has dtype {}: quantised checkpoints are not supported in this version", name(parameter.hf_dtype)));

@@ -6,6 +6,8 @@
 
 #include "rankslice/error.hpp"
 
+#include "model/quantised.hpp"
+
 namespace rankslice {
 
 namespace {
@@ -100,26 +102,13 @@ std::string_view find_prefix(KeyTable const& table, std::span<CatalogTensor cons
 
 DType find_dtype_on_load(KeyTable const& table, std::string_view hf_key, DType hf_dtype) {
   if (!tracked(table.fp32, hf_key)) return hf_dtype;
-  switch (hf_dtype) {
-    case DType::BF16:
-    case DType::F16:
-    case DType::F32:
-      return DType::F32;
-    case DType::F64:
-    case DType::F4:
-    case DType::F6_E2M3:
-    case DType::F6_E3M2:
-    case DType::F8_E4M3:
-    case DType::F8_E4M3FNUZ:
-    case DType::F8_E5M2:
-    case DType::F8_E5M2FNUZ:
-    case DType::F8_E8M0:
-      throw FormatError(fmt::format("{}: training keeps this parameter in F32; expected F32, BF16 or F16, found {}",
-                                    hf_key, name(hf_dtype)),
-                        {}, std::string(hf_key));
-    default:
-      return hf_dtype;
+  if (hf_dtype == DType::F64 || is_quantised(hf_dtype)) {
+    throw FormatError(fmt::format("{}: training keeps this parameter in F32; expected F32, BF16 or F16, found {}",
+                                  hf_key, name(hf_dtype)),
+                      {}, std::string(hf_key));
   }
+  auto const widens = hf_dtype == DType::BF16 || hf_dtype == DType::F16;
+  return widens ? DType::F32 : hf_dtype;
 }
 
 std::optional<StackedMatch> find_stacked(KeyTable const& table, std::string_view hf_key) {
