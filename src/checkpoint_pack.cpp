@@ -74,7 +74,7 @@ std::vector<std::byte> pack(CheckpointParts const& parts) {
   for (auto const& file : parts.files) files.push_back({file.name, file.path, file.size, file.modified_ns});
   auto native = json::array();
   for (auto const& tensor : parts.native) {
-    native.push_back({tensor.fqn, name(tensor.dtype), tensor.shape, tensor.first, tensor.count, tensor.extent.file,
+    native.push_back({tensor.fqn, name(tensor.dtype), tensor.shape, tensor.offsets, tensor.local, tensor.extent.file,
                       tensor.extent.bytes.begin, tensor.extent.bytes.end});
   }
   json const value{{"format", parts.format},
@@ -110,8 +110,8 @@ CheckpointParts unpack(std::vector<std::byte> const& bytes) {
     parts.native.push_back({.fqn = tensor[0],
                             .dtype = parse_dtype(tensor[1].get<std::string>()).value(),
                             .shape = tensor[2].get<Shape>(),
-                            .first = tensor[3],
-                            .count = tensor[4],
+                            .offsets = tensor[3].get<Shape>(),
+                            .local = tensor[4].get<Shape>(),
                             .extent = {.file = tensor[5], .bytes = {tensor[6], tensor[7]}}});
   }
   parts.source_digests = digests_from(value["source_digests"]);

@@ -9,7 +9,9 @@
 #include "core/fingerprint.hpp"
 #include "format/hf_folder.hpp"
 #include "format/hf_index.hpp"
+#include "hf_storage.hpp"
 #include "model/family.hpp"
+#include "plan/plan.hpp"
 
 namespace rankslice {
 
@@ -19,107 +21,89 @@ void fail(std::string const& path, std::string const& tensor, std::string const&
   throw FormatError(fmt::format("{}: {}: {}", path, tensor, what), path, tensor);
 }
 
-/// The tensors of the HF files themselves.
-Storage hf_storage(TensorCatalog const& catalog, std::vector<Parameter> const& parameters) {
-  Storage storage{.form = Form::hf, .files = catalog.files, .pieces = {}};
-  for (std::uint32_t i = 0; i < parameters.size(); ++i) {
-    storage.pieces.push_back({i, {0, parameters[i].part_count()}, catalog.tensors[i].extent});
-  }
-  return storage;
-}
-
-/// The part of a parameter that a stored native tensor holds, in the units of `Parameter::part_count`.
-Range held_part(CheckpointParts::Native const& tensor, Parameter const& parameter, std::string const& path) {
-  if (tensor.dtype != parameter.dtype || tensor.shape != parameter.shape) {
+/// What a stored native tensor holds of a parameter.
+Slice held_slice(CheckpointParts::Native const& tensor, Parameter const& parameter, std::string const& path) {
+  auto const& global = parameter.shape;
+  if (tensor.dtype != parameter.dtype || tensor.shape != global) {
     fail(path, tensor.fqn,
-         fmt::format("expected {} {}, found {} {}", name(parameter.dtype), to_string(parameter.shape),
-                     name(tensor.dtype), to_string(tensor.shape)));
+         fmt::format("expected {} {}, found {} {}", name(parameter.dtype), to_string(global), name(tensor.dtype),
+                     to_string(tensor.shape)));
   }
-  Range const axis{tensor.first, tensor.first + tensor.count};
-  auto const whole = parameter.shape.empty() ? 1 : parameter.shape[0];
-  if (axis.end < axis.begin || axis.end > whole) {
-    fail(path, tensor.fqn, fmt::format("rows [{}, {}) of {}", axis.begin, axis.end, whole));
+  auto fits = tensor.offsets.size() == global.size() && tensor.local.size() == global.size();
+  for (std::size_t axis = 0; fits && axis < global.size(); ++axis) {
+    auto const offset = tensor.offsets[axis];
+    auto const sharded = parameter.stacked_experts && axis < 2;
+    fits = sharded ? offset <= global[axis] && tensor.local[axis] <= global[axis] - offset
+                   : offset == 0 && tensor.local[axis] == global[axis];
   }
-  if (parameter.stacked_experts) return axis;
-  if (axis.size() != whole) fail(path, tensor.fqn, "only part of a tensor that is not sharded");
-  return {0, parameter.part_count()};
+  if (!fits) {
+    fail(path, tensor.fqn,
+         fmt::format("{} at {} is no slice of {}", to_string(tensor.local), to_string(tensor.offsets),
+                     to_string(global)));
+  }
+  if (!parameter.stacked_experts) return parameter.whole();
+  return {.part = {tensor.offsets[0], tensor.offsets[0] + tensor.local[0]},
+          .rows = {tensor.offsets[1], tensor.offsets[1] + tensor.local[1]}};
 }
 
 /// Shards of a rank that is missing, or is there twice under two names, must not look like a whole.
-void require_tiling(CheckpointParts const& parts, std::vector<StoredPiece> const& pieces,
-                    std::vector<Parameter> const& parameters) {
-  auto piece = pieces.begin();
-  for (std::uint32_t i = 0; i < parameters.size(); ++i) {
-    std::uint64_t covered = 0;
-    for (; piece != pieces.end() && piece->parameter == i; ++piece) {
-      if (piece->part.begin > covered) break;
-      covered = std::max(covered, piece->part.end);
-    }
-    if (covered < parameters[i].part_count()) {
-      fail(parts.path, parameters[i].fqn,
-           fmt::format("expected {} {}, found none from {} on", parameters[i].part_count(),
-                       parameters[i].stacked_experts ? "experts" : "elements", covered));
+void require_tiling(Storage const& storage, Model const& model, std::string const& path) {
+  for (std::uint32_t i = 0; i < model.parameters.size(); ++i) {
+    auto const& parameter = model.parameters[i];
+    try {
+      (void)locate(storage, model, {.parameter = i, .slice = parameter.whole()});
+    } catch (PlanError const& error) {
+      fail(path, parameter.fqn, error.what());
     }
   }
 }
 
 /// Tensors in the native form: of a store, or of a folder of shards.
-Storage native_storage(CheckpointParts const& parts, std::vector<Parameter> const& parameters) {
+Storage native_storage(CheckpointParts const& parts, Model const& model) {
   std::map<std::string_view, std::uint32_t> by_fqn;
-  for (std::uint32_t i = 0; i < parameters.size(); ++i) by_fqn.emplace(parameters[i].fqn, i);
+  for (std::uint32_t i = 0; i < model.parameters.size(); ++i) by_fqn.emplace(model.parameters[i].fqn, i);
   Storage storage{.form = Form::native, .files = parts.files, .pieces = {}};
   std::set<std::uint32_t> seen;
   for (auto const& tensor : parts.native) {
     auto const& path = parts.files[tensor.extent.file].path;
     auto const found = by_fqn.find(tensor.fqn);
     if (found == by_fqn.end()) fail(path, tensor.fqn, "is no tensor of the source checkpoint");
-    auto const part = held_part(tensor, parameters[found->second], path);
-    auto const expected = part.size() * parameters[found->second].part_bytes(Form::native);
+    auto const& parameter = model.parameters[found->second];
+    auto const slice = held_slice(tensor, parameter, path);
+    auto const expected = parameter.bytes(slice, Form::native);
     if (tensor.extent.bytes.size() != expected) {
       fail(path, tensor.fqn, fmt::format("expected {} bytes, found {}", expected, tensor.extent.bytes.size()));
     }
-    storage.pieces.push_back({found->second, part, tensor.extent});
+    storage.pieces.push_back({.parameter = found->second, .tensor = 0, .slice = slice, .extent = tensor.extent});
     seen.insert(found->second);
   }
   for (auto const& [fqn, index] : by_fqn) {
     if (!seen.contains(index)) fail(parts.path, std::string(fqn), "missing");
   }
   std::ranges::sort(storage.pieces, {}, [](StoredPiece const& piece) {
-    return std::tuple(piece.parameter, piece.part.begin, piece.extent.file);
+    return std::tuple(piece.parameter, piece.slice.part.begin, piece.slice.rows.begin, piece.extent.file);
   });
-  require_tiling(parts, storage.pieces, parameters);
+  require_tiling(storage, model, parts.path);
   return storage;
 }
 
-void take_digests(std::vector<StoreContents::RecordedDigest> const& recorded, std::vector<Parameter> const& parameters,
+void take_digests(std::vector<StoreContents::RecordedDigest> const& recorded, Model const& model,
                   std::string const& path, bool converted_only, DigestTable& table) {
   std::map<std::string_view, std::vector<std::uint64_t> const*> by_key;
   for (auto const& digest : recorded) by_key.emplace(digest.hf_key, &digest.values);
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    if (converted_only && !parameters[i].converted()) continue;
-    auto const found = by_key.find(parameters[i].hf_key);
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+    auto const& tensor = model.tensors[i];
+    if (converted_only && !model.parameters[tensor.parameter].converted()) continue;
+    auto const found = by_key.find(tensor.key);
     auto const entries = table.of(i);
-    if (found == by_key.end()) fail(path, parameters[i].hf_key, "no digest is recorded");
+    if (found == by_key.end()) fail(path, tensor.key, "no digest is recorded");
     auto const& values = *found->second;
-    auto const listed = parameters[i].hf_shape.size() >= 3;  // [sum, d(0), d(1), …], else [sum]
+    auto const listed = tensor.shape.size() >= 3;  // [sum, d(0), d(1), …], else [sum]
     if (values.size() != (listed ? entries.size() + 1 : 1)) {
-      fail(path, parameters[i].hf_key, fmt::format("{} digest values recorded for {}", values.size(), entries.size()));
+      fail(path, tensor.key, fmt::format("{} digest values recorded for {}", values.size(), entries.size()));
     }
     std::copy(values.begin() + (listed ? 1 : 0), values.end(), entries.begin());
-    if (table.sum(i) != values.front()) fail(path, parameters[i].hf_key, "the recorded digests do not add up");
-  }
-}
-
-/// A table that does not lead back would send a tensor to a wrong name on export.
-void check_way_back(Family const& family, std::vector<Parameter> const& parameters, std::string_view prefix) {
-  for (auto const& parameter : parameters) {
-    auto const back = family.to_hf(parameter.fqn);
-    auto const again = family.from_hf(back.name, prefix);
-    if (again.name != parameter.fqn || back.layout != parameter.layout) {
-      throw FormatError(
-          fmt::format("{}: becomes {}, which leads back to {}", parameter.hf_key, parameter.fqn, back.name), {},
-          parameter.hf_key);
-    }
+    if (table.sum(i) != values.front()) fail(path, tensor.key, "the recorded digests do not add up");
   }
 }
 
@@ -161,16 +145,16 @@ Checkpoint assemble(CheckpointParts parts) {
   auto const config = parts.hf.config.empty() ? ModelConfig{} : parse_model_config(parts.hf.config);
   auto const& family = find_family(parts.family, config);
   checkpoint.catalog = make_catalog(parts.hf, parts.hf_folder, parts.warnings);
-  checkpoint.parameters = map_parameters(family, checkpoint.catalog, config);
-  check_way_back(family, checkpoint.parameters, family.prefix(checkpoint.catalog.tensors));
-  checkpoint.storage = parts.native.empty() ? hf_storage(checkpoint.catalog, checkpoint.parameters)
-                                            : native_storage(parts, checkpoint.parameters);
+  checkpoint.model = map_tensors(family, checkpoint.catalog, config);
+  auto const& model = checkpoint.model;
+  checkpoint.storage = !parts.native.empty() ? native_storage(parts, model)
+                                             : Storage{.form = Form::hf,
+                                                       .files = checkpoint.catalog.files,
+                                                       .pieces = hf_pieces(checkpoint.catalog, model)};
   if (parts.format == CheckpointFormat::store) {
-    auto& digests = checkpoint.digests.emplace();
-    digests.source = DigestTable(checkpoint.parameters);
-    digests.stored = DigestTable(checkpoint.parameters);
-    take_digests(parts.source_digests, checkpoint.parameters, parts.path, false, digests.source);
-    take_digests(parts.stored_digests, checkpoint.parameters, parts.path, true, digests.stored);
+    auto& digests = checkpoint.digests.emplace(model);
+    take_digests(parts.source_digests, model, parts.path, false, digests.source);
+    take_digests(parts.stored_digests, model, parts.path, true, digests.stored);
   }
   checkpoint.format = parts.format;
   checkpoint.family = family.name();

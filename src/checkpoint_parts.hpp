@@ -15,9 +15,9 @@ struct CheckpointParts {
   struct Native {
     std::string fqn;
     DType dtype = DType::BF16;
-    Shape shape;              ///< Global, native.
-    std::uint64_t first = 0;  ///< Along axis 0 …
-    std::uint64_t count = 0;  ///< … of the global tensor: the part that is here.
+    Shape shape;    ///< Global, native.
+    Shape offsets;  ///< Of the part that is here, per axis, …
+    Shape local;    ///< … and its shape.
     Extent extent;
   };
 

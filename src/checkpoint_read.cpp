@@ -41,26 +41,12 @@ CheckpointParts read_store(std::string const& path, OpenOptions const& options) 
                          .modified_ns = identity.modified_ns});
   for (auto const& tensor : contents.tensors) {
     Extent const extent{.file = 0, .bytes = {tensor.offset, tensor.offset + byte_size(tensor.dtype, tensor.shape)}};
-    auto const rows = tensor.shape.empty() ? 1 : tensor.shape[0];
-    parts.native.push_back({tensor.fqn, tensor.dtype, tensor.shape, 0, rows, extent});
+    parts.native.push_back(
+        {tensor.fqn, tensor.dtype, tensor.shape, Shape(tensor.shape.size(), 0), tensor.shape, extent});
   }
   parts.source_digests = std::move(contents.source);
   parts.stored_digests = std::move(contents.stored);
   return parts;
-}
-
-/// A local tensor is as the metadata has it in the whole: complete in all axes but the first.
-void require_slice(SafetensorsHeader::Tensor const& tensor, ShardMetadata::Place const& place,
-                   std::string const& path) {
-  auto const& global = place.global_shape;
-  auto fits = tensor.shape.size() == global.size() && place.offsets.size() == global.size();
-  for (std::size_t axis = 1; fits && axis < global.size(); ++axis) {
-    fits = place.offsets[axis] == 0 && tensor.shape[axis] == global[axis];
-  }
-  if (fits) return;
-  throw FormatError(fmt::format("{}: {}: {} is no slice along the first axis of {}", path, tensor.name,
-                                to_string(tensor.shape), to_string(global)),
-                    path, tensor.name);
 }
 
 /// One shard's tensors, appended to `parts`; what its metadata says is returned.
@@ -85,10 +71,12 @@ ShardMetadata read_shard(std::string const& folder, int rank, CheckpointParts& p
       throw FormatError(fmt::format("{}: {}: __metadata__ does not say where it belongs", path, tensor.name), path,
                         tensor.name);
     }
-    require_slice(tensor, place->second, path);
-    auto const rows = tensor.shape.empty() ? 1 : tensor.shape[0];
-    auto const first = tensor.shape.empty() ? 0 : place->second.offsets[0];
-    parts.native.push_back({tensor.name, tensor.dtype, place->second.global_shape, first, rows, {file, tensor.bytes}});
+    parts.native.push_back({tensor.name,
+                            tensor.dtype,
+                            place->second.global_shape,
+                            place->second.offsets,
+                            tensor.shape,
+                            {file, tensor.bytes}});
   }
   return shard;
 }

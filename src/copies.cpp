@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "storage_reader.hpp"
 #include "watch.hpp"
 
@@ -9,27 +11,32 @@ namespace rankslice {
 
 namespace {
 
-/// The pieces that cover the same parts as the one before them: copies, in a storage that is ordered by part.
+/// The pieces that hold the same slices as the one before them: copies, in a storage that is ordered by slice.
 std::vector<std::size_t> find_copies(std::vector<StoredPiece> const& pieces) {
   std::vector<std::size_t> copies;
   for (std::size_t i = 1; i < pieces.size(); ++i) {
-    auto const same = pieces[i].parameter == pieces[i - 1].parameter && pieces[i].part == pieces[i - 1].part;
-    if (same && !pieces[i].part.empty()) copies.push_back(i);
+    auto const same = pieces[i].parameter == pieces[i - 1].parameter && pieces[i].slice == pieces[i - 1].slice;
+    if (same && !pieces[i].slice.empty()) copies.push_back(i);
   }
   return copies;
 }
 
-/// One number for what a piece holds.
-std::uint64_t digest_piece(Checkpoint const& checkpoint, StoredPiece const& piece, BlockDone const& done) {
-  auto const& parameter = checkpoint.parameters[piece.parameter];
+/// One number for what a piece holds. `sums` is all zero, before and after.
+std::uint64_t digest_piece(Checkpoint const& checkpoint, StoredPiece const& piece, Digests& sums,
+                           BlockDone const& done) {
+  auto const& model = checkpoint.model;
+  auto const& parameter = model.parameters[piece.parameter];
   auto const& storage = checkpoint.storage;
   auto const file = open_reader(storage.files[piece.extent.file].path);
-  auto const origin = piece.extent.bytes.begin - piece.part.begin * parameter.part_bytes(storage.form);
-  ParameterDigest digest(parameter);
-  Digests sums({parameter});
-  Transfer(done).digest(parameter, piece.part, *file, {.form = storage.form, .origin = origin},
-                        {.digest = &digest, .sums = &sums, .index = 0});
-  return parameter.converted() ? sums.stored.sum(0) : sums.source.sum(0);
+  ParameterDigest digest(model, parameter);
+  Transfer(model, storage.form, done).digest(piece, piece.slice, *file, {.digest = &digest, .sums = &sums});
+  std::uint64_t number = 0;
+  for (std::size_t i = 0; i < parameter.tensors.size(); ++i) {  // split experts that changed places must show
+    auto& table = parameter.converted() ? sums.stored : sums.source;
+    number += expert_factor(i) * table.sum(parameter.tensors[i]);
+    for (auto* const any : {&sums.source, &sums.stored}) std::ranges::fill(any->of(parameter.tensors[i]), 0);
+  }
+  return number;
 }
 
 }  // namespace
@@ -42,9 +49,10 @@ void require_equal_copies(Checkpoint const& checkpoint, Communicator& world, Cal
   for (auto const copy : copies) digests[copy] = digests[copy - 1] = 1;
   auto const done = watch({.stop = call.stop}, "verify", 0, &world);
   on_every_rank(world, [&] {
+    Digests sums(checkpoint.model);
     for (std::size_t i = 0; i < pieces.size(); ++i) {
       auto const mine = static_cast<int>(pieces[i].extent.file) % world.size() == world.rank();
-      digests[i] = digests[i] != 0 && mine ? digest_piece(checkpoint, pieces[i], done) : 0;
+      digests[i] = digests[i] != 0 && mine ? digest_piece(checkpoint, pieces[i], sums, done) : 0;
     }
   });
   world.all_reduce(digests, Reduce::sum);
@@ -52,7 +60,7 @@ void require_equal_copies(Checkpoint const& checkpoint, Communicator& world, Cal
     for (auto const copy : copies) {
       if (digests[copy] == digests[copy - 1]) continue;
       auto const file = [&](std::size_t i) { return checkpoint.storage.files[pieces[i].extent.file].path; };
-      auto const& fqn = checkpoint.parameters[pieces[copy].parameter].fqn;
+      auto const& fqn = checkpoint.model.parameters[pieces[copy].parameter].fqn;
       throw VerifyError(fmt::format("{}: the copies in {} and {} differ: digest {:016x} and {:016x}", fqn,
                                     file(copy - 1), file(copy), digests[copy - 1], digests[copy]),
                         file(copy), fqn);

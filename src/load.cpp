@@ -15,7 +15,8 @@ void require_cpu(Device device) {
   if (device == Device::cuda) throw DeviceError("--device cuda: this version loads on the CPU only");
 }
 
-ShardedTensor allocate(Parameter const& parameter, PlannedPart const& planned, Mesh const& mesh) {
+ShardedTensor allocate(Parameter const& parameter, PlannedSlice const& planned, Mesh const& mesh) {
+  auto const& slice = planned.slice;
   ShardedTensor tensor{.parameter = parameter,
                        .local_shape = parameter.shape,
                        .offsets = Shape(parameter.shape.size(), 0),
@@ -23,43 +24,40 @@ ShardedTensor allocate(Parameter const& parameter, PlannedPart const& planned, M
                        .data = {},
                        .index = planned.parameter};
   if (parameter.stacked_experts) {
-    tensor.local_shape[0] = planned.part.size();
-    tensor.offsets[0] = planned.part.begin;
+    tensor.local_shape[0] = slice.part.size();
+    tensor.local_shape[1] = slice.rows.size();
+    tensor.offsets[0] = slice.part.begin;
+    tensor.offsets[1] = slice.rows.begin;
     tensor.placements[2] = {.kind = Placement::Kind::shard, .dim = 0};
     // Rule 16: a mesh with more dimensions than `ep` has Shard(1) on `ep_shard`, even when that has one rank.
     if (mesh.ep_replicate > 1 || mesh.ep_shard > 1) tensor.placements[1] = {.kind = Placement::Kind::shard, .dim = 1};
   }
-  tensor.data = allocate_host(planned.part.size() * parameter.part_bytes(Form::native));
+  tensor.data = allocate_host(parameter.bytes(slice, Form::native));
   return tensor;
 }
 
-StateDict load_slice(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh,
-                     MeshCoordinate const& coordinate, LoadOptions const& options, Communicator* world) {
+StateDict load_slices(std::shared_ptr<Checkpoint const> const& checkpoint, Mesh const& mesh,
+                      MeshCoordinate const& coordinate, LoadOptions const& options, Communicator* world) {
   require_cpu(options.device);
-  auto const& parameters = source->parameters;
-  auto const plan = make_load_plan(parameters, source->storage.form, mesh, coordinate, options.keys);
-  StateDict state{.tensors = {},
-                  .mesh = mesh,
-                  .coordinate = coordinate,
-                  .source = source,
-                  .selected = std::vector<bool>(parameters.size()),
-                  .read = {}};
+  auto const source = options.keys ? select_tensors(checkpoint, options.keys) : checkpoint;
+  auto const& model = source->model;
+  auto const plan = make_load_plan(model, source->storage.form, mesh, coordinate);
+  StateDict state{.tensors = {}, .mesh = mesh, .coordinate = coordinate, .source = source, .read = {}};
   auto const digesting = options.verify == VerifyLevel::full;
-  if (digesting) state.read = Digests(parameters);
+  if (digesting) state.read = Digests(model);
 
-  StorageReader reader(source->storage, parameters);
-  Transfer transfer(watch(options.call, "load", plan.bytes_read, world));
-  for (auto const& planned : plan.parts) {
-    auto const& parameter = parameters[planned.parameter];
+  StorageReader reader(source->storage, model);
+  Transfer transfer(model, source->storage.form, watch(options.call, "load", plan.bytes_read, world));
+  for (auto const& planned : plan.slices) {
+    auto const& parameter = model.parameters[planned.parameter];
     auto tensor = allocate(parameter, planned, mesh);
-    auto digest = digesting ? std::optional<ParameterDigest>(std::in_place, parameter) : std::nullopt;
-    DigestSink const sink{.digest = digest ? &*digest : nullptr, .sums = &state.read, .index = planned.parameter};
-    reader.for_each_stretch(planned, [&](Range part, FileReader& file, TensorPlace place) {
-      auto const skipped = (part.begin - planned.part.begin) * parameter.part_bytes(Form::native);
-      transfer.read(parameter, part, file, place, tensor.data.data.get() + skipped, sink);
+    NativeBox<std::byte> const box{.data = tensor.data.data.get(), .slice = planned.slice};
+    auto digest = digesting ? std::optional<ParameterDigest>(std::in_place, model, parameter) : std::nullopt;
+    DigestSink const sink{.digest = digest ? &*digest : nullptr, .sums = &state.read};
+    reader.for_each_piece(planned, [&](StoredPiece const& piece, Slice const& slice, FileReader& file) {
+      transfer.read(piece, slice, file, box, sink);
     });
     state.tensors.emplace(parameter.fqn, std::move(tensor));
-    state.selected[planned.parameter] = true;
   }
   reader.check_unchanged();
   return state;
@@ -69,7 +67,7 @@ StateDict load_slice(std::shared_ptr<Checkpoint const> const& source, Mesh const
 
 StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh, MeshCoordinate const& coordinate,
                LoadOptions const& options) {
-  return load_slice(source, mesh, coordinate, options, nullptr);
+  return load_slices(source, mesh, coordinate, options, nullptr);
 }
 
 StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh, Communicator& world,
@@ -79,7 +77,7 @@ StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh
     if (mesh.ranks() != world.size()) {
       throw PlanError(fmt::format("a mesh of {} ranks cannot be loaded by {} ranks", mesh.ranks(), world.size()));
     }
-    state = load_slice(source, mesh, mesh.coordinate(world.rank()), options, &world);
+    state = load_slices(source, mesh, mesh.coordinate(world.rank()), options, &world);
   });
   return state;
 }

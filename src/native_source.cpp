@@ -9,10 +9,10 @@
 
 namespace rankslice {
 
-HeldTensors::HeldTensors(StateDict const& state) : by_index_(state.source->parameters.size()) {
+HeldTensors::HeldTensors(StateDict const& state) : by_index_(state.source->model.parameters.size()) {
   for (auto const& [fqn, tensor] : state.tensors) by_index_.at(tensor.index) = &tensor;
   for (std::size_t i = 0; i < by_index_.size(); ++i) {
-    auto const& parameter = state.source->parameters[i];
+    auto const& parameter = state.source->model.parameters[i];
     auto const* const tensor = by_index_[i];
     if (tensor == nullptr) {
       throw PlanError(fmt::format("{}: missing from the state dict; a whole checkpoint needs every tensor of {}",
@@ -23,36 +23,35 @@ HeldTensors::HeldTensors(StateDict const& state) : by_index_(state.source->param
   }
 }
 
-void HeldTensors::for_each_piece(PlannedPart const& wanted,
-                                 std::function<void(Range part, std::byte const* native)> const& use) {
+void HeldTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {
   auto const& tensor = *by_index_[wanted.parameter];
-  auto const held = tensor.part();
-  if (wanted.part.begin < held.begin || held.end < wanted.part.end) {
-    throw PlanError(fmt::format("{}: this rank holds [{}, {}), not [{}, {})", tensor.parameter.fqn, held.begin,
-                                held.end, wanted.part.begin, wanted.part.end),
-                    tensor.parameter.fqn);
+  auto const held = tensor.slice();
+  if (intersection(held, wanted.slice) != wanted.slice) {
+    throw PlanError(
+        fmt::format("{}: this rank holds {}, not {}", tensor.parameter.fqn, to_string(held), to_string(wanted.slice)),
+        tensor.parameter.fqn);
   }
-  auto const skipped = (wanted.part.begin - held.begin) * tensor.parameter.part_bytes(Form::native);
-  use(wanted.part, tensor.data.data.get() + skipped);
+  use(wanted.slice, {.data = tensor.data.data.get(), .slice = held});
 }
 
-StreamedTensors::StreamedTensors(Storage const& storage, std::vector<Parameter> const& parameters)
-    : parameters_(parameters), reader_(storage, parameters), read_(parameters) {}
+StreamedTensors::StreamedTensors(Storage const& storage, Model const& model)
+    : model_(model), reader_(storage, model), transfer_(model, storage.form), read_(model) {}
 
-void StreamedTensors::for_each_piece(PlannedPart const& wanted,
-                                     std::function<void(Range part, std::byte const* native)> const& use) {
-  auto const& parameter = parameters_[wanted.parameter];
-  auto const unit = parameter.part_bytes(Form::native);
-  auto const step = parameter.stacked_experts ? 1 : 4_MiB / unit;
-  ParameterDigest digest(parameter);
-  DigestSink const sink{.digest = &digest, .sums = &read_, .index = wanted.parameter};
-  for (auto begin = wanted.part.begin; begin < wanted.part.end; begin += step) {
-    Range const piece{begin, std::min(begin + step, wanted.part.end)};
-    buffer_.resize(std::max<std::size_t>(buffer_.size(), piece.size() * unit));
-    reader_.for_each_stretch({wanted.parameter, piece}, [&](Range part, FileReader& file, TensorPlace place) {
-      transfer_.read(parameter, part, file, place, buffer_.data() + (part.begin - begin) * unit, sink);
-    });
-    use(piece, buffer_.data());
+void StreamedTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {
+  auto const& parameter = model_.parameters[wanted.parameter];
+  auto const step = parameter.stacked_experts ? 1 : 4_MiB / parameter.unit_bytes(Form::native);
+  ParameterDigest digest(model_, parameter);
+  DigestSink const sink{.digest = &digest, .sums = &read_};
+  auto const& part = wanted.slice.part;
+  for (auto begin = part.begin; begin < part.end; begin += step) {
+    Slice const slice{.part = {begin, std::min(begin + step, part.end)}, .rows = wanted.slice.rows};
+    buffer_.resize(std::max<std::size_t>(buffer_.size(), parameter.bytes(slice, Form::native)));
+    NativeBox<std::byte> const box{.data = buffer_.data(), .slice = slice};
+    reader_.for_each_piece({wanted.parameter, slice},
+                           [&](StoredPiece const& piece, Slice const& of_piece, FileReader& file) {
+                             transfer_.read(piece, of_piece, file, box, sink);
+                           });
+    use(slice, {.data = box.data, .slice = slice});
   }
 }
 

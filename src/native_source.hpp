@@ -4,7 +4,7 @@
 
 #include "rankslice/state_dict.hpp"
 
-#include "part_writer.hpp"
+#include "slice_writer.hpp"
 #include "storage_reader.hpp"
 
 namespace rankslice {
@@ -14,8 +14,7 @@ class HeldTensors final : public NativeSource {
  public:
   /// @throws PlanError when a tensor of the source is missing from `state`, or is not what it says.
   explicit HeldTensors(StateDict const& state);
-  void for_each_piece(PlannedPart const& wanted,
-                      std::function<void(Range part, std::byte const* native)> const& use) override;
+  void for_each_box(PlannedSlice const& wanted, BoxStep const& use) override;
 
  private:
   std::vector<ShardedTensor const*> by_index_;
@@ -24,15 +23,14 @@ class HeldTensors final : public NativeSource {
 /// A stored checkpoint, streamed through a buffer of one expert, or a few MiB of a dense tensor. Digests what it reads.
 class StreamedTensors final : public NativeSource {
  public:
-  StreamedTensors(Storage const& storage, std::vector<Parameter> const& parameters);
-  void for_each_piece(PlannedPart const& wanted,
-                      std::function<void(Range part, std::byte const* native)> const& use) override;
+  StreamedTensors(Storage const& storage, Model const& model);
+  void for_each_box(PlannedSlice const& wanted, BoxStep const& use) override;
   [[nodiscard]] Digests const& read() const { return read_; }
   /// @throws IoError when a file changed under the reader.
   void check_unchanged() const { reader_.check_unchanged(); }
 
  private:
-  std::vector<Parameter> const& parameters_;
+  Model const& model_;
   StorageReader reader_;
   Transfer transfer_;
   Digests read_;

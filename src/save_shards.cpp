@@ -9,9 +9,9 @@
 #include "format/shards.hpp"
 #include "io/staged_output.hpp"
 #include "native_source.hpp"
-#include "part_writer.hpp"
 #include "plan/plan.hpp"
 #include "shared_output.hpp"
+#include "slice_writer.hpp"
 #include "state/consistency.hpp"
 #include "verify/mesh_tables.hpp"
 #include "watch.hpp"
@@ -37,21 +37,22 @@ ShardMetadata describe(StateDict const& state) {
 /// Write this rank's file at `path`, complete and read back.
 void write_shard(StateDict const& state, std::string const& path, SaveOptions const& options, Communicator* world) {
   std::vector<SafetensorsHeader::Tensor> tensors;
-  std::vector<PlannedPart> plan;
+  std::vector<PlannedSlice> plan;
   for (auto const& [fqn, tensor] : state.tensors) {
     tensors.push_back({fqn, tensor.parameter.dtype, tensor.local_shape, {}});
-    plan.push_back({tensor.index, tensor.part()});
+    plan.push_back({tensor.index, tensor.slice()});
   }
   auto const raw = make_safetensors_header(tensors, to_metadata(describe(state)));
-  auto const parameters = state.source->parameters;
-  auto const bytes = plan_bytes(parameters, plan, Form::native);
+  auto const& model = state.source->model;
+  auto const bytes = plan_bytes(model, plan, Form::native);
   auto const size = raw.size() + bytes;
 
   Storage target{
       .form = Form::native, .files = {{shard_file_name(state.mesh.rank(state.coordinate)), path, size}}, .pieces = {}};
   for (auto const& tensor : parse_safetensors_header(raw, size, path).tensors) {
     auto const& held = state.tensors.at(tensor.name);
-    target.pieces.push_back({held.index, held.part(), {0, tensor.bytes}});
+    target.pieces.push_back(
+        {.parameter = held.index, .tensor = 0, .slice = held.slice(), .extent = {.file = 0, .bytes = tensor.bytes}});
   }
   std::ranges::sort(target.pieces, {}, &StoredPiece::parameter);
 
@@ -61,8 +62,8 @@ void write_shard(StateDict const& state, std::string const& path, SaveOptions co
   writer.close();
   HeldTensors held(state);
   auto const done = watch(options.call, "save_shards", 2 * bytes, world);
-  auto const written = write_parts(parameters, plan, held, target, done);
-  check_read_back(parameters, plan, target, written, done);
+  auto const written = write_slices(model, plan, held, target, done);
+  check_read_back(model, plan, target, written, done);
 }
 
 /// Beside anything else a shard would turn the folder into one of shards for who opens it.

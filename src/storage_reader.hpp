@@ -12,37 +12,36 @@
 
 namespace rankslice {
 
-/// Called for every stretch of a part that is contiguous in one file.
-using Stretch = std::function<void(Range part, FileReader& file, TensorPlace place)>;
+/// Called for every piece that holds something of a slice, with what it holds of it.
+using PieceStep = std::function<void(StoredPiece const& piece, Slice const& slice, FileReader& file)>;
 
 /// The files of a storage, opened when first needed, and watched: a file that is not the size the headers speak of, or
 /// that is replaced or written to while it is read, is an error.
 class StorageReader {
  public:
   /// Both outlive the reader.
-  StorageReader(Storage const& storage, std::vector<Parameter> const& parameters);
+  StorageReader(Storage const& storage, Model const& model);
 
-  /// @throws IoError, FormatError, PlanError when the storage lacks a piece of the part.
-  void for_each_stretch(PlannedPart const& wanted, Stretch const& step);
+  /// @throws IoError, FormatError, PlanError when the storage lacks something of the slice.
+  void for_each_piece(PlannedSlice const& wanted, PieceStep const& step);
 
   /// Every file that was read is still what it was when it was opened. @throws IoError
   void check_unchanged() const;
 
  private:
   FileReader& file(std::uint32_t index);
-  [[nodiscard]] TensorPlace place_at(std::uint32_t parameter, Extent const& extent) const;
 
   struct OpenFile {
     std::unique_ptr<FileReader> reader;
     FileIdentity identity;
   };
   Storage const& storage_;
-  std::vector<Parameter> const& parameters_;
+  Model const& model_;
   std::vector<OpenFile> open_;  // by file index
 };
 
-/// Digest the parts of a plan as `storage` holds them.
-[[nodiscard]] Digests digest_parts(std::vector<Parameter> const& parameters, std::vector<PlannedPart> const& plan,
-                                   Storage const& storage, BlockDone const& done);
+/// Digest the slices of a plan as `storage` holds them.
+[[nodiscard]] Digests digest_slices(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& storage,
+                                    BlockDone const& done);
 
 }  // namespace rankslice

@@ -6,9 +6,9 @@
 #include "io/file.hpp"
 #include "io/staged_output.hpp"
 #include "native_source.hpp"
-#include "part_writer.hpp"
 #include "plan/plan.hpp"
 #include "shared_output.hpp"
+#include "slice_writer.hpp"
 #include "state/consistency.hpp"
 #include "verify/compare.hpp"
 #include "verify/mesh_tables.hpp"
@@ -19,13 +19,13 @@ namespace rankslice {
 namespace {
 
 /// Digests as a store records them: [sum, d(0), d(1), …], or [sum] for tensors of rank < 3.
-std::vector<StoreContents::RecordedDigest> recorded(std::vector<Parameter> const& parameters, DigestTable const& table,
-                                                    bool converted_only) {
+std::vector<StoreContents::RecordedDigest> recorded(Model const& model, DigestTable const& table, bool converted_only) {
   std::vector<StoreContents::RecordedDigest> digests;
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    if (converted_only && !parameters[i].converted()) continue;
-    StoreContents::RecordedDigest digest{.hf_key = parameters[i].hf_key, .values = {table.sum(i)}};
-    if (parameters[i].hf_shape.size() >= 3) {
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+    auto const& tensor = model.tensors[i];
+    if (converted_only && !model.parameters[tensor.parameter].converted()) continue;
+    StoreContents::RecordedDigest digest{.hf_key = tensor.key, .values = {table.sum(i)}};
+    if (tensor.shape.size() >= 3) {
       auto const entries = table.of(i);
       digest.values.insert(digest.values.end(), entries.begin(), entries.end());
     }
@@ -40,18 +40,18 @@ StoreContents describe(Checkpoint const& source) {
   StoreContents contents;
   contents.family = source.family;
   contents.hf = source.hf;
-  for (auto const& parameter : source.parameters) {
+  for (auto const& parameter : source.model.parameters) {
     contents.tensors.push_back({parameter.fqn, parameter.dtype, parameter.shape, 0});
   }
-  DigestTable const unknown(source.parameters);
-  contents.source = recorded(source.parameters, unknown, false);
-  contents.stored = recorded(source.parameters, unknown, true);
+  DigestTable const unknown(source.model.tensors);
+  contents.source = recorded(source.model, unknown, false);
+  contents.stored = recorded(source.model, unknown, true);
   return contents;
 }
 
 /// Make the metadata on rank 0; every rank learns where the tensors go. Collective.
 Storage create_target(Checkpoint const& source, std::string const& path, Communicator& world) {
-  std::vector<std::uint64_t> places(source.parameters.size() + 1);  // offsets, then the file's size
+  std::vector<std::uint64_t> places(source.model.parameters.size() + 1);  // offsets, then the file's size
   on_every_rank(world, [&] {
     if (world.rank() != 0) return;
     auto const layout = create_store(path, describe(source));
@@ -60,18 +60,21 @@ Storage create_target(Checkpoint const& source, std::string const& path, Communi
   });
   world.broadcast(std::as_writable_bytes(std::span(places)), 0);
   Storage target{.form = Form::native, .files = {{path, path, places.back()}}, .pieces = {}};
-  for (std::uint32_t i = 0; i < source.parameters.size(); ++i) {
-    auto const& parameter = source.parameters[i];
+  for (std::uint32_t i = 0; i < source.model.parameters.size(); ++i) {
+    auto const& parameter = source.model.parameters[i];
     auto const bytes = byte_size(parameter.dtype, parameter.shape);
-    target.pieces.push_back({i, {0, parameter.part_count()}, {0, {places[i], places[i] + bytes}}});
+    target.pieces.push_back({.parameter = i,
+                             .tensor = 0,
+                             .slice = parameter.whole(),
+                             .extent = {.file = 0, .bytes = {places[i], places[i] + bytes}}});
   }
   return target;
 }
 
 /// Record the digests, seal the store, and see that it says what it should. On rank 0.
 void complete(std::string const& path, Checkpoint const& source, Digests const& digests) {
-  auto const of_source = recorded(source.parameters, digests.source, false);
-  auto const of_stored = recorded(source.parameters, digests.stored, true);
+  auto const of_source = recorded(source.model, digests.source, false);
+  auto const of_stored = recorded(source.model, digests.stored, true);
   write_digests(path, of_source, of_stored);
   complete_store(path);
   auto const found = native_store().read(path);
@@ -91,25 +94,25 @@ void complete(std::string const& path, Checkpoint const& source, Digests const& 
 void save_store(StateDict const& state, std::string const& path, Communicator& world, SaveOptions const& options) {
   auto const& source = *state.source;
   std::optional<HeldTensors> held;
-  std::vector<PlannedPart> plan;
+  std::vector<PlannedSlice> plan;
   on_every_rank(world, [&] {
     require_consistent(state, world);
     held.emplace(state);
-    plan = make_save_plan(source.parameters, state.mesh, state.coordinate);
+    plan = make_save_plan(source.model, state.mesh, state.coordinate);
   });
   auto const expected = digest_all_held(state, options.call, world);
   SharedOutput output(path, StagedOutput::Kind::file, options.overwrite, world);
   auto const target = create_target(source, output.path(), world);
 
-  auto const done = watch(options.call, "store", 2 * plan_bytes(source.parameters, plan, Form::native), &world);
+  auto const done = watch(options.call, "store", 2 * plan_bytes(source.model, plan, Form::native), &world);
   Digests written;
-  on_every_rank(world, [&] { written = write_parts(source.parameters, plan, *held, target, done); });
-  on_every_rank(world, [&] { check_read_back(source.parameters, plan, target, written, done); });
+  on_every_rank(world, [&] { written = write_slices(source.model, plan, *held, target, done); });
+  on_every_rank(world, [&] { check_read_back(source.model, plan, target, written, done); });
   world.all_reduce(written.source.values(), Reduce::sum);
   world.all_reduce(written.stored.values(), Reduce::sum);
   on_every_rank(world, [&] {
-    require_equal(source.parameters, {"held", expected.source}, {"written", written.source});
-    require_equal(source.parameters, {"held", expected.stored}, {"written", written.stored});
+    require_equal(source.model, {"held", expected.source}, {"written", written.source});
+    require_equal(source.model, {"held", expected.stored}, {"written", written.stored});
     if (world.rank() == 0) complete(output.path(), source, expected);
   });
   output.publish();

@@ -19,22 +19,21 @@ namespace rankslice {
 
 namespace {
 
-/// Drops from a list of reference digests what is not to be compared.
-using Restriction = std::function<Digests(Digests const&)>;
-
 void add(VerifyReport& report, std::vector<Mismatch> const& more) {
   report.mismatches.insert(report.mismatches.end(), more.begin(), more.end());
 }
 
 /// Name the rank that holds, or read, each expert that differs from a reference.
 void name_owners(std::vector<Mismatch>& mismatches, Checkpoint const& source, Mesh const& mesh) {
+  if (mesh.ep_shard > 1) return;  // it may be any of those that share the expert
   auto const parts = static_cast<std::uint64_t>(mesh.ep);
   for (auto& mismatch : mismatches) {
     if (mismatch.expert < 0 || mismatch.rank >= 0) continue;
-    auto const& parameter = *std::ranges::find(source.parameters, mismatch.tensor, &Parameter::hf_key);
+    auto const& tensor = *std::ranges::find(source.model.tensors, mismatch.tensor, &HfTensor::key);
+    auto const experts = source.model.parameters[tensor.parameter].part_count();
     auto const expert = static_cast<std::uint64_t>(mismatch.expert);
     for (std::uint64_t ep = 0; ep < parts; ++ep) {
-      if (expert < balanced_part(parameter.hf_shape[0], parts, ep).end) {
+      if (expert < balanced_part(experts, parts, ep).end) {
         mismatch.rank = static_cast<int>(ep);
         break;
       }
@@ -46,11 +45,11 @@ void name_owners(std::vector<Mismatch>& mismatches, Checkpoint const& source, Me
 /// Compare what all ranks together read with every reference there is: what `source` recorded itself, and
 /// `options.against`. Rank 0 adds what differs. Collective.
 void compare_with_references(Checkpoint const& source, Digests const& read, VerifyOptions const& options,
-                             Communicator& world, Mesh const& mesh, Restriction const& restrict, VerifyReport& report) {
+                             Communicator& world, Mesh const& mesh, VerifyReport& report) {
   auto const compare = [&](std::string_view name, Digests const& reference) {
     report.reference = name;
     if (world.rank() != 0) return;
-    auto found = differences(source.parameters, NamedDigests{name, restrict(reference)}, {"read", read}, -1);
+    auto found = differences(source.model, NamedDigests{name, reference}, {"read", read}, -1);
     name_owners(found, source, mesh);
     add(report, found);
   };
@@ -69,29 +68,30 @@ void require_read_digests(StateDict const& state) {
   throw PlanError("nothing was digested while loading; load with VerifyLevel::full");
 }
 
-/// Digests without the tensors that were not asked for: a selection is compared as far as it goes.
-Digests only_selected(StateDict const& state, Digests const& all) {
-  Digests selected(state.source->parameters);
-  for (std::size_t i = 0; i < state.selected.size(); ++i) {
-    if (!state.selected[i]) continue;
-    std::ranges::copy(all.source.of(i), selected.source.of(i).begin());
-    std::ranges::copy(all.stored.of(i), selected.stored.of(i).begin());
-  }
-  return selected;
-}
+/// What one rank read and what is recorded of it: of experts only those that it read whole.
+struct Comparable {
+  Digests recorded, read;
+};
 
-/// … and without the experts that are other ranks'.
-Digests only_local(StateDict const& state, Digests const& all) {
-  auto local = only_selected(state, all);
-  for (auto const& [fqn, tensor] : state.tensors) {
-    if (!tensor.parameter.stacked_experts) continue;
-    auto const entries = local.source.of(tensor.index);
-    auto const part = tensor.part();
-    for (std::size_t e = 0; e < entries.size(); ++e) {
-      if (e < part.begin || part.end <= e) entries[e] = 0;
+Comparable only_whole(StateDict const& state, Digests const& recorded) {
+  auto const& model = state.source->model;
+  Comparable digests{.recorded = recorded, .read = state.read};
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+    auto const& experts = model.tensors[i].experts;
+    auto const& parameter = model.parameters[model.tensors[i].parameter];
+    auto const tensor = state.tensors.find(parameter.fqn);
+    auto const held = tensor != state.tensors.end() ? tensor->second.slice() : Slice{};
+    auto const entries = digests.recorded.source.of(i).size();
+    for (std::size_t e = 0; e < entries; ++e) {
+      auto const expert = experts.begin + e;
+      auto const whole = parameter.stacked_experts ? held.part.begin <= expert && expert < held.part.end &&
+                                                         held.rows.size() == parameter.row_count()
+                                                   : tensor != state.tensors.end();
+      if (whole) continue;
+      for (auto* const of : {&digests.recorded, &digests.read}) of->source.of(i)[e] = of->stored.of(i)[e] = 0;
     }
   }
-  return local;
+  return digests;
 }
 
 void verify_contents(StateDict const& state, MeshTables& mesh, Communicator& world, VerifyOptions const& options,
@@ -101,12 +101,10 @@ void verify_contents(StateDict const& state, MeshTables& mesh, Communicator& wor
     require_read_digests(state);
     held = digest_held(state, options.call, &world);
   });
-  auto const& parameters = state.source->parameters;
-  add(report, differences(parameters, NamedDigests{"read", state.read}, {"held", held}, world.rank()));
+  add(report, differences(state.source->model, NamedDigests{"read", state.read}, {"held", held}, world.rank()));
   auto read = state.read;
   mesh.reduce(read.source, "read", report.mismatches);
-  auto const restrict = [&](Digests const& all) { return only_selected(state, all); };
-  compare_with_references(*state.source, read, options, world, state.mesh, restrict, report);
+  compare_with_references(*state.source, read, options, world, state.mesh, report);
 }
 
 }  // namespace
@@ -118,17 +116,17 @@ VerifyReport verify(StateDict const& state, VerifyOptions const& options) {
   for (auto const& [fqn, tensor] : state.tensors) {
     require_consistent(tensor, *state.source);
     ++report.tensors;
-    if (tensor.parameter.stacked_experts) report.experts += tensor.part().size();
+    if (tensor.parameter.stacked_experts) report.experts += tensor.slice().part.size();
   }
   require_read_digests(state);
-  auto const& parameters = state.source->parameters;
+  auto const& model = state.source->model;
   auto const rank = state.mesh.rank(state.coordinate);
   auto const held = digest_held(state, options.call, nullptr);
-  add(report, differences(parameters, NamedDigests{"read", state.read}, {"held", held}, rank));
+  add(report, differences(model, NamedDigests{"read", state.read}, {"held", held}, rank));
   if (state.source->digests) {
     report.reference = "store";
-    auto const recorded = only_local(state, *state.source->digests);
-    add(report, differences(parameters, NamedDigests{"store", recorded}, {"read", state.read}, rank));
+    auto const comparable = only_whole(state, *state.source->digests);
+    add(report, differences(model, NamedDigests{"store", comparable.recorded}, {"read", comparable.read}, rank));
   }
   return report;
 }
@@ -153,13 +151,13 @@ VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions c
 }
 
 Digests digest(Checkpoint const& checkpoint, Communicator& world, CallOptions const& call) {
-  auto const& parameters = checkpoint.parameters;
+  auto const& model = checkpoint.model;
   Digests sums;
   on_every_rank(world, [&] {
     auto const mesh = make_mesh(world.size());
-    auto const plan = make_save_plan(parameters, mesh, mesh.coordinate(world.rank()));
-    auto const bytes = plan_bytes(parameters, plan, checkpoint.storage.form);
-    sums = digest_parts(parameters, plan, checkpoint.storage, watch(call, "verify", bytes, &world));
+    auto const plan = make_save_plan(model, mesh, mesh.coordinate(world.rank()));
+    auto const bytes = plan_bytes(model, plan, checkpoint.storage.form);
+    sums = digest_slices(model, plan, checkpoint.storage, watch(call, "verify", bytes, &world));
   });
   world.all_reduce(sums.source.values(), Reduce::sum);
   world.all_reduce(sums.stored.values(), Reduce::sum);
@@ -170,9 +168,9 @@ VerifyReport verify(Checkpoint const& checkpoint, Communicator& world, VerifyOpt
   VerifyReport report;
   report.level = options.level;
   if (options.level == VerifyLevel::off) return report;
-  report.tensors = checkpoint.parameters.size();
-  for (auto const& parameter : checkpoint.parameters) {
-    if (parameter.stacked_experts) report.experts += parameter.hf_shape[0];
+  report.tensors = checkpoint.model.parameters.size();
+  for (auto const& parameter : checkpoint.model.parameters) {
+    if (parameter.stacked_experts) report.experts += parameter.part_count();
   }
   if (options.level == VerifyLevel::coverage) return report;  // opening it has proved that much
   require_equal_copies(checkpoint, world, options.call);
@@ -180,8 +178,7 @@ VerifyReport verify(Checkpoint const& checkpoint, Communicator& world, VerifyOpt
   on_every_rank(world, [&] {
     if (world.rank() == 0) check_side_files(checkpoint.hf, watch({.stop = options.call.stop}, "verify", 0, &world));
   });
-  auto const whole = [](Digests const& all) { return all; };
-  compare_with_references(checkpoint, read, options, world, make_mesh(world.size()), whole, report);
+  compare_with_references(checkpoint, read, options, world, make_mesh(world.size()), report);
   share_mismatches(report.mismatches, world);
   return report;
 }

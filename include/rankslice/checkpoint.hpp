@@ -3,6 +3,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "rankslice/communicator.hpp"
@@ -42,10 +43,11 @@ struct HfLayout {
   std::vector<std::string> left_out;  ///< Files of the folder that are not carried along.
 };
 
-/// A run of parts of one parameter, contiguous in one file.
+/// A slice of one parameter, contiguous in one file: in the HF form one tensor of the checkpoint.
 struct StoredPiece {
   std::uint32_t parameter = 0;
-  Range part;     ///< In the units of `Parameter::part_count`.
+  std::uint32_t tensor = 0;  ///< In `Model::tensors`; in the HF form only.
+  Slice slice;
   Extent extent;  ///< In `Storage::files`.
 };
 
@@ -53,17 +55,17 @@ struct StoredPiece {
 struct Storage {
   Form form = Form::hf;
   std::vector<CatalogFile> files;
-  std::vector<StoredPiece> pieces;  ///< By (parameter, part.begin).
+  std::vector<StoredPiece> pieces;  ///< By (parameter, slice.part.begin, slice.rows.begin).
 };
 
 /// An opened checkpoint: what is in it and where, no tensor bytes. Immutable and the same on all ranks.
 struct Checkpoint {
   std::string path;
   CheckpointFormat format = CheckpointFormat::huggingface;
-  std::string source;                 ///< Where headers and side files are from: `path`, or the source of shards.
-  std::string family;                 ///< `qwen3_5_moe`.
-  TensorCatalog catalog;              ///< The tensors of the HF files, which need not exist (a store).
-  std::vector<Parameter> parameters;  ///< One per tensor of the catalog, in its order.
+  std::string source;     ///< Where headers and side files are from: `path`, or the source of shards.
+  std::string family;     ///< `qwen3_5_moe`.
+  TensorCatalog catalog;  ///< The tensors of the HF files, which need not exist (a store).
+  Model model;            ///< The same under both their names.
   HfLayout hf;
   Storage storage;
   std::optional<Digests> digests;     ///< Recorded by a store.
@@ -91,5 +93,13 @@ struct OpenOptions {
 /// The same for a single process. Not collective.
 [[nodiscard]] std::shared_ptr<Checkpoint const> open_checkpoint(std::string const& path,
                                                                 OpenOptions const& options = {});
+
+/// Which tensors, by HF key.
+using KeySelection = std::function<bool(std::string_view hf_key)>;
+
+/// The same checkpoint as if it had only the tensors that `keys` takes, with headers and index of its own. Pure.
+/// @throws PlanError when of split experts some tensors of a parameter are taken and some not.
+[[nodiscard]] std::shared_ptr<Checkpoint const> select_tensors(std::shared_ptr<Checkpoint const> const& checkpoint,
+                                                               KeySelection const& keys);
 
 }  // namespace rankslice

@@ -9,14 +9,14 @@
 
 namespace rankslice {
 
-/// The digest/1 numbers of a list of tensors. Each tensor has one number per entry of its first axis when its rank is
-/// at least 3 (an expert's digest), else a single one. Partial tables of parts of the tensors add up to the whole, so
-/// one all-reduce of `values()` gives the global digests. Sums are modulo 2^64.
+/// The digest/1 numbers of a list of tensors of a Hugging Face checkpoint. Each tensor has one number per entry of its
+/// first axis when its rank is at least 3 (an expert's digest), else a single one. Partial tables of parts of the
+/// tensors add up to the whole, so one all-reduce of `values()` gives the global digests. Sums are modulo 2^64.
 class DigestTable {
  public:
   DigestTable() = default;
-  /// All zero: the digest of nothing. Shapes are HF shapes.
-  explicit DigestTable(std::vector<Parameter> const& parameters);
+  /// All zero: the digest of nothing.
+  explicit DigestTable(std::vector<HfTensor> const& tensors);
 
   [[nodiscard]] std::size_t tensors() const { return first_.empty() ? 0 : first_.size() - 1; }
   [[nodiscard]] std::span<std::uint64_t> of(std::size_t tensor);
@@ -35,7 +35,7 @@ class DigestTable {
 struct Digests {
   Digests() = default;
   /// All zero.
-  explicit Digests(std::vector<Parameter> const& parameters) : source(parameters), stored(parameters) {}
+  explicit Digests(Model const& model) : source(model.tensors), stored(model.tensors) {}
 
   DigestTable source;
   DigestTable stored;  ///< Entries of tensors that are not converted are unused.

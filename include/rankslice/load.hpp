@@ -8,8 +8,8 @@
 namespace rankslice {
 
 struct LoadOptions {
-  /// Which tensors, by HF key; all of them when empty.
-  std::function<bool(std::string_view)> keys{};
+  /// Which tensors (`select_tensors`); all of them when empty.
+  KeySelection keys{};
   Device device = Device::automatic;
   /// `full` digests every block while it is in the staging buffer, for `verify`.
   VerifyLevel verify = VerifyLevel::full;

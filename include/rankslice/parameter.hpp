@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "rankslice/tensor_catalog.hpp"
 
@@ -12,30 +14,76 @@ enum class Form : std::uint8_t {
   native,  ///< As training uses it (rule 1).
 };
 
-/// How the native form of a tensor comes from its HF form.
+/// How the matrices of a stacked tensor's experts lie in the HF checkpoint.
 enum class Layout : std::uint8_t {
-  same,     ///< Same axes.
-  swapped,  ///< Axes 1 and 2 of a stacked tensor are exchanged (rule 3).
+  same,     ///< As in the native form.
+  swapped,  ///< Rows and columns are exchanged (rules 3-5).
 };
 
-/// One tensor of the model under both its names.
+/// What somebody holds, reads or writes of a parameter.
+struct Slice {
+  Range part;        ///< Experts of a stacked tensor, elements of a dense one (bytes for sub-byte types).
+  Range rows{0, 1};  ///< Of each such expert, along native axis 1 (rule 14); of a dense tensor always {0, 1}.
+
+  [[nodiscard]] std::uint64_t size() const { return part.size() * rows.size(); }
+  [[nodiscard]] bool empty() const { return part.empty() || rows.empty(); }
+  auto operator<=>(Slice const&) const = default;
+};
+
+/// What both slices have; empty when they have nothing in common.
+[[nodiscard]] Slice intersection(Slice const& a, Slice const& b);
+
+/// "[2, 4) × [0, 1024)"
+[[nodiscard]] std::string to_string(Slice const& slice);
+
+/// A tensor of the Hugging Face checkpoint and the box of a parameter that it fills: all of it; of split experts, one
+/// expert's gate, up or down matrix.
+struct HfTensor {
+  std::string key;
+  DType dtype = DType::BF16;
+  Shape shape;
+  std::uint32_t parameter = 0;  ///< In `Model::parameters`.
+  Range experts{0, 1};          ///< On native axis 0 of a stacked parameter.
+  Range columns{0, 1};          ///< On native axis 2 of a stacked parameter.
+};
+
+/// A tensor of the model in its native form.
 struct Parameter {
-  std::string hf_key;
   std::string fqn;
   DType hf_dtype = DType::BF16;  ///< In the checkpoint.
   DType dtype = DType::BF16;     ///< In the state dict; differs from `hf_dtype` for converted tensors only (rule 55).
-  Shape hf_shape;                ///< Global.
   Shape shape;                   ///< Global, native.
   Layout layout = Layout::same;
-  bool stacked_experts = false;  ///< Axis 0 is the experts: sharded over `ep`. All others are replicated.
+  bool stacked_experts = false;        ///< Axis 0 is the experts: sharded over the mesh. All others are replicated.
+  std::vector<std::uint32_t> tensors;  ///< What it is made of, in `Model::tensors`, by (experts, columns).
 
   [[nodiscard]] bool converted() const { return dtype != hf_dtype; }
   [[nodiscard]] DType dtype_in(Form form) const { return form == Form::hf ? hf_dtype : dtype; }
-  [[nodiscard]] Shape const& shape_in(Form form) const { return form == Form::hf ? hf_shape : shape; }
-  /// Parts of a parameter are counted in experts, or, for a dense tensor, in elements (bytes for sub-byte types).
+
+  /// A slice in numbers: `part_count` experts or elements, `row_count` rows of `row_bytes` in each.
   [[nodiscard]] std::uint64_t part_count() const;
-  /// Bytes of one such unit in a form.
-  [[nodiscard]] std::uint64_t part_bytes(Form form) const;
+  [[nodiscard]] std::uint64_t row_count() const;
+  [[nodiscard]] std::uint64_t columns() const;
+  [[nodiscard]] std::uint64_t row_bytes(Form form) const { return columns() * unit_bytes(form); }
+  /// Bytes of an element; 1 for sub-byte types, which are moved as bytes.
+  [[nodiscard]] std::uint64_t unit_bytes(Form form) const;
+  [[nodiscard]] Slice whole() const { return {.part = {0, part_count()}, .rows = {0, row_count()}}; }
+  [[nodiscard]] std::uint64_t bytes(Slice const& slice, Form form) const { return slice.size() * row_bytes(form); }
+
+  /// What is read of a file in `form` to get at a slice: where its rows are columns of the file and run for less than
+  /// 64 KiB at a time, the file's rows are read whole.
+  [[nodiscard]] Slice read_for(Slice const& wanted, Form form) const;
+};
+
+/// The tensors of a checkpoint under both their names.
+struct Model {
+  std::vector<HfTensor> tensors;      ///< As `TensorCatalog::tensors`.
+  std::vector<Parameter> parameters;  ///< By their first tensor.
+
+  /// A key to name a parameter by in messages: that of its first tensor.
+  [[nodiscard]] std::string const& key_of(Parameter const& parameter) const {
+    return tensors[parameter.tensors.front()].key;
+  }
 };
 
 }  // namespace rankslice

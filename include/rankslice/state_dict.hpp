@@ -19,10 +19,9 @@ struct ShardedTensor {
   Shape offsets;                      ///< Of the local tensor in the global one, per axis.
   std::vector<Placement> placements;  ///< Along (`ep_replicate`, `ep_shard`, `ep`); rule 16.
   Buffer data;
-  std::uint32_t index = 0;  ///< In `Checkpoint::parameters`.
+  std::uint32_t index = 0;  ///< In `Model::parameters` of the source.
 
-  /// The held part in the units of `Parameter::part_count`.
-  [[nodiscard]] Range part() const;
+  [[nodiscard]] Slice slice() const;
 };
 
 /// FQN -> local tensor: what one rank holds of a checkpoint. Free a tensor by erasing it.
@@ -30,9 +29,8 @@ struct StateDict {
   std::map<std::string, ShardedTensor, std::less<>> tensors;
   Mesh mesh;
   MeshCoordinate coordinate;
-  std::shared_ptr<Checkpoint const> source;  ///< Where it came from, and the form to which `to_hf` brings it back.
-  /// By index in `source->parameters`: what was asked for. `verify` misses a tensor that is selected and not there.
-  std::vector<bool> selected;
+  /// Where it came from, and the form to which `to_hf` brings it back; of a selection, only what was selected.
+  std::shared_ptr<Checkpoint const> source;
   /// What was read, digested in the staging buffers, and, for converted tensors, what left them (`digest.md`). Empty
   /// when loading did not digest.
   Digests read;

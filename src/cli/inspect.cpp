@@ -33,19 +33,20 @@ Json summarize(Checkpoint const& checkpoint) {
   Totals all, stacked, converted;
   std::set<std::string> shapes;
   std::uint64_t experts = 0;
-  for (auto const& parameter : checkpoint.parameters) {
-    auto const bytes = byte_size(parameter.hf_dtype, parameter.hf_shape);
+  for (auto const& tensor : checkpoint.model.tensors) {
+    auto const& parameter = checkpoint.model.parameters[tensor.parameter];
+    auto const bytes = byte_size(tensor.dtype, tensor.shape);
     for (auto* const totals :
-         {&all, &dtypes[std::string(name(parameter.hf_dtype))], parameter.stacked_experts ? &stacked : nullptr,
+         {&all, &dtypes[std::string(name(tensor.dtype))], parameter.stacked_experts ? &stacked : nullptr,
           parameter.converted() ? &converted : nullptr}) {
       if (totals == nullptr) continue;
       ++totals->count;
       totals->bytes += bytes;
     }
     if (!parameter.stacked_experts) continue;
-    experts = parameter.hf_shape[0];
-    auto const last = parameter.hf_key.rfind('.') + 1;
-    shapes.insert(fmt::format("{} {}", parameter.hf_key.substr(last), to_string(parameter.hf_shape)));
+    experts = parameter.part_count();
+    auto const last = tensor.key.rfind('.') + 1;
+    shapes.insert(fmt::format("{} {}", tensor.key.substr(last), to_string(tensor.shape)));
   }
   auto dtypes_json = Json::object();
   for (auto const& [dtype, totals] : dtypes) dtypes_json[dtype] = {{"tensors", totals.count}, {"bytes", totals.bytes}};

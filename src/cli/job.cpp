@@ -175,24 +175,26 @@ double Job::timed(std::string const& phase, std::function<void()> const& step) {
   return seconds;
 }
 
-void Job::report_ranks(std::uint64_t bytes_read, std::uint64_t bytes_owned, double seconds_load) {
+void Job::report_ranks(RankBytes const& bytes, double seconds_load) {
   Json const mine{{"rank", world.rank()},
                   {"host", host_name()},
-                  {"bytes_read", bytes_read},
-                  {"bytes_wanted", bytes_read},
-                  {"bytes_owned", bytes_owned},
+                  {"bytes_read", bytes.read},
+                  {"bytes_wanted", bytes.wanted},
+                  {"bytes_owned", bytes.owned},
                   {"seconds_load", seconds_load},
                   {"peak_rss_bytes", peak_rss_bytes()}};
-  std::uint64_t read = 0, owned = 0;
-  for (auto const& bytes : world.gather(to_bytes(mine.dump()), 0)) {
-    auto const* const text = reinterpret_cast<char const*>(bytes.data());
-    auto rank = Json::parse(text, text + bytes.size());
-    read += rank["bytes_read"].get<std::uint64_t>();
-    owned += rank["bytes_owned"].get<std::uint64_t>();
+  RankBytes all;
+  for (auto const& packed : world.gather(to_bytes(mine.dump()), 0)) {
+    auto const* const text = reinterpret_cast<char const*>(packed.data());
+    auto rank = Json::parse(text, text + packed.size());
+    all.wanted += rank["bytes_wanted"].get<std::uint64_t>();
+    all.read += rank["bytes_read"].get<std::uint64_t>();
+    all.owned += rank["bytes_owned"].get<std::uint64_t>();
     report["rank"].push_back(std::move(rank));
   }
-  report["bytes"]["read"] = read;
-  report["bytes"]["owned"] = owned;
+  report["bytes"]["wanted"] = all.wanted;
+  report["bytes"]["read"] = all.read;
+  report["bytes"]["owned"] = all.owned;
 }
 
 void Job::report_mesh(Mesh const& mesh) {
@@ -203,7 +205,7 @@ void Job::report_mesh(Mesh const& mesh) {
 void Job::report_checkpoint(Checkpoint const& checkpoint) {
   report["family"] = checkpoint.family;
   std::uint64_t bytes = 0;
-  for (auto const& parameter : checkpoint.parameters) bytes += byte_size(parameter.hf_dtype, parameter.hf_shape);
+  for (auto const& tensor : checkpoint.model.tensors) bytes += byte_size(tensor.dtype, tensor.shape);
   report["bytes"]["checkpoint"] = bytes;
   if (!checkpoint.hf.left_out.empty()) report["left_out"] = checkpoint.hf.left_out;
   if (!checkpoint.warnings.empty()) report["warnings"] = checkpoint.warnings;

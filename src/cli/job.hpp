@@ -15,6 +15,7 @@
 #include "cli/console.hpp"
 #include "cli/options.hpp"
 #include "io/staged_output.hpp"
+#include "plan/plan.hpp"
 
 namespace rankslice::cli {
 
@@ -52,7 +53,7 @@ class Job {
   double timed(std::string const& phase, std::function<void()> const& step);
 
   /// What each rank did, gathered into `rank` and summed up in `bytes`. Collective.
-  void report_ranks(std::uint64_t bytes_read, std::uint64_t bytes_owned, double seconds_load);
+  void report_ranks(RankBytes const& bytes, double seconds_load);
   void report_mesh(Mesh const& mesh);
   void report_checkpoint(Checkpoint const& checkpoint);
   void report_verify(VerifyReport const& verified);

@@ -12,9 +12,10 @@ namespace {
 
 /// The experts of a coordinate, as the first stacked tensor has them.
 Range experts_of(Checkpoint const& source, Mesh const& mesh, MeshCoordinate const& at) {
-  auto const found = std::ranges::find(source.parameters, true, &Parameter::stacked_experts);
-  if (found == source.parameters.end()) return {};
-  return balanced_part(found->hf_shape[0], static_cast<std::uint64_t>(mesh.ep), static_cast<std::uint64_t>(at.ep));
+  auto const& parameters = source.model.parameters;
+  auto const found = std::ranges::find(parameters, true, &Parameter::stacked_experts);
+  if (found == parameters.end()) return {};
+  return balanced_part(found->part_count(), static_cast<std::uint64_t>(mesh.ep), static_cast<std::uint64_t>(at.ep));
 }
 
 Json mesh_json(Mesh const& mesh) {
@@ -22,77 +23,89 @@ Json mesh_json(Mesh const& mesh) {
 }
 
 void list_all(Job const& job, Checkpoint const& source, Mesh const& mesh) {
-  auto const ranks = plan_all_ranks(source.parameters, source.storage.form, mesh);
+  auto const ranks = plan_all_ranks(source.model, source.storage.form, mesh);
   auto list = Json::array();
+  auto const line = [](auto const&... cells) {
+    print_data(fmt::format("{:>5}  {:>12}  {:>8}  {:>12}  {:>16}  {:>16}  {:>16}\n", cells...));
+  };
   if (!job.options.json) {
     print_data(fmt::format("mesh: ep_replicate {} × ep_shard {} × ep {}\n", mesh.ep_replicate, mesh.ep_shard, mesh.ep));
-    print_data(fmt::format("{:>5}  {:>12}  {:>12}  {:>16}  {:>16}\n", "rank", "ep_replicate", "experts", "bytes read",
-                           "bytes held"));
+    line("rank", "ep_replicate", "ep_shard", "experts", "bytes wanted", "bytes read", "bytes held");
   }
-  std::uint64_t read = 0, owned = 0;
+  RankBytes all;
   for (int rank = 0; rank < mesh.ranks(); ++rank) {
     auto const at = mesh.coordinate(rank);
     auto const experts = experts_of(source, mesh, at);
     auto const& bytes = ranks[static_cast<std::size_t>(rank)];
-    read += bytes.read;
-    owned += bytes.owned;
+    all.wanted += bytes.wanted;
+    all.read += bytes.read;
+    all.owned += bytes.owned;
     if (job.options.json) {
       list.push_back({{"rank", rank},
                       {"ep_replicate", at.ep_replicate},
                       {"ep_shard", at.ep_shard},
                       {"ep", at.ep},
                       {"experts", {experts.begin, experts.end}},
+                      {"bytes_wanted", bytes.wanted},
                       {"bytes_read", bytes.read},
                       {"bytes_owned", bytes.owned}});
     } else {
-      print_data(fmt::format("{:>5}  {:>12}  {:>12}  {:>16}  {:>16}\n", rank, at.ep_replicate,
-                             fmt::format("[{}, {})", experts.begin, experts.end), bytes.read, bytes.owned));
+      line(rank, at.ep_replicate, at.ep_shard, fmt::format("[{}, {})", experts.begin, experts.end), bytes.wanted,
+           bytes.read, bytes.owned);
     }
   }
-  if (!job.options.json) {
-    print_data(fmt::format("{:>5}  {:>12}  {:>12}  {:>16}  {:>16}\n", "all", "", "", read, owned));
-    return;
-  }
+  if (!job.options.json) return line("all", "", "", "", all.wanted, all.read, all.owned);
   Json const document{{"schema", "rankslice.plan/1"},
                       {"command", job.options.command},
                       {"family", source.family},
                       {"ranks", mesh.ranks()},
                       {"mesh", mesh_json(mesh)},
                       {"rank", list},
-                      {"bytes", {{"read", read}, {"owned", owned}}}};
+                      {"bytes", {{"wanted", all.wanted}, {"read", all.read}, {"owned", all.owned}}}};
   print_data(document.dump(2) + "\n");
 }
 
-void list_rank(Job const& job, Checkpoint const& source, Mesh const& mesh, int rank) {
-  auto const planned = make_load_plan(source.parameters, source.storage.form, mesh, mesh.coordinate(rank));
-  auto list = Json::array();
-  for (auto const& part : planned.parts) {
-    auto const& parameter = source.parameters[part.parameter];
-    for (auto const& located : locate(source.storage, source.parameters, part)) {
-      auto const& file = source.storage.files[located.extent.file].name;
-      auto const& bytes = located.extent.bytes;
-      if (job.options.json) {
-        Json item{
-            {"fqn", parameter.fqn}, {"hf_key", parameter.hf_key}, {"file", file}, {"bytes", {bytes.begin, bytes.end}}};
-        if (parameter.stacked_experts) item["experts"] = {located.part.begin, located.part.end};
-        list.push_back(std::move(item));
-      } else {
-        auto const experts = parameter.stacked_experts
-                                 ? fmt::format("  experts [{}, {})", located.part.begin, located.part.end)
-                                 : std::string();
-        print_data(fmt::format("{}  [{}, {})  {}{}\n", file, bytes.begin, bytes.end, parameter.fqn, experts));
+/// One line, or one JSON object, for each range of a file that a rank reads.
+void list_reads(Job const& job, Checkpoint const& source, LocatedSlice const& located, Json& list) {
+  auto const& parameter = source.model.parameters[located.piece->parameter];
+  auto const& key = source.storage.form == Form::hf ? source.model.tensors[located.piece->tensor].key
+                                                    : source.model.key_of(parameter);
+  auto const& file = source.storage.files[located.piece->extent.file].name;
+  auto const& slice = located.slice;
+  for (auto const& bytes : read_ranges(source.model, source.storage.form, located)) {
+    if (job.options.json) {
+      Json item{{"fqn", parameter.fqn}, {"hf_key", key}, {"file", file}, {"bytes", {bytes.begin, bytes.end}}};
+      if (parameter.stacked_experts) {
+        item["experts"] = {slice.part.begin, slice.part.end};
+        item["rows"] = {slice.rows.begin, slice.rows.end};
       }
+      list.push_back(std::move(item));
+      continue;
     }
+    auto const wanted = parameter.stacked_experts
+                            ? fmt::format("  experts [{}, {}), rows [{}, {}) of {}", slice.part.begin, slice.part.end,
+                                          slice.rows.begin, slice.rows.end, parameter.row_count())
+                            : std::string();
+    print_data(fmt::format("{}  [{}, {})  {}{}\n", file, bytes.begin, bytes.end, parameter.fqn, wanted));
+  }
+}
+
+void list_rank(Job const& job, Checkpoint const& source, Mesh const& mesh, int rank) {
+  auto const planned = make_load_plan(source.model, source.storage.form, mesh, mesh.coordinate(rank));
+  auto list = Json::array();
+  for (auto const& wanted : planned.slices) {
+    for (auto const& located : locate(source.storage, source.model, wanted)) list_reads(job, source, located, list);
   }
   if (!job.options.json) return;
-  Json const document{{"schema", "rankslice.plan/1"},
-                      {"command", job.options.command},
-                      {"family", source.family},
-                      {"ranks", mesh.ranks()},
-                      {"mesh", mesh_json(mesh)},
-                      {"rank", rank},
-                      {"reads", list},
-                      {"bytes", {{"read", planned.bytes_read}, {"owned", planned.bytes_owned}}}};
+  Json const document{
+      {"schema", "rankslice.plan/1"},
+      {"command", job.options.command},
+      {"family", source.family},
+      {"ranks", mesh.ranks()},
+      {"mesh", mesh_json(mesh)},
+      {"rank", rank},
+      {"reads", list},
+      {"bytes", {{"wanted", planned.bytes_wanted}, {"read", planned.bytes_read}, {"owned", planned.bytes_owned}}}};
   print_data(document.dump(2) + "\n");
 }
 

@@ -15,7 +15,8 @@ namespace {
 
 std::string expert_range(StateDict const& state) {
   for (auto const& [fqn, tensor] : state.tensors) {
-    if (tensor.parameter.stacked_experts) return fmt::format("[{}, {})", tensor.part().begin, tensor.part().end);
+    if (tensor.parameter.stacked_experts)
+      return fmt::format("[{}, {})", tensor.slice().part.begin, tensor.slice().part.end);
   }
   return "none";
 }
@@ -57,7 +58,7 @@ void load(Job& job) {
   StateDict state;
   auto const seconds_load = job.timed("load", [&] {
     source = job.open_input();
-    job.timed("plan", [&] { planned = make_load_plan(source->parameters, source->storage.form, mesh, coordinate); });
+    job.timed("plan", [&] { planned = make_load_plan(source->model, source->storage.form, mesh, coordinate); });
     if (options.dry_run) return;
     LoadOptions const load_options{.verify = options.verify_level(), .call = job.call()};
     state = options.rank ? rankslice::load(source, mesh, coordinate, load_options)
@@ -65,7 +66,8 @@ void load(Job& job) {
   });
   if (options.dry_run) return list_plan(job, *source, mesh);
   std::chrono::duration<double> const own_seconds = job.last_block() - start;
-  job.report_ranks(planned.bytes_read, planned.bytes_owned, own_seconds.count());
+  job.report_ranks({.wanted = planned.bytes_wanted, .read = planned.bytes_read, .owned = planned.bytes_owned},
+                   own_seconds.count());
   job.console.say(fmt::format("load     {:.2f} s  {} read by {}, experts {} on this one", seconds_load,
                               human_bytes(job.report["bytes"]["read"].get<std::uint64_t>()),
                               counted(static_cast<std::uint64_t>(job.world.size()), "rank"), expert_range(state)));

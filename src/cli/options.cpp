@@ -202,7 +202,6 @@ void check_command_name(CLI::App const& app, int argc, char** argv) {
 void check_options(Options const& o) {
   if (o.device == "cuda") throw DeviceError("--device cuda: not in this version; tensors are loaded on the CPU");
   if (o.comm == "nccl") throw DeviceError("--comm nccl: not in this version; ranks talk through MPI");
-  refuse(o.ep_shard > 1, fmt::format("--ep-shard {}", o.ep_shard));
   refuse(!o.include.empty(), "--include");
   refuse(!o.exclude.empty(), "--exclude");
   refuse(o.expert_layout != "auto", "--expert-layout " + o.expert_layout);

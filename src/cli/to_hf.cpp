@@ -27,16 +27,16 @@ void to_hf(Job& job) {
   auto const seconds = job.timed("to_hf", [&] {
     exported = rankslice::to_hf(*checkpoint, options.output, job.world, save, options.verify_level());
   });
-  job.report_ranks(exported.bytes_read, 0, 0);
+  job.report_ranks({.wanted = exported.bytes_read, .read = exported.bytes_read}, 0);
   std::vector<std::uint64_t> written{exported.bytes_written};
   job.world.all_reduce(written, Reduce::sum);
   job.report["bytes"]["written"] = written.front();
   VerifyReport verified;  // an export that differs is an error, so there is nothing else to report
   verified.level = options.verify_level();
   verified.reference = checkpoint->digests && verified.level == VerifyLevel::full ? "store" : "none";
-  verified.tensors = checkpoint->parameters.size();
-  for (auto const& parameter : checkpoint->parameters) {
-    if (parameter.stacked_experts) verified.experts += parameter.hf_shape[0];
+  verified.tensors = checkpoint->model.parameters.size();
+  for (auto const& parameter : checkpoint->model.parameters) {
+    if (parameter.stacked_experts) verified.experts += parameter.part_count();
   }
   job.report_verify(verified);
   for (auto const& name : checkpoint->hf.left_out) job.console.detail("left out by the source: " + name);

@@ -17,8 +17,8 @@ void verify(Job& job) {
   }
   auto const mesh = make_mesh(job.world.size());
   job.report_mesh(mesh);
-  auto const plan = make_save_plan(checkpoint->parameters, mesh, mesh.coordinate(job.world.rank()));
-  auto const bytes = plan_bytes(checkpoint->parameters, plan, checkpoint->storage.form);
+  auto const plan = make_save_plan(checkpoint->model, mesh, mesh.coordinate(job.world.rank()));
+  auto const bytes = plan_bytes(checkpoint->model, plan, checkpoint->storage.form);
   if (options.dry_run) {
     job.console.say(fmt::format("verify would read {} on this rank", human_bytes(bytes)));
     return;
@@ -30,7 +30,8 @@ void verify(Job& job) {
     verified = rankslice::verify(*checkpoint, job.world,
                                  {.level = options.verify_level(), .against = against.get(), .call = job.call()});
   });
-  job.report_ranks(verified.level == VerifyLevel::off ? 0 : bytes, 0, 0);
+  auto const read = verified.level == VerifyLevel::off ? 0 : bytes;
+  job.report_ranks({.wanted = read, .read = read}, 0);
   job.report_verify(verified);
   throw_if_bad(job.world, verified);
   job.console.say(describe(verified, seconds));

@@ -1,22 +1,46 @@
 #include "rankslice/parameter.hpp"
 
+#include <fmt/format.h>
+
+#include "core/literals.hpp"
+
 namespace rankslice {
 
 namespace {
+
+// Below this a seek costs more than the bytes between.
+constexpr auto kLeastPiece = 64_KiB;
 
 bool sub_byte(DType dtype) { return bits(dtype) < 8; }
 
 }  // namespace
 
-std::uint64_t Parameter::part_count() const {
-  if (stacked_experts) return hf_shape[0];
-  return sub_byte(hf_dtype) ? byte_size(hf_dtype, hf_shape) : element_count(hf_shape);
+Slice intersection(Slice const& a, Slice const& b) {
+  return {.part = intersection(a.part, b.part), .rows = intersection(a.rows, b.rows)};
 }
 
-std::uint64_t Parameter::part_bytes(Form form) const {
-  if (!stacked_experts) return sub_byte(hf_dtype) ? 1 : element_bytes(dtype_in(form));
-  auto const& global = shape_in(form);
-  return byte_size(dtype_in(form), {global.begin() + 1, global.end()});
+std::string to_string(Slice const& slice) {
+  return fmt::format("[{}, {}) × [{}, {})", slice.part.begin, slice.part.end, slice.rows.begin, slice.rows.end);
+}
+
+std::uint64_t Parameter::part_count() const {
+  if (stacked_experts) return shape[0];
+  return sub_byte(hf_dtype) ? byte_size(hf_dtype, shape) : element_count(shape);
+}
+
+std::uint64_t Parameter::row_count() const { return stacked_experts ? shape[1] : 1; }
+
+std::uint64_t Parameter::columns() const { return stacked_experts ? shape[2] : 1; }
+
+std::uint64_t Parameter::unit_bytes(Form form) const {
+  auto const type = dtype_in(form);
+  return sub_byte(type) ? 1 : element_bytes(type);
+}
+
+Slice Parameter::read_for(Slice const& wanted, Form form) const {
+  auto const strided = stacked_experts && form == Form::hf && layout == Layout::swapped;
+  if (!strided || wanted.empty() || wanted.rows.size() * unit_bytes(form) >= kLeastPiece) return wanted;
+  return {.part = wanted.part, .rows = {0, row_count()}};
 }
 
 }  // namespace rankslice

@@ -93,9 +93,9 @@ void check_shape(ExpertSizes const& sizes, StackedRule const& rule, TensorCatalo
 // Knows which stacked tensors there are, and says what is wrong when one is not.
 class ExpertLayers {
  public:
-  ExpertLayers(KeyTable const& table, TensorCatalog const& catalog, std::vector<Parameter> const& parameters)
+  ExpertLayers(KeyTable const& table, TensorCatalog const& catalog, Model const& model)
       : table_(table), prefix_(find_prefix(table, catalog.tensors)) {
-    for (auto const& parameter : parameters) fqns_.insert(parameter.fqn);
+    for (auto const& parameter : model.parameters) fqns_.insert(parameter.fqn);
   }
 
   void demand(Stack stack, std::string_view layer, std::string const& reason) const {
@@ -114,15 +114,14 @@ class ExpertLayers {
   std::unordered_set<std::string_view> fqns_;
 };
 
-void demand_announced_layers(ExpertLayers const& layers, std::vector<Parameter> const& parameters,
-                             ModelConfig const& config) {
+void demand_announced_layers(ExpertLayers const& layers, Model const& model, ModelConfig const& config) {
   std::unordered_set<std::uint64_t> const dense(config.dense_layers.begin(), config.dense_layers.end());
   auto const announced = fmt::format("config.json has num_hidden_layers = {}", config.layers);
   for (std::uint64_t layer = 0; layer < config.layers; ++layer) {
     if (!dense.contains(layer)) layers.demand(Stack::decoder, std::to_string(layer), announced);
   }
   auto const is_mtp = [](Parameter const& parameter) { return parameter.fqn.starts_with("mtp."); };
-  if (std::ranges::none_of(parameters, is_mtp)) return;
+  if (std::ranges::none_of(model.parameters, is_mtp)) return;
   auto const mtp_announced = fmt::format("config.json has mtp_num_hidden_layers = {}", config.mtp_layers);
   for (std::uint64_t layer = 0; layer < config.mtp_layers; ++layer) {
     layers.demand(Stack::mtp, std::to_string(layer), mtp_announced);
@@ -131,15 +130,14 @@ void demand_announced_layers(ExpertLayers const& layers, std::vector<Parameter> 
 
 }  // namespace
 
-void check_unquantised(TensorCatalog const& catalog, std::vector<Parameter> const& parameters,
-                       ModelConfig const& config) {
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    auto const& parameter = parameters[i];
-    auto const weight = parameter.stacked_experts || parameter.hf_key.ends_with(".weight");
-    if (!weight || !is_quantised(parameter.hf_dtype)) continue;
+void check_unquantised(TensorCatalog const& catalog, Model const& model, ModelConfig const& config) {
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+    auto const& tensor = model.tensors[i];
+    auto const weight = model.parameters[tensor.parameter].stacked_experts || tensor.key.ends_with(".weight");
+    if (!weight || !is_quantised(tensor.dtype)) continue;
     throw tensor_error(
         catalog, catalog.tensors[i],
-        fmt::format("has dtype {}: quantised checkpoints are not supported in this version", name(parameter.hf_dtype)));
+        fmt::format("has dtype {}: quantised checkpoints are not supported in this version", name(tensor.dtype)));
   }
   if (!config.quant_method.empty()) {
     throw FormatError(fmt::format("config.json: quantization_config.quant_method is {}: quantised checkpoints are not "
@@ -149,30 +147,29 @@ void check_unquantised(TensorCatalog const& catalog, std::vector<Parameter> cons
   }
 }
 
-void check_expert_shapes(KeyTable const& table, TensorCatalog const& catalog, std::vector<Parameter> const& parameters,
-                         ModelConfig const& config) {
+void check_expert_shapes(KeyTable const& table, TensorCatalog const& catalog, ModelConfig const& config) {
   ExpertSizes sizes{.experts = {config.experts, "config.json's num_experts"},
                     .hidden = {config.hidden, "config.json's hidden_size"},
                     .intermediate = {config.intermediate, "config.json's moe_intermediate_size"}};
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    auto const match = find_stacked(table, parameters[i].hf_key);
+  for (auto const& tensor : catalog.tensors) {
+    auto const match = find_stacked(table, tensor.name);
     if (!match) continue;
-    learn(sizes, *match->rule, catalog.tensors[i]);
-    check_shape(sizes, *match->rule, catalog, catalog.tensors[i]);
+    learn(sizes, *match->rule, tensor);
+    check_shape(sizes, *match->rule, catalog, tensor);
   }
 }
 
-void check_expert_layers(KeyTable const& table, TensorCatalog const& catalog, std::vector<Parameter> const& parameters,
+void check_expert_layers(KeyTable const& table, TensorCatalog const& catalog, Model const& model,
                          ModelConfig const& config) {
-  if (std::ranges::none_of(parameters, &Parameter::stacked_experts)) {
+  if (std::ranges::none_of(model.parameters, &Parameter::stacked_experts)) {
     throw FormatError(fmt::format("no stacked experts ({}) in the checkpoint", table.stacked.front().hf));
   }
-  ExpertLayers const layers(table, catalog, parameters);
-  for (auto const& parameter : parameters) {
-    auto const match = find_stacked(table, parameter.hf_key);
-    if (match) layers.demand(match->rule->stack, match->places.layer, parameter.hf_key + " is there");
+  ExpertLayers const layers(table, catalog, model);
+  for (auto const& tensor : model.tensors) {
+    auto const match = find_stacked(table, tensor.key);
+    if (match) layers.demand(match->rule->stack, match->places.layer, tensor.key + " is there");
   }
-  demand_announced_layers(layers, parameters, config);
+  demand_announced_layers(layers, model, config);
 }
 
 }  // namespace rankslice

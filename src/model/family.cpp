@@ -64,31 +64,42 @@ void check_stackable(TensorCatalog const& catalog, CatalogTensor const& tensor) 
   }
 }
 
+/// The parameter that a tensor is all of.
 Parameter map_tensor(Family const& family, std::string_view prefix, TensorCatalog const& catalog,
                      CatalogTensor const& tensor) try {
   auto mapping = family.from_hf(tensor.name, prefix);
   if (mapping.stacked_experts) check_stackable(catalog, tensor);
-  return {.hf_key = tensor.name,
-          .fqn = std::move(mapping.name),
+  return {.fqn = std::move(mapping.name),
           .hf_dtype = tensor.dtype,
           .dtype = family.dtype_on_load(tensor.name, tensor.dtype),
-          .hf_shape = tensor.shape,
           .shape = native_shape(mapping.layout, tensor.shape),
           .layout = mapping.layout,
-          .stacked_experts = mapping.stacked_experts};
+          .stacked_experts = mapping.stacked_experts,
+          .tensors = {}};
 } catch (FormatError& error) {
   error.file = catalog.files[tensor.extent.file].name;  // which the rules of the family do not know
   throw;
 }
 
-void check_collisions(std::vector<Parameter> const& parameters) {
+void check_collisions(Model const& model) {
   std::unordered_map<std::string_view, std::string_view> key_of;
-  for (auto const& parameter : parameters) {
-    auto const [earlier, is_new] = key_of.emplace(parameter.fqn, parameter.hf_key);
+  for (auto const& parameter : model.parameters) {
+    auto const& key = model.key_of(parameter);
+    auto const [earlier, is_new] = key_of.emplace(parameter.fqn, key);
     if (is_new) continue;
-    throw FormatError(
-        fmt::format("{} and {} are two names of one parameter, {}", earlier->second, parameter.hf_key, parameter.fqn),
-        {}, parameter.hf_key);
+    throw FormatError(fmt::format("{} and {} are two names of one parameter, {}", earlier->second, key, parameter.fqn),
+                      {}, key);
+  }
+}
+
+/// A table that does not lead back would send a tensor to a wrong name on export.
+void check_way_back(Family const& family, Model const& model, std::string_view prefix) {
+  for (auto const& parameter : model.parameters) {
+    auto const& key = model.key_of(parameter);
+    auto const back = family.to_hf(parameter.fqn);
+    auto const again = family.from_hf(back.name, prefix);
+    if (again.name == parameter.fqn && back.layout == parameter.layout) continue;
+    throw FormatError(fmt::format("{}: becomes {}, which leads back to {}", key, parameter.fqn, back.name), {}, key);
   }
 }
 
@@ -110,14 +121,25 @@ Family const& find_family(std::string_view name, ModelConfig const& config) {
   return family;
 }
 
-std::vector<Parameter> map_parameters(Family const& family, TensorCatalog const& catalog, ModelConfig const& config) {
+Model map_tensors(Family const& family, TensorCatalog const& catalog, ModelConfig const& config) {
   auto const prefix = family.prefix(catalog.tensors);
-  std::vector<Parameter> parameters;
-  parameters.reserve(catalog.tensors.size());
-  for (auto const& tensor : catalog.tensors) parameters.push_back(map_tensor(family, prefix, catalog, tensor));
-  check_collisions(parameters);
-  family.check(catalog, parameters, config);
-  return parameters;
+  Model model;
+  for (std::uint32_t i = 0; i < catalog.tensors.size(); ++i) {
+    auto const& tensor = catalog.tensors[i];
+    auto& parameter = model.parameters.emplace_back(map_tensor(family, prefix, catalog, tensor));
+    parameter.tensors = {i};
+    auto const stacked = parameter.stacked_experts;
+    model.tensors.push_back({.key = tensor.name,
+                             .dtype = tensor.dtype,
+                             .shape = tensor.shape,
+                             .parameter = i,
+                             .experts = {0, stacked ? parameter.part_count() : 1},
+                             .columns = {0, parameter.columns()}});
+  }
+  check_collisions(model);
+  family.check(catalog, model, config);
+  check_way_back(family, model, prefix);
+  return model;
 }
 
 }  // namespace rankslice

@@ -51,8 +51,7 @@ class Family {
   [[nodiscard]] virtual DType dtype_on_load(std::string_view hf_key, DType hf_dtype) const = 0;
   /// Refuse by name what this version cannot load; check E, H, I, completeness of the experts.
   /// @throws FormatError
-  virtual void check(TensorCatalog const& catalog, std::vector<Parameter> const& parameters,
-                     ModelConfig const& config) const = 0;
+  virtual void check(TensorCatalog const& catalog, Model const& model, ModelConfig const& config) const = 0;
 };
 
 /// By name, or for `auto` by config.json's model_type. @throws UsageError for an unknown name, FormatError for a
@@ -62,9 +61,8 @@ class Family {
 /// All families, by name.
 [[nodiscard]] std::span<Family const* const> families();
 
-/// Both names, dtypes and shapes of every tensor of a catalog, in its order; checked.
+/// Both names, dtypes and shapes of every tensor of a catalog; checked.
 /// @throws FormatError: collisions of names, unsupported layouts, shapes that do not fit config.json, missing experts.
-[[nodiscard]] std::vector<Parameter> map_parameters(Family const& family, TensorCatalog const& catalog,
-                                                    ModelConfig const& config);
+[[nodiscard]] Model map_tensors(Family const& family, TensorCatalog const& catalog, ModelConfig const& config);
 
 }  // namespace rankslice

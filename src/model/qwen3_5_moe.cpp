@@ -90,11 +90,10 @@ class Qwen3_5Moe final : public Family {
   [[nodiscard]] DType dtype_on_load(std::string_view hf_key, DType hf_dtype) const override {
     return find_dtype_on_load(kTable, hf_key, hf_dtype);
   }
-  void check(TensorCatalog const& catalog, std::vector<Parameter> const& parameters,
-             ModelConfig const& config) const override {
-    check_unquantised(catalog, parameters, config);
-    check_expert_shapes(kTable, catalog, parameters, config);
-    check_expert_layers(kTable, catalog, parameters, config);
+  void check(TensorCatalog const& catalog, Model const& model, ModelConfig const& config) const override {
+    check_unquantised(catalog, model, config);
+    check_expert_shapes(kTable, catalog, config);
+    check_expert_layers(kTable, catalog, model, config);
   }
 };
 

@@ -1,73 +1,70 @@
 #include <map>
 
-#include "plan/experts.hpp"
+#include "plan/held.hpp"
 #include "plan/plan.hpp"
 
 namespace rankslice {
 
 namespace {
 
-Range held_part(Parameter const& parameter, Mesh const& mesh, MeshCoordinate const& coordinate) {
-  auto const count = parameter.part_count();
-  return parameter.stacked_experts ? held_experts(count, mesh, coordinate) : Range{0, count};
+void add_slice(RankBytes& bytes, Parameter const& parameter, Slice const& held, Form form) {
+  bytes.wanted += parameter.bytes(held, form);
+  bytes.read += parameter.bytes(parameter.read_for(held, form), form);
+  bytes.owned += parameter.bytes(held, Form::native);
 }
-
-// Bytes of one expert of all stacked tensors that have the same number of experts.
-struct ExpertBytes {
-  std::uint64_t read = 0;
-  std::uint64_t owned = 0;
-};
 
 }  // namespace
 
-LoadPlan make_load_plan(std::vector<Parameter> const& parameters, Form storage_form, Mesh const& mesh,
-                        MeshCoordinate const& coordinate, KeySelection const& keys) {
+LoadPlan make_load_plan(Model const& model, Form storage_form, Mesh const& mesh, MeshCoordinate const& coordinate) {
   LoadPlan plan;
-  plan.parts.reserve(parameters.size());
-  for (std::uint32_t i = 0; i < parameters.size(); ++i) {
-    auto const& parameter = parameters[i];
-    if (keys && !keys(parameter.hf_key)) continue;
-    auto const part = held_part(parameter, mesh, coordinate);
-    plan.parts.push_back({.parameter = i, .part = part});
-    plan.bytes_read += part.size() * parameter.part_bytes(storage_form);
-    plan.bytes_owned += part.size() * parameter.part_bytes(Form::native);
+  plan.slices.reserve(model.parameters.size());
+  RankBytes bytes;
+  for (std::uint32_t i = 0; i < model.parameters.size(); ++i) {
+    auto const& parameter = model.parameters[i];
+    auto const held = held_slice(parameter, mesh, coordinate);
+    plan.slices.push_back({.parameter = i, .slice = held});
+    add_slice(bytes, parameter, held, storage_form);
   }
+  plan.bytes_wanted = bytes.wanted;
+  plan.bytes_read = bytes.read;
+  plan.bytes_owned = bytes.owned;
   return plan;
 }
 
-std::vector<RankBytes> plan_all_ranks(std::vector<Parameter> const& parameters, Form storage_form, Mesh const& mesh) {
+std::vector<RankBytes> plan_all_ranks(Model const& model, Form storage_form, Mesh const& mesh) {
   RankBytes dense;
-  std::map<std::uint64_t, ExpertBytes> stacked;  // by E, of which a model has very few
+  std::map<std::uint64_t, RankBytes> stacked;  // of one expert of all tensors with that many, which a model has few of
   std::uint64_t first_experts = 0;
-  for (auto const& parameter : parameters) {
-    auto const count = parameter.part_count();
+  for (auto const& parameter : model.parameters) {
     if (!parameter.stacked_experts) {
-      dense.read += count * parameter.part_bytes(storage_form);
-      dense.owned += count * parameter.part_bytes(Form::native);
+      add_slice(dense, parameter, parameter.whole(), storage_form);
       continue;
     }
-    if (stacked.empty()) first_experts = count;
-    auto& bytes = stacked[count];
-    bytes.read += parameter.part_bytes(storage_form);
-    bytes.owned += parameter.part_bytes(Form::native);
+    auto one = held_slice(parameter, mesh, {});  // every rank has as many rows as this one
+    one.part = {0, 1};
+    if (stacked.empty()) first_experts = parameter.part_count();
+    add_slice(stacked[parameter.part_count()], parameter, one, storage_form);
   }
   std::vector<RankBytes> ranks;
   for (int rank = 0; rank < mesh.ranks(); ++rank) {
-    auto const coordinate = mesh.coordinate(rank);
+    auto const ep = static_cast<std::uint64_t>(mesh.coordinate(rank).ep);
+    auto const held = [&](std::uint64_t experts) {
+      return balanced_part(experts, static_cast<std::uint64_t>(mesh.ep), ep).size();
+    };
     auto& bytes = ranks.emplace_back(dense);
     for (auto const& [experts, of_one] : stacked) {
-      auto const held = held_experts(experts, mesh, coordinate).size();
-      bytes.read += held * of_one.read;
-      bytes.owned += held * of_one.owned;
+      bytes.wanted += held(experts) * of_one.wanted;
+      bytes.read += held(experts) * of_one.read;
+      bytes.owned += held(experts) * of_one.owned;
     }
-    bytes.experts = held_experts(first_experts, mesh, coordinate).size();
+    bytes.experts = held(first_experts);
   }
   return ranks;
 }
 
-std::uint64_t plan_bytes(std::vector<Parameter> const& parameters, std::vector<PlannedPart> const& plan, Form form) {
+std::uint64_t plan_bytes(Model const& model, std::vector<PlannedSlice> const& plan, Form form) {
   std::uint64_t bytes = 0;
-  for (auto const& item : plan) bytes += item.part.size() * parameters[item.parameter].part_bytes(form);
+  for (auto const& item : plan) bytes += model.parameters[item.parameter].bytes(item.slice, form);
   return bytes;
 }
 

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "plan/experts.hpp"
+#include "plan/held.hpp"
 #include "plan/plan.hpp"
 
 namespace rankslice {
@@ -16,36 +16,35 @@ Range units_within(Range bytes, std::uint64_t tensor_begin, std::uint64_t count,
   return {unit_at(bytes.begin), unit_at(bytes.end)};
 }
 
-std::uint64_t dense_bytes(std::vector<Parameter> const& parameters) {
+std::uint64_t dense_bytes(Model const& model) {
   std::uint64_t total = 0;
-  for (auto const& parameter : parameters) {
-    if (!parameter.stacked_experts) total += parameter.part_count() * parameter.part_bytes(Form::hf);
+  for (auto const& parameter : model.parameters) {
+    if (!parameter.stacked_experts) total += parameter.bytes(parameter.whole(), Form::hf);
   }
   return total;
 }
 
 }  // namespace
 
-std::vector<PlannedPart> make_save_plan(std::vector<Parameter> const& parameters, Mesh const& mesh,
-                                        MeshCoordinate const& coordinate) {
-  auto const share = balanced_part(dense_bytes(parameters), static_cast<std::uint64_t>(mesh.ranks()),
+std::vector<PlannedSlice> make_save_plan(Model const& model, Mesh const& mesh, MeshCoordinate const& coordinate) {
+  auto const share = balanced_part(dense_bytes(model), static_cast<std::uint64_t>(mesh.ranks()),
                                    static_cast<std::uint64_t>(mesh.rank(coordinate)));
   std::uint64_t dense_begin = 0;
-  std::vector<PlannedPart> parts;
-  for (std::uint32_t i = 0; i < parameters.size(); ++i) {
-    auto const& parameter = parameters[i];
-    auto const count = parameter.part_count();
-    Range part;
+  std::vector<PlannedSlice> plan;
+  for (std::uint32_t i = 0; i < model.parameters.size(); ++i) {
+    auto const& parameter = model.parameters[i];
+    auto slice = parameter.whole();
     if (parameter.stacked_experts) {
-      part = written_experts(count, mesh, coordinate);
+      slice = written_slice(parameter, mesh, coordinate);
     } else {
-      auto const unit = parameter.part_bytes(Form::hf);
-      part = units_within(share, dense_begin, count, unit);
-      dense_begin += count * unit;
+      auto const unit = parameter.unit_bytes(Form::hf);
+      auto const bytes = parameter.bytes(slice, Form::hf);
+      slice.part = units_within(share, dense_begin, parameter.part_count(), unit);
+      dense_begin += bytes;
     }
-    if (!part.empty()) parts.push_back({.parameter = i, .part = part});
+    if (!slice.empty()) plan.push_back({.parameter = i, .slice = slice});
   }
-  return parts;
+  return plan;
 }
 
 }  // namespace rankslice

@@ -18,8 +18,8 @@ void require_place(ShardedTensor const& tensor) {
   auto const& offsets = tensor.offsets;
   auto fits = local.size() == global.size() && offsets.size() == global.size();
   for (std::size_t axis = 0; fits && axis < global.size(); ++axis) {
-    auto const sharded = axis == 0 && tensor.parameter.stacked_experts;
-    fits = sharded ? offsets[0] <= global[0] && local[0] <= global[0] - offsets[0]
+    auto const sharded = axis < 2 && tensor.parameter.stacked_experts;
+    fits = sharded ? offsets[axis] <= global[axis] && local[axis] <= global[axis] - offsets[axis]
                    : offsets[axis] == 0 && local[axis] == global[axis];
   }
   if (fits) return;
@@ -30,14 +30,14 @@ void require_place(ShardedTensor const& tensor) {
 }  // namespace
 
 void require_consistent(ShardedTensor const& tensor, Checkpoint const& source) {
-  auto const& parameters = source.parameters;
+  auto const& parameters = source.model.parameters;
   if (tensor.index >= parameters.size() || parameters[tensor.index].fqn != tensor.parameter.fqn ||
       parameters[tensor.index].dtype != tensor.parameter.dtype ||
       parameters[tensor.index].shape != tensor.parameter.shape) {
     refuse(tensor, fmt::format("is not parameter {} of {}", tensor.index, source.path));
   }
   require_place(tensor);
-  auto const expected = tensor.part().size() * tensor.parameter.part_bytes(Form::native);
+  auto const expected = tensor.parameter.bytes(tensor.slice(), Form::native);
   if (tensor.data.bytes == expected) return;
   refuse(tensor, fmt::format("local tensor {} takes {} bytes, its buffer has {}", to_string(tensor.local_shape),
                              expected, tensor.data.bytes));

@@ -6,11 +6,11 @@
 
 namespace rankslice {
 
-DigestTable::DigestTable(std::vector<Parameter> const& parameters) {
-  first_.reserve(parameters.size() + 1);
+DigestTable::DigestTable(std::vector<HfTensor> const& tensors) {
+  first_.reserve(tensors.size() + 1);
   first_.push_back(0);
-  for (auto const& parameter : parameters) {
-    first_.push_back(first_.back() + TensorDigest::entries(parameter.hf_dtype, parameter.hf_shape));
+  for (auto const& tensor : tensors) {
+    first_.push_back(first_.back() + TensorDigest::entries(tensor.dtype, tensor.shape));
   }
   values_.resize(first_.back());
 }

@@ -11,101 +11,124 @@ namespace rankslice {
 
 namespace {
 
-/// "layer 3, expert 17 of KEY", as far as it applies.
-std::string describe(Parameter const& parameter, std::size_t entry) {
-  if (!parameter.stacked_experts) return parameter.hf_key;
-  auto const& key = parameter.hf_key;
+/// "layer 3, expert 17 of KEY", as far as it applies. `expert` is negative for what is no expert's.
+std::string describe(HfTensor const& tensor, std::int64_t expert) {
+  auto const& key = tensor.key;
+  if (expert < 0) return key;
   constexpr std::string_view marker = "layers.";
   auto const layer = key.find(marker);
-  if (layer == std::string::npos) return fmt::format("expert {} of {}", entry, key);
+  if (layer == std::string::npos) return fmt::format("expert {} of {}", expert, key);
   auto const digits = layer + marker.size();
-  return fmt::format("layer {}, expert {} of {}", key.substr(digits, key.find('.', digits) - digits), entry, key);
+  return fmt::format("layer {}, expert {} of {}", key.substr(digits, key.find('.', digits) - digits), expert, key);
 }
 
-/// Which expert's values a digest belongs to, going by its q; nothing when no expert's. A digest of 0 is that of an
-/// expert that is not there, which may hold for several.
-std::optional<std::size_t> owner_of(std::uint64_t d, std::size_t entry, std::span<std::uint64_t const> expected) {
+/// The numbers of the same matrices (gate, up, …) of all experts, and the factor of each.
+struct ExpertNumbers {
+  std::vector<std::uint64_t> values, factors;
+};
+
+ExpertNumbers numbers_of_experts(Model const& model, HfTensor const& tensor, DigestTable const& table) {
+  ExpertNumbers numbers;
+  for (auto const i : model.parameters[tensor.parameter].tensors) {
+    if (model.tensors[i].columns != tensor.columns) continue;
+    auto const entries = table.of(i);
+    for (std::size_t e = 0; e < entries.size(); ++e) {
+      numbers.values.push_back(entries[e]);
+      numbers.factors.push_back(expert_factor(e));
+    }
+  }
+  return numbers;
+}
+
+/// Which other expert's values a digest belongs to, going by its q; nothing when no expert's. A digest of 0 is that of
+/// an expert that is not there, which may hold for several.
+std::optional<std::size_t> owner_of(std::uint64_t d, std::size_t expert, ExpertNumbers const& expected) {
   if (d == 0) return std::nullopt;
-  auto const q = d * inverse_modulo_2_64(expert_factor(entry));
-  for (std::size_t e = 0; e < expected.size(); ++e) {
-    if (e != entry && expected[e] == q * expert_factor(e)) return e;
+  auto const q = d * inverse_modulo_2_64(expected.factors[expert]);
+  for (std::size_t e = 0; e < expected.values.size(); ++e) {
+    if (e != expert && expected.values[e] == q * expected.factors[e]) return e;
   }
   return std::nullopt;
 }
 
-Mismatch tensor_mismatch(Parameter const& parameter, std::string const& what) {
-  return {.tensor = parameter.hf_key, .expert = -1, .rank = -1, .what = parameter.hf_key + ": " + what};
+Mismatch tensor_mismatch(HfTensor const& tensor, std::string const& what) {
+  return {.tensor = tensor.key, .expert = -1, .rank = -1, .what = tensor.key + ": " + what};
+}
+
+/// The entries of one tensor that differ.
+void append_differences(Model const& model, std::size_t index, NamedTable const& expected, NamedTable const& found,
+                        int rank, std::vector<Mismatch>& mismatches) {
+  auto const& tensor = model.tensors[index];
+  auto const stacked = model.parameters[tensor.parameter].stacked_experts;
+  auto const want = expected.table.of(index);
+  auto const have = found.table.of(index);
+  for (std::size_t e = 0; e < want.size(); ++e) {
+    if (want[e] == have[e]) continue;
+    auto const number = tensor.experts.begin + e;
+    auto const expert = stacked ? static_cast<std::int64_t>(number) : -1;
+    auto what = fmt::format("{}: {} digest {:016x}, {} {:016x}", describe(tensor, expert), expected.name, want[e],
+                            found.name, have[e]);
+    if (stacked) {
+      auto const owner = owner_of(have[e], number, numbers_of_experts(model, tensor, expected.table));
+      if (owner) what += fmt::format(" (holds the values of expert {})", *owner);
+    }
+    if (rank >= 0) what = fmt::format("rank {}: {}", rank, what);
+    mismatches.push_back({.tensor = tensor.key, .expert = expert, .rank = rank, .what = std::move(what)});
+    if (!stacked) break;  // entries of a dense tensor mean nothing to a reader
+  }
 }
 
 }  // namespace
 
-std::vector<Mismatch> differences(std::vector<Parameter> const& parameters, NamedTable const& expected,
-                                  NamedTable const& found, int rank) {
+std::vector<Mismatch> differences(Model const& model, NamedTable const& expected, NamedTable const& found, int rank) {
   std::vector<Mismatch> mismatches;
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    auto const& parameter = parameters[i];
-    auto const want = expected.table.of(i);
-    auto const have = found.table.of(i);
-    for (std::size_t e = 0; e < want.size(); ++e) {
-      if (want[e] == have[e]) continue;
-      auto what = fmt::format("{}: {} digest {:016x}, {} {:016x}", describe(parameter, e), expected.name, want[e],
-                              found.name, have[e]);
-      if (auto const owner = owner_of(have[e], e, want); parameter.stacked_experts && owner) {
-        what += fmt::format(" (holds the values of expert {})", *owner);
-      }
-      if (rank >= 0) what = fmt::format("rank {}: {}", rank, what);
-      mismatches.push_back({.tensor = parameter.hf_key,
-                            .expert = parameter.stacked_experts ? static_cast<std::int64_t>(e) : -1,
-                            .rank = rank,
-                            .what = std::move(what)});
-      if (!parameter.stacked_experts) break;  // entries of a dense tensor mean nothing to a reader
-    }
-  }
+  for (std::size_t i = 0; i < model.tensors.size(); ++i)
+    append_differences(model, i, expected, found, rank, mismatches);
   return mismatches;
 }
 
-std::vector<Mismatch> differences(std::vector<Parameter> const& parameters, NamedDigests const& expected,
-                                  NamedDigests const& found, int rank) {
-  auto mismatches = differences(parameters, NamedTable{expected.name, expected.digests.source},
+std::vector<Mismatch> differences(Model const& model, NamedDigests const& expected, NamedDigests const& found,
+                                  int rank) {
+  auto mismatches = differences(model, NamedTable{expected.name, expected.digests.source},
                                 NamedTable{found.name, found.digests.source}, rank);
-  auto const converted = differences(parameters, NamedTable{expected.name, expected.digests.stored},
+  auto const converted = differences(model, NamedTable{expected.name, expected.digests.stored},
                                      NamedTable{found.name, found.digests.stored}, rank);
   mismatches.insert(mismatches.end(), converted.begin(), converted.end());
   return mismatches;
 }
 
-void require_equal(std::vector<Parameter> const& parameters, NamedTable const& expected, NamedTable const& found) {
+void require_equal(Model const& model, NamedTable const& expected, NamedTable const& found) {
   VerifyReport report;
-  report.mismatches = differences(parameters, expected, found, -1);
+  report.mismatches = differences(model, expected, found, -1);
   report.throw_if_bad();
 }
 
 Digests in_order_of(Checkpoint const& target, Checkpoint const& reference, Digests const& of_reference,
                     Digests const& fallback, std::vector<Mismatch>& mismatches) {
   std::map<std::string_view, std::size_t> by_key;
-  for (std::size_t i = 0; i < reference.parameters.size(); ++i) by_key.emplace(reference.parameters[i].hf_key, i);
+  auto const& known = reference.model.tensors;
+  for (std::size_t i = 0; i < known.size(); ++i) by_key.emplace(known[i].key, i);
   auto ordered = fallback;
-  for (std::size_t i = 0; i < target.parameters.size(); ++i) {
-    auto const& mine = target.parameters[i];
-    auto const found = by_key.find(mine.hf_key);
+  for (std::size_t i = 0; i < target.model.tensors.size(); ++i) {
+    auto const& mine = target.model.tensors[i];
+    auto const found = by_key.find(mine.key);
     if (found == by_key.end()) {
       mismatches.push_back(tensor_mismatch(mine, "not in " + reference.path));
       continue;
     }
-    auto const& theirs = reference.parameters[found->second];
-    if (mine.hf_dtype != theirs.hf_dtype || mine.hf_shape != theirs.hf_shape) {
+    auto const& theirs = known[found->second];
+    if (mine.dtype != theirs.dtype || mine.shape != theirs.shape) {
       mismatches.push_back(
-          tensor_mismatch(mine, fmt::format("{} {}, but {} {} in {}", name(mine.hf_dtype), to_string(mine.hf_shape),
-                                            name(theirs.hf_dtype), to_string(theirs.hf_shape), reference.path)));
+          tensor_mismatch(mine, fmt::format("{} {}, but {} {} in {}", name(mine.dtype), to_string(mine.shape),
+                                            name(theirs.dtype), to_string(theirs.shape), reference.path)));
     } else {
       std::ranges::copy(of_reference.source.of(found->second), ordered.source.of(i).begin());
       std::ranges::copy(of_reference.stored.of(found->second), ordered.stored.of(i).begin());
     }
     by_key.erase(found);
   }
-  for (auto const& [key, index] : by_key) {
-    mismatches.push_back(tensor_mismatch(reference.parameters[index], "only in " + reference.path));
-  }
+  for (auto const& [key, index] : by_key)
+    mismatches.push_back(tensor_mismatch(known[index], "only in " + reference.path));
   return ordered;
 }
 

@@ -22,15 +22,15 @@ struct NamedDigests {
 
 /// Where two tables differ: one entry per tensor and expert. A swapped expert is recognised, as q(e) does not depend
 /// on e. `rank` is who found it, or -1 for sums over all ranks.
-[[nodiscard]] std::vector<Mismatch> differences(std::vector<Parameter> const& parameters, NamedTable const& expected,
-                                                NamedTable const& found, int rank);
+[[nodiscard]] std::vector<Mismatch> differences(Model const& model, NamedTable const& expected, NamedTable const& found,
+                                                int rank);
 
 /// The same for the source and the converted values of each tensor.
-[[nodiscard]] std::vector<Mismatch> differences(std::vector<Parameter> const& parameters, NamedDigests const& expected,
+[[nodiscard]] std::vector<Mismatch> differences(Model const& model, NamedDigests const& expected,
                                                 NamedDigests const& found, int rank);
 
 /// @throws VerifyError naming what differs.
-void require_equal(std::vector<Parameter> const& parameters, NamedTable const& expected, NamedTable const& found);
+void require_equal(Model const& model, NamedTable const& expected, NamedTable const& found);
 
 /// The digests of `reference` for the tensors of `target`, in their order, by HF key. Tensors that only one of the two
 /// has, or has with another dtype or shape, are added to `mismatches`, and get the digests of `fallback`.

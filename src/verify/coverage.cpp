@@ -2,7 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "core/fingerprint.hpp"
+#include "transform/tensor_digest.hpp"
 
 namespace rankslice {
 
@@ -11,11 +14,49 @@ namespace {
 /// What every rank must have alike, as one text.
 std::string describe(StateDict const& state) {
   auto text = state.source->fingerprint;
-  for (auto const selected : state.selected) text += selected ? '1' : '0';
   for (auto const& [fqn, tensor] : state.tensors) {
     text += fmt::format("\n{} {} {}", fqn, name(tensor.parameter.dtype), to_string(tensor.parameter.shape));
   }
   return text;
+}
+
+/// A number that only these rows make: the sum of one number for each.
+std::uint64_t number_of(Range rows) {
+  std::uint64_t number = 0;
+  for (auto row = rows.begin; row < rows.end; ++row) number += expert_factor(row);
+  return number;
+}
+
+/// What is wrong with the rows of an expert, of which `found` is the number and `whole` should be.
+std::string describe(std::uint64_t found, std::uint64_t whole) {
+  if (found == 0) return "held by no rank";
+  constexpr std::uint64_t kMostCopies = 4096;
+  for (std::uint64_t ranks = 2; ranks <= kMostCopies; ++ranks) {
+    if (found == ranks * whole) return fmt::format("held by {} ranks, expected 1", ranks);
+  }
+  return "some of its rows are held by no rank or by several";
+}
+
+void append_uncovered(Model const& model, std::size_t index, DigestTable const& covered,
+                      std::vector<Mismatch>& mismatches) {
+  auto const& tensor = model.tensors[index];
+  auto const& parameter = model.parameters[tensor.parameter];
+  auto const numbers = covered.of(index);
+  if (!parameter.stacked_experts) {
+    if (std::ranges::any_of(numbers, [](std::uint64_t number) { return number != 1; })) {
+      mismatches.push_back({.tensor = tensor.key, .expert = -1, .rank = -1, .what = tensor.key + ": missing"});
+    }
+    return;
+  }
+  auto const whole = number_of({0, parameter.row_count()});
+  for (std::size_t e = 0; e < numbers.size(); ++e) {
+    if (numbers[e] == whole) continue;
+    auto const expert = tensor.experts.begin + e;
+    mismatches.push_back({.tensor = tensor.key,
+                          .expert = static_cast<std::int64_t>(expert),
+                          .rank = -1,
+                          .what = fmt::format("expert {} of {}: {}", expert, tensor.key, describe(numbers[e], whole))});
+  }
 }
 
 }  // namespace
@@ -44,31 +85,25 @@ bool check_alike(StateDict const& state, Communicator& world, std::vector<Mismat
 }
 
 void check_coverage(StateDict const& state, MeshTables& mesh, bool is_first, std::vector<Mismatch>& mismatches) {
-  auto const& parameters = state.source->parameters;
-  DigestTable owners(parameters);
+  auto const& model = state.source->model;
+  DigestTable covered(model.tensors);
   for (auto const& [fqn, tensor] : state.tensors) {
-    auto const entries = owners.of(tensor.index);
-    auto const part = tensor.parameter.stacked_experts ? tensor.part() : Range{0, entries.size()};
-    for (auto e = part.begin; e < part.end; ++e) ++entries[e];
-  }
-  mesh.reduce(owners, "held parts", mismatches);
-  if (!is_first) return;
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    if (!state.selected[i]) continue;
-    auto const& parameter = parameters[i];
-    auto const held_by = owners.of(i);
-    for (std::size_t e = 0; e < held_by.size(); ++e) {
-      if (held_by[e] == 1) continue;
-      auto const what = parameter.stacked_experts ? fmt::format("expert {} of {}: held by {} ranks, expected 1", e,
-                                                                parameter.hf_key, held_by[e])
-                                                  : fmt::format("{}: missing", parameter.hf_key);
-      mismatches.push_back({.tensor = parameter.hf_key,
-                            .expert = parameter.stacked_experts ? static_cast<std::int64_t>(e) : -1,
-                            .rank = -1,
-                            .what = what});
-      if (!parameter.stacked_experts) break;
+    auto const held = tensor.slice();
+    auto const rows = number_of(held.rows);
+    for (auto const index : tensor.parameter.tensors) {
+      auto const numbers = covered.of(index);
+      if (!tensor.parameter.stacked_experts) {
+        std::ranges::fill(numbers, 1);
+        continue;
+      }
+      auto const& experts = model.tensors[index].experts;
+      auto const common = intersection(experts, held.part);
+      for (auto e = common.begin; e < common.end; ++e) numbers[e - experts.begin] += rows;
     }
   }
+  mesh.reduce(covered, "held parts", mismatches);
+  if (!is_first) return;
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) append_uncovered(model, i, covered, mismatches);
 }
 
 }  // namespace rankslice

@@ -16,25 +16,39 @@ namespace {
 constexpr auto kBlockBytes = 1_MiB;
 
 template <typename Step>
-void for_each_stacked(std::vector<Parameter> const& parameters, DigestTable& table, Step const& step) {
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    if (parameters[i].stacked_experts) step(table.of(i));
+void for_each_stacked(Model const& model, DigestTable& table, Step const& step) {
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+    if (model.parameters[model.tensors[i].parameter].stacked_experts) step(table.of(i));
+  }
+}
+
+/// Call step(first_element, bytes) for the runs of a local tensor that are contiguous in the global one.
+template <typename Step>
+void for_each_run(ShardedTensor const& tensor, Step const& step) {
+  auto const& parameter = tensor.parameter;
+  auto const held = tensor.slice();
+  auto const bytes = tensor.data.span();
+  auto const runs =
+      held.rows.size() == parameter.row_count() ? std::min<std::uint64_t>(1, held.part.size()) : held.part.size();
+  for (std::uint64_t i = 0; i < runs; ++i) {
+    auto const first_row = (held.part.begin + i) * parameter.row_count() + held.rows.begin;
+    step(first_row * parameter.columns(), bytes.subspan(i * (bytes.size() / runs), bytes.size() / runs));
   }
 }
 
 }  // namespace
 
 MeshTables::MeshTables(StateDict const& state, Communicator& world)
-    : parameters_(state.source->parameters), world_(world), replica_(world.split(state.coordinate.ep_replicate)) {}
+    : model_(state.source->model), world_(world), replica_(world.split(state.coordinate.ep_replicate)) {}
 
 void MeshTables::reduce(DigestTable& table, std::string_view what, std::vector<Mismatch>& mismatches) {
   std::vector<std::uint64_t> sharded;
-  for_each_stacked(parameters_, table, [&](std::span<std::uint64_t> values) {
+  for_each_stacked(model_, table, [&](std::span<std::uint64_t> values) {
     sharded.insert(sharded.end(), values.begin(), values.end());
   });
   replica_->all_reduce(sharded, Reduce::sum);
   auto next = sharded.begin();
-  for_each_stacked(parameters_, table, [&](std::span<std::uint64_t> values) {
+  for_each_stacked(model_, table, [&](std::span<std::uint64_t> values) {
     std::copy_n(next, values.size(), values.begin());
     next += static_cast<std::ptrdiff_t>(values.size());
   });
@@ -50,28 +64,29 @@ void MeshTables::compare_replicas(DigestTable const& table, std::string_view wha
   auto of_rank_0 = table;
   world_.broadcast(std::as_writable_bytes(of_rank_0.values()), 0);
   auto const mine = fmt::format("{} here", what);
-  auto const found = differences(parameters_, NamedTable{"rank 0's", of_rank_0}, {mine, table}, world_.rank());
+  auto const found = differences(model_, NamedTable{"rank 0's", of_rank_0}, {mine, table}, world_.rank());
   mismatches.insert(mismatches.end(), found.begin(), found.end());
 }
 
 Digests digest_held(StateDict const& state, CallOptions const& call, Communicator* world) {
-  Digests held(state.source->parameters);
+  auto const& model = state.source->model;
+  Digests held(model);
   std::uint64_t total = 0;
   for (auto const& [fqn, tensor] : state.tensors) total += tensor.data.bytes;
   std::uint64_t done = 0;
   for (auto const& [fqn, tensor] : state.tensors) {
-    ParameterDigest digest(tensor.parameter);
-    auto const unit = bits(tensor.parameter.dtype) < 8 ? 1 : element_bytes(tensor.parameter.dtype);
-    auto const first = tensor.part().begin * tensor.parameter.part_bytes(Form::native) / unit;
-    auto const bytes = tensor.data.span();
-    for (std::uint64_t begin = 0; begin < bytes.size(); begin += kBlockBytes) {
-      if (call.stop.stop_requested()) throw Interrupted();
-      auto const block = bytes.subspan(begin, std::min<std::uint64_t>(kBlockBytes, bytes.size() - begin));
-      digest.add(Form::native, first + begin / unit, block, held, tensor.index);
-      done += block.size();
-      if (world != nullptr) world->progress();
-      if (call.progress) call.progress({.phase = "verify", .done = done, .total = total});
-    }
+    ParameterDigest digest(model, tensor.parameter);
+    for_each_run(tensor, [&](std::uint64_t first, std::span<std::byte const> run) {
+      auto const unit = tensor.parameter.unit_bytes(Form::native);
+      for (std::uint64_t begin = 0; begin < run.size(); begin += kBlockBytes) {
+        if (call.stop.stop_requested()) throw Interrupted();
+        auto const block = run.subspan(begin, std::min<std::uint64_t>(kBlockBytes, run.size() - begin));
+        digest.add_native(first + begin / unit, block, held);
+        done += block.size();
+        if (world != nullptr) world->progress();
+        if (call.progress) call.progress({.phase = "verify", .done = done, .total = total});
+      }
+    });
   }
   return held;
 }

@@ -25,7 +25,7 @@ class MeshTables {
  private:
   void compare_replicas(DigestTable const& table, std::string_view what, std::vector<Mismatch>& mismatches);
 
-  std::vector<Parameter> const& parameters_;
+  Model const& model_;
   Communicator& world_;
   std::unique_ptr<Communicator> replica_;
 };

@@ -189,8 +189,8 @@ std::string make_config_json(Qwen35Shape const& shape) {
   return outer.dump(2) + "\n";
 }
 
-std::vector<Parameter> make_parameters(Qwen35Shape const& shape) {
-  return map_parameters(qwen3_5_moe(), make_catalog(shape), make_config(shape));
+Model make_model(Qwen35Shape const& shape) {
+  return map_tensors(qwen3_5_moe(), make_catalog(shape), make_config(shape));
 }
 
 }  // namespace rankslice::test

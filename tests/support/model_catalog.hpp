@@ -46,7 +46,7 @@ void remove_tensor(TensorCatalog& catalog, std::string_view name);
 [[nodiscard]] ModelConfig make_config(Qwen35Shape const& shape);
 [[nodiscard]] std::string make_config_json(Qwen35Shape const& shape);
 
-/// The parameters of such a model.
-[[nodiscard]] std::vector<Parameter> make_parameters(Qwen35Shape const& shape);
+/// The tensors of such a model under both their names.
+[[nodiscard]] Model make_model(Qwen35Shape const& shape);
 
 }  // namespace rankslice::test

@@ -11,7 +11,7 @@
 
 #include "rankslice/error.hpp"
 
-#include "part_writer.hpp"
+#include "slice_writer.hpp"
 #include "support/naive_digest.hpp"
 #include "support/raw_checkpoint.hpp"
 #include "support/raw_safetensors.hpp"

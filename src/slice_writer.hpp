@@ -1,0 +1,34 @@
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "rankslice/checkpoint.hpp"
+#include "rankslice/digest.hpp"
+
+#include "plan/plan.hpp"
+#include "transform/transfer.hpp"
+
+namespace rankslice {
+
+/// Called with a part of a slice and the memory that holds it, and maybe more.
+using BoxStep = std::function<void(Slice const& slice, NativeBox<std::byte const> const& box)>;
+
+/// Gives the native bytes of slices to those who write them.
+class NativeSource {
+ public:
+  virtual ~NativeSource() = default;
+  /// Call `use` for consecutive parts that make up `wanted`.
+  virtual void for_each_box(PlannedSlice const& wanted, BoxStep const& use) = 0;
+};
+
+/// Write the slices of a plan from `source` to `target`, whose files exist at their full size; sync and close them.
+/// Returns the digests of what was handed to the files.
+[[nodiscard]] Digests write_slices(Model const& model, std::vector<PlannedSlice> const& plan, NativeSource& source,
+                                   Storage const& target, BlockDone const& done);
+
+/// Read the written slices back. @throws VerifyError naming the first tensor that is not what was written.
+void check_read_back(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& target,
+                     Digests const& written, BlockDone const& done);
+
+}  // namespace rankslice
