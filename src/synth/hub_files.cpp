@@ -7,7 +7,7 @@
 
 namespace rankslice {
 
-std::vector<HubFile> split_into_files(std::vector<HfTensor> tensors, std::uint64_t limit) {
+std::vector<HubFile> split_into_files(std::vector<SynthTensor> tensors, std::uint64_t limit) {
   std::vector<HubFile> files;
   HubFile open;
   std::uint64_t open_bytes = 0;
@@ -44,7 +44,7 @@ std::string index_json(std::vector<HubFile> const& files) {
   return index.dump(2) + "\n";
 }
 
-std::uint64_t tensor_bytes(std::vector<HfTensor> const& tensors) {
+std::uint64_t tensor_bytes(std::vector<SynthTensor> const& tensors) {
   std::uint64_t bytes = 0;
   for (auto const& tensor : tensors) bytes += byte_size(tensor.dtype, tensor.shape);
   return bytes;

@@ -11,7 +11,7 @@ namespace {
 /// The keys below one prefix, appended to a list.
 class Module {
  public:
-  Module(std::vector<HfTensor>& tensors, std::string prefix) : tensors_(tensors), prefix_(std::move(prefix)) {}
+  Module(std::vector<SynthTensor>& tensors, std::string prefix) : tensors_(tensors), prefix_(std::move(prefix)) {}
 
   void add(std::string_view key, Shape shape, DType dtype = DType::BF16) const {
     tensors_.push_back({prefix_ + std::string(key), dtype, std::move(shape)});
@@ -27,7 +27,7 @@ class Module {
   [[nodiscard]] Module child(std::string_view name) const { return {tensors_, prefix_ + std::string(name) + "."}; }
 
  private:
-  std::vector<HfTensor>& tensors_;
+  std::vector<SynthTensor>& tensors_;
   std::string prefix_;
 };
 
@@ -116,8 +116,8 @@ void add_mtp(Module const& mtp, Qwen35MoeDims const& dims) {
 
 bool has_full_attention(std::uint64_t layer) { return (layer + 1) % 4 == 0; }
 
-std::vector<HfTensor> qwen3_5_moe_tensors(Qwen35MoeDims const& dims) {
-  std::vector<HfTensor> tensors;
+std::vector<SynthTensor> qwen3_5_moe_tensors(Qwen35MoeDims const& dims) {
+  std::vector<SynthTensor> tensors;
   Module const top(tensors, "");
   add_vision_tower(top.child("model.visual"), dims.vision, dims.hidden);
   add_decoder(top.child("model.language_model"), dims);

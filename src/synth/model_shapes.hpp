@@ -9,7 +9,7 @@
 namespace rankslice {
 
 /// A tensor as a Hugging Face checkpoint names and stores it.
-struct HfTensor {
+struct SynthTensor {
   std::string name;
   DType dtype = DType::BF16;
   Shape shape;
@@ -52,6 +52,6 @@ struct Qwen35MoeDims {
 
 /// Every tensor of a Qwen3.5-MoE checkpoint with grouped experts, in the order in which the model registers them:
 /// vision tower, decoder, head, MTP block.
-[[nodiscard]] std::vector<HfTensor> qwen3_5_moe_tensors(Qwen35MoeDims const& dims);
+[[nodiscard]] std::vector<SynthTensor> qwen3_5_moe_tensors(Qwen35MoeDims const& dims);
 
 }  // namespace rankslice

@@ -9,8 +9,8 @@ namespace {
 
 using testing::ElementsAre;
 
-std::vector<HfTensor> tensors_of_bytes(std::vector<std::uint64_t> const& sizes) {
-  std::vector<HfTensor> tensors;
+std::vector<SynthTensor> tensors_of_bytes(std::vector<std::uint64_t> const& sizes) {
+  std::vector<SynthTensor> tensors;
   for (auto const size : sizes) tensors.push_back({fmt::format("t{}", tensors.size()), DType::U8, {size}});
   return tensors;
 }

@@ -50,8 +50,8 @@ std::vector<RealModel> real_models() {
           {"Qwen3.5-397B-A17B", dims(4096, 1024, 512, 60, 1024, 32, 64), grouped(2924, 512), 90, 806'795'875'168}};
 }
 
-Shape shape_of(std::vector<HfTensor> const& tensors, std::string const& name) {
-  auto const found = std::ranges::find(tensors, name, &HfTensor::name);
+Shape shape_of(std::vector<SynthTensor> const& tensors, std::string const& name) {
+  auto const found = std::ranges::find(tensors, name, &SynthTensor::name);
   return found == tensors.end() ? Shape{} : found->shape;
 }
 
@@ -60,7 +60,7 @@ TEST(ModelShapes, HaveTheTensorsAndBytesOfTheRealModels) {
     auto const tensors = qwen3_5_moe_tensors(model.dims);
     EXPECT_EQ(tensors.size(), model.tensors) << model.name;
     EXPECT_EQ(tensor_bytes(tensors), model.bytes) << model.name;
-    auto const f32 = std::ranges::count(tensors, DType::F32, &HfTensor::dtype);
+    auto const f32 = std::ranges::count(tensors, DType::F32, &SynthTensor::dtype);
     EXPECT_EQ(static_cast<std::size_t>(f32), model.f32) << model.name;
   }
 }

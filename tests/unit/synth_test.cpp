@@ -168,7 +168,7 @@ TEST_F(TinyCheckpoint, HasTheExpertsThatItsConfigSays) {
 TEST_F(TinyCheckpoint, OpensAsACheckpointOfItsFamilyWithoutWarnings) {
   auto const checkpoint = open_checkpoint(folder_->file("tiny"));
   EXPECT_EQ(checkpoint->family, "qwen3_5_moe");
-  EXPECT_EQ(checkpoint->parameters.size(), tensors_.size());
+  EXPECT_EQ(checkpoint->model.parameters.size(), tensors_.size());
   EXPECT_THAT(checkpoint->warnings, testing::IsEmpty());
   EXPECT_THAT(checkpoint->hf.left_out, testing::IsEmpty());
   EXPECT_EQ(checkpoint->hf.side_files.size(), 11U);
