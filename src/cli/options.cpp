@@ -116,15 +116,24 @@ void add_synth(CLI::App& app, Options& o) {
   auto& sub =
       *app.add_subcommand("synth", "A faithful checkpoint of a real architecture, with made-up values, of any size");
   sub.add_option("OUT", o.output, "Folder to make")->required();
-  option(sub, "--family", o.family, "qwen3_5_moe")->required();
-  option(sub, "--preset", o.preset, "tiny (a few tens of MB) or small (2 GB)")->capture_default_str();
+  option(sub, "--family", o.family, "qwen3_5_moe, qwen3_vl_moe, or auto: that of the preset")->capture_default_str();
+  option(sub, "--preset", o.preset, "The model, see below")->capture_default_str();
   option(sub, "--seed", o.seed, "Other values for the same names")->capture_default_str();
   option(sub, "--layers", o.layers, "Number of decoder layers [the preset's]");
   option(sub, "--experts", o.experts, "Number of experts [the preset's]");
+  option(sub, "--expert-layout", o.expert_layout,
+         "auto; hub: as released; transformers: experts, dtypes and config.json as save_pretrained writes them")
+      ->check(CLI::IsMember({"auto", "hub", "transformers"}))
+      ->capture_default_str();
+  option(sub, "--mtp-experts", o.mtp_experts, "auto: as in the preset's model; one tensor for all, or three for each")
+      ->check(CLI::IsMember({"auto", "grouped", "split"}))
+      ->capture_default_str();
   flag(sub, "--headers-only", o.headers_only, "Sparse files: real headers and sizes, no values");
   flag(sub, "--overwrite", o.overwrite, "Replace OUT if it exists");
   add_output_options(sub, o);
-  sub.footer("Example:\n  rankslice synth tiny --family qwen3_5_moe --preset tiny");
+  sub.footer(
+      "Presets of both families (name one with --family): tiny (15 MB), small (2 GB)\n\n"
+      "Example:\n  rankslice synth tiny --family qwen3_5_moe --preset tiny");
 }
 
 void add_load(CLI::App& app, Options& o) {
@@ -205,7 +214,7 @@ void check_options(Options const& o) {
   refuse(o.ep_shard > 1, fmt::format("--ep-shard {}", o.ep_shard));
   refuse(!o.include.empty(), "--include");
   refuse(!o.exclude.empty(), "--exclude");
-  refuse(o.expert_layout != "auto", "--expert-layout " + o.expert_layout);
+  refuse(o.command != "synth" && o.expert_layout != "auto", "--expert-layout " + o.expert_layout);
   refuse(o.dtype != "preserve", "--dtype " + o.dtype);
   refuse(o.verify == "coverage" || o.verify == "reread", "--verify " + o.verify);
   refuse(o.gather, "--gather");

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -29,26 +28,35 @@ namespace {
 
 constexpr std::uint64_t kPieceBytes = 1_MiB;  // stays in the cache between the generator and the kernel's copy
 
-void check_family(std::string_view family) {
-  if (family == "qwen3_5_moe") return;
-  constexpr std::array<std::string_view, 3> kLater{"qwen3_vl_moe", "qwen3_moe", "qwen3_next"};
-  if (std::ranges::find(kLater, family) != kLater.end()) {
-    throw UsageError(fmt::format("synthetic checkpoints of family {}: not in this version", family));
-  }
-  throw UsageError(fmt::format("unknown family '{}': there is qwen3_5_moe", family));
-}
-
 std::uint64_t checked_count(std::string_view what, std::uint64_t count, std::uint64_t most) {
   if (count >= 1 && count <= most) return count;
   throw UsageError(fmt::format("{} {}: expected 1 to {}", count, what, most));
 }
 
-Qwen35MoeDims dims_of(Preset const& preset, SynthOptions const& options) {
-  auto dims = preset.dims;
+void check_mtp_experts(SynthModel const& model) {
+  if (has_mtp(model)) return;
+  throw UsageError(model.layout == SynthLayout::transformers
+                       ? "MTP experts: transformers writes no MTP block"
+                       : fmt::format("MTP experts: models of family {} have no MTP block", name(model.family)));
+}
+
+SynthModel model_of(Preset const& preset, SynthOptions const& options) {
+  auto model = preset.model;
+  auto& dims = model.dims;
   if (options.layers) dims.layers = checked_count("layers", *options.layers, 1024);
   if (options.experts) dims.experts = checked_count("experts", *options.experts, 65536);
   dims.experts_per_token = std::min(dims.experts_per_token, dims.experts);
-  return dims;
+  model.layout = options.layout;
+  if (options.mtp_experts) {
+    check_mtp_experts(model);
+    model.mtp_experts = *options.mtp_experts;
+  }
+  return model;
+}
+
+std::vector<HubFile> files_of(Preset const& preset, SynthModel const& model) {
+  auto const stem = model.layout == SynthLayout::hub ? preset.file_stem : "model";
+  return split_into_files(model_tensors(model), preset.file_limit, stem);
 }
 
 /// The size without the blocks.
@@ -118,20 +126,22 @@ class WeightWriter {
 }  // namespace
 
 SynthReport synthesize(std::string const& out_dir, SynthOptions const& options) {
-  check_family(options.family);
-  auto const& preset = find_preset(options.preset);
-  auto const dims = dims_of(preset, options);
-  auto const tensors = qwen3_5_moe_tensors(dims);
-  auto const files = split_into_files(tensors, preset.file_limit);
-  SynthReport const report{files.size(), tensors.size(), tensor_bytes(tensors)};
+  auto const& preset = find_preset(options.family, options.preset);
+  auto const model = model_of(preset, options);
+  auto const files = files_of(preset, model);
+  SynthReport report{.family = std::string(name(model.family)), .files = files.size()};
+  for (auto const& file : files) {
+    report.tensors += file.tensors.size();
+    report.bytes += tensor_bytes(file.tensors);
+  }
   if (options.dry_run) return report;
 
   StagedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite);
   std::filesystem::path const folder(output.path());
   WeightWriter weights(options, report.bytes);
   for (auto const& file : files) weights.write_file(folder / file.name, file);
-  for (auto const& file : side_files(dims)) write_text(folder / file.name, file.text);
-  write_text(folder / "model.safetensors.index.json", index_json(files));
+  for (auto const& file : side_files(model)) write_text(folder / file.name, file.text);
+  write_text(folder / "model.safetensors.index.json", index_json(files, model.layout));
   output.publish();
   return report;
 }

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 import safetensors
 
+import reference
+from program import run_ok
+
+QWEN35, QWEN3VL = "qwen3_5_moe", "qwen3_vl_moe"
 WORD = 2**64 - 1
 
 
@@ -37,6 +41,20 @@ def expected_bytes(seed, name, dtype, size):
     return words.astype("<u8").tobytes()[:size]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """made(family, options…) -> folder of a tiny checkpoint, made once."""
+    folders = {}
+
+    def make(*options):
+        if options not in folders:
+            folders[options] = tmp_path_factory.mktemp("made") / "ckpt"
+            run_ok("synth", folders[options], "--preset", "tiny", "--family", *options)
+        return folders[options]
+
+    return make
+
+
 def on_meta_device(folder):
     """{name: tensor} of the model that transformers builds from the folder's config.json, without memory."""
     torch = pytest.importorskip("torch")
@@ -48,10 +66,85 @@ def on_meta_device(folder):
     return model.state_dict()
 
 
-def test_transformers_builds_the_same_tensors_from_the_config(tiny, tiny_tensors):
-    expected = {name: list(tensor.shape) for name, tensor in on_meta_device(tiny).items()}
-    made = {name: list(tensor.shape) for name, tensor in tiny_tensors.items() if not name.startswith("mtp.")}
-    assert made == expected
+def shapes_of(tensors):
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def with_split_experts(shapes):
+    """Stacked experts as three tensors for each, as transformers writes those of Qwen3.5."""
+    split = {}
+    for name, shape in shapes.items():
+        stem, _, projection = name.rpartition(".")
+        if projection not in ("gate_up_proj", "down_proj"):
+            split[name] = shape
+            continue
+        experts, rows, columns = shape
+        parts = {"gate_proj": rows // 2, "up_proj": rows // 2} if projection == "gate_up_proj" else {projection: rows}
+        for x in range(experts):
+            split |= {f"{stem}.{x}.{part}.weight": [size, columns] for part, size in parts.items()}
+    return split
+
+
+def with_rows_as_inputs(shapes):
+    """Stacked experts with the axes of the Qwen3-VL releases."""
+    stacked = [name for name in shapes if reference.is_stacked(name)]
+    return shapes | {name: [shapes[name][axis] for axis in (0, 2, 1)] for name in stacked}
+
+
+@pytest.mark.parametrize(
+    "options, as_written",
+    [
+        ([QWEN35], dict),
+        ([QWEN35, "--mtp-experts", "split"], dict),
+        ([QWEN35, "--expert-layout", "transformers"], with_split_experts),
+        ([QWEN3VL], with_rows_as_inputs),
+        ([QWEN3VL, "--expert-layout", "transformers"], dict),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_transformers_builds_the_same_tensors_from_the_config(made, options, as_written):
+    folder = made(*options)
+    tensors = shapes_of(reference.read_folder(folder))
+    found = {name: shape for name, shape in tensors.items() if not name.startswith("mtp.")}
+    assert found == as_written(shapes_of(on_meta_device(folder)))
+
+
+@pytest.mark.parametrize("family", [QWEN35, QWEN3VL])
+def test_transformers_writes_the_same_files_but_for_the_values(made, family, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = made(family, "--expert-layout", "transformers")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = getattr(transformers, config.architectures[0])(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size=4 << 20)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert files == sorted(path.name for path in folder.glob("*.safetensors"))
+    for name in files:
+        assert reference.raw_header(folder / name) == reference.raw_header(tmp_path / name), name
+    for name in ("config.json", "model.safetensors.index.json"):
+        assert (folder / name).read_text() == (tmp_path / name).read_text()
+
+
+@pytest.mark.parametrize("options", [[QWEN35], [QWEN35, "--expert-layout", "transformers"], [QWEN3VL]], ids=" ".join)
+def test_transformers_loads_every_value(made, options):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = made(*options)
+    model, report = transformers.AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.bfloat16, output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["mismatched_keys"]
+    assert all(key.startswith("mtp.") for key in report["unexpected_keys"])
+    state = model.state_dict()
+    tensors = reference.read_folder(folder)
+    layer = "model.language_model.layers.1.mlp.experts"
+    for x in range(8):
+        down = state[f"{layer}.down_proj"][x].view(torch.int16).numpy().view("<u2")
+        if "transformers" in options:
+            expected = tensors[f"{layer}.{x}.down_proj.weight"].bits
+        else:
+            expected = tensors[f"{layer}.down_proj"].bits[x]
+        assert (down == (expected.T if options == [QWEN3VL] else expected)).all(), x
 
 
 def test_the_mtp_block_is_one_full_attention_layer(tiny_tensors):
@@ -65,38 +158,53 @@ def test_the_mtp_block_is_one_full_attention_layer(tiny_tensors):
     assert mtp == around | {f"layers.0.{name}": shape for name, shape in decoder.items()}
 
 
-def test_every_element_is_the_documented_hash(tiny_tensors):
-    for name, tensor in tiny_tensors.items():
+def test_split_mtp_experts_are_those_of_one_layer_each_by_itself(made):
+    tensors = reference.read_folder(made(QWEN35, "--mtp-experts", "split"))
+    mtp = {name: tensor for name, tensor in tensors.items() if name.startswith("mtp.")}
+    grouped = {name: tensor for name, tensor in reference.read_folder(made(QWEN35)).items() if name.startswith("mtp.")}
+    assert shapes_of(mtp) == with_split_experts(shapes_of(grouped))
+    assert {tensor.dtype for tensor in mtp.values()} == {"BF16"}
+
+
+@pytest.mark.parametrize(
+    "options", [[QWEN35], [QWEN35, "--expert-layout", "transformers"], [QWEN3VL]], ids=" ".join
+)
+def test_every_element_is_the_documented_hash(made, options):
+    for name, tensor in reference.read_folder(made(*options)).items():
         assert tensor.bits.tobytes() == expected_bytes(0, name, tensor.dtype, tensor.nbytes), name
 
 
-def test_safetensors_opens_every_file(tiny):
+@pytest.mark.parametrize("family", [QWEN35, QWEN3VL])
+def test_safetensors_opens_every_file(made, family):
     pytest.importorskip("torch")
-    for path in sorted(tiny.glob("*.safetensors")):
+    for path in sorted(made(family).glob("*.safetensors")):
         with safetensors.safe_open(path, framework="pt") as file:
             assert file.metadata() == {"format": "pt"}
             for name in file.keys():
                 assert file.get_tensor(name).isfinite().all(), name
 
 
-def test_huggingface_hub_would_write_the_same_files_and_index(tiny, tiny_tensors):
+@pytest.mark.parametrize("family", [QWEN35, QWEN3VL])
+def test_huggingface_hub_would_write_the_same_files_and_index(made, family):
     hub = pytest.importorskip("huggingface_hub")
-    order = list(on_meta_device(tiny))
-    order += sorted(name for name in tiny_tensors if name.startswith("mtp."))
+    tensors = reference.read_folder(made(family))
+    order = list(on_meta_device(made(family)))
+    order += sorted(name for name in tensors if name.startswith("mtp."))
     split = hub.serialization.split_state_dict_into_shards_factory(
-        {name: tiny_tensors[name] for name in order},
+        {name: tensors[name] for name in order},
         get_storage_size=lambda tensor: tensor.nbytes,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=4 << 20,
     )
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     expected = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    assert (tiny / "model.safetensors.index.json").read_text() == expected
+    assert (made(family) / "model.safetensors.index.json").read_text() == expected
 
 
-def test_the_tokenizer_loads(tiny):
+@pytest.mark.parametrize("family", [QWEN35, QWEN3VL])
+def test_the_tokenizer_loads(made, family):
     transformers = pytest.importorskip("transformers")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(made(family))
     assert tokenizer.decode(tokenizer("<|im_start|>the theatre<|im_end|>").input_ids) == (
         "<|im_start|>the theatre<|im_end|>"
     )

@@ -259,9 +259,12 @@ std::string usage_error(SynthOptions const& options) {
 TEST(Synthesize, RefusesWhatItDoesNotKnowAndSaysWhatThereIs) {
   EXPECT_THAT(usage_error({.preset = "huge"}), testing::AllOf(HasSubstr("'huge'"), HasSubstr("tiny, small")));
   EXPECT_THAT(usage_error({.family = "gpt2"}), testing::AllOf(HasSubstr("'gpt2'"), HasSubstr("qwen3_5_moe")));
-  for (std::string const family : {"qwen3_vl_moe", "qwen3_moe", "qwen3_next"}) {
-    EXPECT_THAT(usage_error({.family = family}), testing::AllOf(HasSubstr(family), HasSubstr("not in this version")));
-  }
+}
+
+TEST(Synthesize, RefusesMtpExpertsWhereThereIsNoMtpBlock) {
+  EXPECT_THAT(usage_error({.family = "qwen3_vl_moe", .mtp_experts = MtpExperts::split}), HasSubstr("qwen3_vl_moe"));
+  EXPECT_THAT(usage_error({.layout = SynthLayout::transformers, .mtp_experts = MtpExperts::grouped}),
+              HasSubstr("transformers writes no MTP block"));
 }
 
 TEST(Synthesize, RefusesCountsThatMakeNoModel) {
