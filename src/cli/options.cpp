@@ -132,8 +132,13 @@ void add_synth(CLI::App& app, Options& o) {
   flag(sub, "--overwrite", o.overwrite, "Replace OUT if it exists");
   add_output_options(sub, o);
   sub.footer(
-      "Presets of both families (name one with --family): tiny (15 MB), small (2 GB)\n\n"
-      "Example:\n  rankslice synth tiny --family qwen3_5_moe --preset tiny");
+      "Presets:\n"
+      "  tiny (14 MB), small (2 GB), medium (8 GB)              of both families: name one with --family\n"
+      "  qwen3.5-35b-a3b, qwen3.6-35b-a3b (72 GB)               real models in full\n"
+      "  qwen3.5-122b-a10b (250 GB), qwen3.5-397b-a17b (807 GB)\n"
+      "  qwen3-vl-30b-a3b (62 GB), qwen3-vl-235b-a22b (471 GB)\n\n"
+      "Examples:\n  rankslice synth tiny --family qwen3_5_moe --preset tiny\n"
+      "  rankslice synth huge --preset qwen3.5-397b-a17b --headers-only");
 }
 
 void add_load(CLI::App& app, Options& o) {

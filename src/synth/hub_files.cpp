@@ -7,6 +7,17 @@
 
 namespace rankslice {
 
+namespace {
+
+void name_files(std::vector<HubFile>& files, std::string_view stem) {
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    files[i].name = files.size() == 1 ? "model.safetensors"
+                                      : fmt::format("{}-{:05}-of-{:05}.safetensors", stem, i + 1, files.size());
+  }
+}
+
+}  // namespace
+
 std::vector<HubFile> split_into_files(std::vector<HfTensor> tensors, std::uint64_t limit, std::string_view stem) {
   std::vector<HubFile> files;
   HubFile open;
@@ -26,10 +37,20 @@ std::vector<HubFile> split_into_files(std::vector<HfTensor> tensors, std::uint64
   }
   if (!open.tensors.empty()) files.push_back(std::move(open));
 
-  for (std::size_t i = 0; i < files.size(); ++i) {
-    files[i].name = files.size() == 1 ? "model.safetensors"
-                                      : fmt::format("{}-{:05}-of-{:05}.safetensors", stem, i + 1, files.size());
+  name_files(files, stem);
+  return files;
+}
+
+std::vector<HubFile> deal_into_files(std::vector<HfTensor> tensors, std::uint64_t share, std::string_view stem) {
+  std::vector<HubFile> files;
+  std::uint64_t begin = 0, last_share = 0;
+  for (auto& tensor : tensors) {
+    if (files.empty() || begin / share != last_share) files.emplace_back();
+    last_share = begin / share;
+    begin += byte_size(tensor.dtype, tensor.shape);
+    files.back().tensors.push_back(std::move(tensor));
   }
+  name_files(files, stem);
   return files;
 }
 

@@ -21,6 +21,11 @@ struct HubFile {
 [[nodiscard]] std::vector<HubFile> split_into_files(std::vector<HfTensor> tensors, std::uint64_t limit,
                                                     std::string_view stem = "model");
 
+/// Deal tensors, in their order, to files of about `share` tensor bytes: a tensor goes where its first byte would, were
+/// all of them cut into equal shares. The names are those of `split_into_files`.
+[[nodiscard]] std::vector<HubFile> deal_into_files(std::vector<HfTensor> tensors, std::uint64_t share,
+                                                   std::string_view stem = "model");
+
 /// The text of `model.safetensors.index.json` as huggingface_hub writes it, or transformers, which counts parameters
 /// too.
 [[nodiscard]] std::string index_json(std::vector<HubFile> const& files, SynthLayout layout = SynthLayout::hub);

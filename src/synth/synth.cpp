@@ -54,18 +54,15 @@ SynthModel model_of(Preset const& preset, SynthOptions const& options) {
   return model;
 }
 
-std::vector<HubFile> files_of(Preset const& preset, SynthModel const& model) {
-  auto const stem = model.layout == SynthLayout::hub ? preset.file_stem : "model";
-  return split_into_files(model_tensors(model), preset.file_limit, stem);
-}
-
 /// The size without the blocks.
 void make_sparse(std::string const& path, std::uint64_t size) {
   std::error_code error;
   std::filesystem::resize_file(path, size, error);
   if (!error) return;
-  throw IoError(ExitCode::cannot_create, fmt::format("{}: cannot make it {} bytes: {}", path, size, error.message()),
-                path);
+  throw IoError(
+      ExitCode::cannot_create,
+      fmt::format("{}: a file of {} bytes cannot be here, even without its blocks: {}", path, size, error.message()),
+      path);
 }
 
 void write_text(std::string const& path, std::string_view text) {
@@ -84,15 +81,18 @@ class WeightWriter {
   void write_file(std::string const& path, HubFile const& file) {
     auto const header_bytes = header_of(file);
     auto const size = header_bytes.size() + tensor_bytes(file.tensors);
-    auto const header = parse_safetensors_header(header_bytes, size, file.name);
     auto writer = FileWriter::create(path);
     if (options_.headers_only) {
       make_sparse(path, size);
+      writer.write(header_bytes, 0);
+      advance(size - header_bytes.size());
     } else {
       writer.allocate(size);
+      writer.write(header_bytes, 0);
+      for (auto const& tensor : parse_safetensors_header(header_bytes, size, file.name).tensors) {
+        write_values(writer, tensor);
+      }
     }
-    writer.write(header_bytes, 0);
-    for (auto const& tensor : header.tensors) write_tensor(writer, tensor);
     writer.sync();
     writer.close();
   }
@@ -104,18 +104,20 @@ class WeightWriter {
     return make_safetensors_header(std::move(tensors), {{"format", "pt"}});
   }
 
-  void write_tensor(FileWriter& writer, SafetensorsHeader::Tensor const& tensor) {
+  void write_values(FileWriter& writer, SafetensorsHeader::Tensor const& tensor) {
     SyntheticValues const values(options_.seed, tensor.name, tensor.dtype);
     for (std::uint64_t first = 0; first < tensor.bytes.size(); first += kPieceBytes) {
-      if (options_.call.stop.stop_requested()) throw Interrupted();
       std::span const piece(piece_.get(), std::min(kPieceBytes, tensor.bytes.size() - first));
-      if (!options_.headers_only) {
-        values.fill(first, piece);
-        writer.write(piece, tensor.bytes.begin + first);
-      }
-      done_ += piece.size();
-      if (options_.call.progress) options_.call.progress({"synth", done_, total_});
+      values.fill(first, piece);
+      writer.write(piece, tensor.bytes.begin + first);
+      advance(piece.size());
     }
+  }
+
+  void advance(std::uint64_t bytes) {
+    if (options_.call.stop.stop_requested()) throw Interrupted();
+    done_ += bytes;
+    if (options_.call.progress) options_.call.progress({"synth", done_, total_});
   }
 
   SynthOptions const& options_;

@@ -7,7 +7,7 @@ import pytest
 import safetensors
 
 import reference
-from program import run_ok
+from program import expect, run_ok
 
 QWEN35, QWEN3VL = "qwen3_5_moe", "qwen3_vl_moe"
 WORD = 2**64 - 1
@@ -208,3 +208,96 @@ def test_the_tokenizer_loads(made, family):
     assert tokenizer.decode(tokenizer("<|im_start|>the theatre<|im_end|>").input_ids) == (
         "<|im_start|>the theatre<|im_end|>"
     )
+
+
+# The real models ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory):
+    """Qwen3.5-397B-A17B without its bytes."""
+    folder = tmp_path_factory.mktemp("huge") / "ckpt"
+    run_ok("synth", folder, "--preset", "qwen3.5-397b-a17b", "--headers-only")
+    return folder
+
+
+def shapes_in_headers(folder):
+    """Of all tensors but those of the MTP block, for which transformers has no class."""
+    shapes = {}
+    for path in folder.glob("*.safetensors"):
+        header = json.loads(reference.raw_header(path)[8:])
+        shapes |= {name: entry["shape"] for name, entry in header.items() if not name.startswith(("__", "mtp."))}
+    return shapes
+
+
+def test_headers_only_takes_no_disk(huge):
+    files = [path.stat() for path in huge.iterdir()]
+    assert sum(file.st_size for file in files) > 806_795_875_168
+    assert sum(file.st_blocks * 512 for file in files) < 4 << 20
+
+
+def test_safetensors_lists_every_tensor_of_a_huge_checkpoint(huge):
+    weight_map = json.loads((huge / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(weight_map) == 2924
+    found = {}
+    for path in huge.glob("*.safetensors"):
+        with safetensors.safe_open(path, framework="np") as file:
+            found |= dict.fromkeys(file.keys(), path.name)
+    assert found == weight_map
+
+
+def test_transformers_builds_the_same_huge_model(huge):
+    assert shapes_in_headers(huge) == shapes_of(on_meta_device(huge))
+
+
+@pytest.mark.parametrize(
+    "preset, family",
+    [("qwen3.5-35b-a3b", QWEN35), ("qwen3.6-35b-a3b", QWEN35), ("qwen3.5-122b-a10b", QWEN35)]
+    + [("qwen3-vl-30b-a3b", QWEN3VL), ("qwen3-vl-235b-a22b", QWEN3VL)],
+)
+def test_transformers_builds_the_real_models_from_their_configs(preset, family, tmp_path):
+    report = run_ok("synth", tmp_path / "ckpt", "--preset", preset, "--headers-only", "--json").json
+    assert report["family"] == family
+    expected = shapes_of(on_meta_device(tmp_path / "ckpt"))
+    assert shapes_in_headers(tmp_path / "ckpt") == (with_rows_as_inputs(expected) if family == QWEN3VL else expected)
+
+
+def test_a_real_model_can_be_cut_down(tmp_path):
+    run_ok("synth", tmp_path / "ckpt", "--preset", "qwen3.5-35b-a3b", "--layers", 4, "--experts", 2, "--headers-only")
+    state = shapes_of(on_meta_device(tmp_path / "ckpt"))
+    layer = "model.language_model.layers.3.mlp.experts"
+    assert state[f"{layer}.down_proj"] == [2, 2048, 512]
+    assert f"{layer}.down_proj".replace("layers.3", "layers.4") not in state
+
+
+def test_help_lists_every_preset():
+    text = run_ok("synth", "--help").stdout
+    listed = expect(2, "synth", "OUT", "--preset", "nonsense").stderr.split("there are ")[1].split()
+    assert len(listed) == 9
+    for preset in listed:
+        assert preset.rstrip(",") in text, preset
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ([], "tiny is there for qwen3_5_moe and qwen3_vl_moe"),
+        (["--preset", "qwen3-vl-30b-a3b", "--family", QWEN35], "of family qwen3_vl_moe"),
+        (["--preset", "qwen3-vl-30b-a3b", "--mtp-experts", "split"], "no MTP block"),
+        (["--family", QWEN35, "--expert-layout", "transformers", "--mtp-experts", "grouped"], "no MTP block"),
+        (["--family", QWEN35, "--expert-layout", "nonsense"], "--expert-layout"),
+        (["--family", QWEN35, "--mtp-experts", "nonsense"], "--mtp-experts"),
+    ],
+)
+def test_what_contradicts_itself_is_wrong_usage(options, says, tmp_path):
+    expect(2, "synth", tmp_path / "out", *options, says=says)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "preset, size", [("qwen3.5-397b-a17b", 806_795_875_168), ("qwen3-vl-235b-a22b", 471_340_045_792)]
+)
+def test_a_dry_run_says_the_size_and_makes_nothing(preset, size, tmp_path):
+    report = run_ok("synth", tmp_path / "out", "--preset", preset, "--dry-run", "--json").json
+    assert report["bytes"]["checkpoint"] == size
+    assert not list(tmp_path.iterdir())
