@@ -116,15 +116,29 @@ void add_synth(CLI::App& app, Options& o) {
   auto& sub =
       *app.add_subcommand("synth", "A faithful checkpoint of a real architecture, with made-up values, of any size");
   sub.add_option("OUT", o.output, "Folder to make")->required();
-  option(sub, "--family", o.family, "qwen3_5_moe")->required();
-  option(sub, "--preset", o.preset, "tiny (a few tens of MB) or small (2 GB)")->capture_default_str();
+  option(sub, "--family", o.family, "qwen3_5_moe, qwen3_vl_moe, or auto: that of the preset")->capture_default_str();
+  option(sub, "--preset", o.preset, "The model, see below")->capture_default_str();
   option(sub, "--seed", o.seed, "Other values for the same names")->capture_default_str();
   option(sub, "--layers", o.layers, "Number of decoder layers [the preset's]");
   option(sub, "--experts", o.experts, "Number of experts [the preset's]");
+  option(sub, "--expert-layout", o.expert_layout,
+         "auto; hub: as released; transformers: experts, dtypes and config.json as save_pretrained writes them")
+      ->check(CLI::IsMember({"auto", "hub", "transformers"}))
+      ->capture_default_str();
+  option(sub, "--mtp-experts", o.mtp_experts, "auto: as in the preset's model; one tensor for all, or three for each")
+      ->check(CLI::IsMember({"auto", "grouped", "split"}))
+      ->capture_default_str();
   flag(sub, "--headers-only", o.headers_only, "Sparse files: real headers and sizes, no values");
   flag(sub, "--overwrite", o.overwrite, "Replace OUT if it exists");
   add_output_options(sub, o);
-  sub.footer("Example:\n  rankslice synth tiny --family qwen3_5_moe --preset tiny");
+  sub.footer(
+      "Presets:\n"
+      "  tiny (14 MB), small (2 GB), medium (8 GB)              of both families: name one with --family\n"
+      "  qwen3.5-35b-a3b, qwen3.6-35b-a3b (72 GB)               real models in full\n"
+      "  qwen3.5-122b-a10b (250 GB), qwen3.5-397b-a17b (807 GB)\n"
+      "  qwen3-vl-30b-a3b (62 GB), qwen3-vl-235b-a22b (471 GB)\n\n"
+      "Examples:\n  rankslice synth tiny --family qwen3_5_moe --preset tiny\n"
+      "  rankslice synth huge --preset qwen3.5-397b-a17b --headers-only");
 }
 
 void add_load(CLI::App& app, Options& o) {
@@ -204,7 +218,7 @@ void check_options(Options const& o) {
   if (o.comm == "nccl") throw DeviceError("--comm nccl: not in this version; ranks talk through MPI");
   refuse(!o.include.empty(), "--include");
   refuse(!o.exclude.empty(), "--exclude");
-  refuse(o.expert_layout != "auto", "--expert-layout " + o.expert_layout);
+  refuse(o.command != "synth" && o.expert_layout != "auto", "--expert-layout " + o.expert_layout);
   refuse(o.dtype != "preserve", "--dtype " + o.dtype);
   refuse(o.verify == "coverage" || o.verify == "reread", "--verify " + o.verify);
   refuse(o.gather, "--gather");

@@ -44,6 +44,7 @@ struct Options {
   std::string preset = "tiny";
   std::uint64_t seed = 0;
   std::optional<std::uint64_t> layers, experts;
+  std::string mtp_experts = "auto";
   bool headers_only = false;
 
   [[nodiscard]] std::chrono::milliseconds timeout() const;

@@ -7,20 +7,32 @@
 
 namespace rankslice::cli {
 
+namespace {
+
+std::optional<MtpExperts> mtp_experts_of(Options const& options) {
+  if (options.mtp_experts == "auto") return std::nullopt;
+  return options.mtp_experts == "split" ? MtpExperts::split : MtpExperts::grouped;
+}
+
+}  // namespace
+
 void synth(Job& job) {
   auto const& options = job.options;
-  SynthOptions const synth_options{.family = options.family,
-                                   .preset = options.preset,
-                                   .seed = options.seed,
-                                   .layers = options.layers,
-                                   .experts = options.experts,
-                                   .headers_only = options.headers_only,
-                                   .overwrite = options.overwrite,
-                                   .dry_run = options.dry_run,
-                                   .call = job.call()};
+  SynthOptions const synth_options{
+      .family = options.family,
+      .preset = options.preset,
+      .seed = options.seed,
+      .layers = options.layers,
+      .experts = options.experts,
+      .layout = options.expert_layout == "transformers" ? SynthLayout::transformers : SynthLayout::hub,
+      .mtp_experts = mtp_experts_of(options),
+      .headers_only = options.headers_only,
+      .overwrite = options.overwrite,
+      .dry_run = options.dry_run,
+      .call = job.call()};
   SynthReport made;
   auto const seconds = job.timed("synth", [&] { made = synthesize(options.output, synth_options); });
-  job.report["family"] = options.family;
+  job.report["family"] = made.family;
   job.report["bytes"]["checkpoint"] = made.bytes;
   job.console.say(fmt::format(
       "{} {}: {}, {} in {}", options.dry_run ? "synth would write" : fmt::format("synth    {:.2f} s ", seconds),

@@ -43,12 +43,14 @@ if(EXISTS "${_libtorch_version_header}")
   unset(_version_parts)
 endif()
 
+list(JOIN _libtorch_hints ", " _libtorch_places)
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(LibTorch
   REQUIRED_VARS LibTorch_CPU_LIBRARY LibTorch_C10_LIBRARY LibTorch_INCLUDE_DIR
   VERSION_VAR LibTorch_VERSION
-  REASON_FAILURE_MESSAGE "Looked for a folder with include/ATen and lib/libtorch_cpu.so in: ${_libtorch_hints}. \
-Give one with -DLIBTORCH_ROOT=…/site-packages/torch, or run launch/setup.sh, or configure with -DRANKSLICE_TORCH=OFF.")
+  REASON_FAILURE_MESSAGE "Looked for a folder with include/ATen and lib/libtorch_cpu.so in: ${_libtorch_places}. \
+Give one with -DLIBTORCH_ROOT=…/site-packages/torch. To build rankslice itself, launch/setup.sh installs one, and \
+-DRANKSLICE_TORCH=OFF does without.")
 
 if(LibTorch_FOUND AND NOT TARGET LibTorch::cpu)
   # The wheels keep the CUDA runtime and its friends in folders beside torch; libtorch_cpu itself wants some of them.

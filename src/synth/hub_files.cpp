@@ -7,7 +7,22 @@
 
 namespace rankslice {
 
+<<<<<<< HEAD
 std::vector<HubFile> split_into_files(std::vector<SynthTensor> tensors, std::uint64_t limit) {
+=======
+namespace {
+
+void name_files(std::vector<HubFile>& files, std::string_view stem) {
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    files[i].name = files.size() == 1 ? "model.safetensors"
+                                      : fmt::format("{}-{:05}-of-{:05}.safetensors", stem, i + 1, files.size());
+  }
+}
+
+}  // namespace
+
+std::vector<HubFile> split_into_files(std::vector<SynthTensor> tensors, std::uint64_t limit, std::string_view stem) {
+>>>>>>> main
   std::vector<HubFile> files;
   HubFile open;
   std::uint64_t open_bytes = 0;
@@ -26,21 +41,35 @@ std::vector<HubFile> split_into_files(std::vector<SynthTensor> tensors, std::uin
   }
   if (!open.tensors.empty()) files.push_back(std::move(open));
 
-  for (std::size_t i = 0; i < files.size(); ++i) {
-    files[i].name =
-        files.size() == 1 ? "model.safetensors" : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, files.size());
-  }
+  name_files(files, stem);
   return files;
 }
 
-std::string index_json(std::vector<HubFile> const& files) {
-  std::uint64_t total_size = 0;
+std::vector<HubFile> deal_into_files(std::vector<SynthTensor> tensors, std::uint64_t share, std::string_view stem) {
+  std::vector<HubFile> files;
+  std::uint64_t begin = 0, last_share = 0;
+  for (auto& tensor : tensors) {
+    if (files.empty() || begin / share != last_share) files.emplace_back();
+    last_share = begin / share;
+    begin += byte_size(tensor.dtype, tensor.shape);
+    files.back().tensors.push_back(std::move(tensor));
+  }
+  name_files(files, stem);
+  return files;
+}
+
+std::string index_json(std::vector<HubFile> const& files, SynthLayout layout) {
+  std::uint64_t total_size = 0, parameters = 0;
   auto weight_map = nlohmann::json::object();
   for (auto const& file : files) {
     total_size += tensor_bytes(file.tensors);
-    for (auto const& tensor : file.tensors) weight_map[tensor.name] = file.name;
+    for (auto const& tensor : file.tensors) {
+      parameters += element_count(tensor.shape);
+      weight_map[tensor.name] = file.name;
+    }
   }
-  nlohmann::json const index{{"metadata", {{"total_size", total_size}}}, {"weight_map", std::move(weight_map)}};
+  nlohmann::json index{{"metadata", {{"total_size", total_size}}}, {"weight_map", std::move(weight_map)}};
+  if (layout == SynthLayout::transformers) index["metadata"]["total_parameters"] = parameters;
   return index.dump(2) + "\n";
 }
 

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "synth/model_shapes.hpp"
@@ -15,12 +16,23 @@ struct HubFile {
 };
 
 /// Divide tensors among files as huggingface_hub does: greedily in their order, a new file when `limit` tensor bytes
-/// would be passed; a tensor larger than that gets a file of its own. `model-00001-of-00003.safetensors` …, or
+/// would be passed; a tensor larger than that gets a file of its own. STEM-00001-of-00003.safetensors …, or
 /// `model.safetensors` when one file is enough.
+<<<<<<< HEAD
 [[nodiscard]] std::vector<HubFile> split_into_files(std::vector<SynthTensor> tensors, std::uint64_t limit);
+=======
+[[nodiscard]] std::vector<HubFile> split_into_files(std::vector<SynthTensor> tensors, std::uint64_t limit,
+                                                    std::string_view stem = "model");
+>>>>>>> main
 
-/// The text of `model.safetensors.index.json` as huggingface_hub writes it.
-[[nodiscard]] std::string index_json(std::vector<HubFile> const& files);
+/// Deal tensors, in their order, to files of about `share` tensor bytes: a tensor goes where its first byte would, were
+/// all of them cut into equal shares. The names are those of `split_into_files`.
+[[nodiscard]] std::vector<HubFile> deal_into_files(std::vector<SynthTensor> tensors, std::uint64_t share,
+                                                   std::string_view stem = "model");
+
+/// The text of `model.safetensors.index.json` as huggingface_hub writes it, or transformers, which counts parameters
+/// too.
+[[nodiscard]] std::string index_json(std::vector<HubFile> const& files, SynthLayout layout = SynthLayout::hub);
 
 /// Bytes of all tensors.
 [[nodiscard]] std::uint64_t tensor_bytes(std::vector<SynthTensor> const& tensors);

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 namespace rankslice {
@@ -40,20 +41,33 @@ void add_vision_block(Module const& block, VisionDims const& dims) {
   block.add_with_bias("mlp.linear_fc2", {dims.hidden, dims.intermediate});
 }
 
-void add_vision_tower(Module const& visual, VisionDims const& dims, std::uint64_t outputs) {
+/// Patches to tokens; `normed` is the width at which they are normalised.
+void add_merger(Module const& merger, VisionDims const& dims, std::uint64_t normed, std::uint64_t outputs) {
+  auto const merged = dims.merge * dims.merge * dims.hidden;
+  merger.add_with_bias("norm", {normed});
+  merger.add_with_bias("linear_fc1", {merged, merged});
+  merger.add_with_bias("linear_fc2", {outputs, merged});
+}
+
+void add_vision_tower(Module const& visual, SynthModel const& model) {
+  auto const& dims = model.dims.vision;
   visual.add_with_bias("patch_embed.proj", {dims.hidden, dims.channels, dims.temporal_patch, dims.patch, dims.patch});
   visual.add("pos_embed.weight", {dims.positions, dims.hidden});
   for (std::uint64_t i = 0; i < dims.depth; ++i) add_vision_block(visual.child(fmt::format("blocks.{}", i)), dims);
-  auto const merged = dims.merge * dims.merge * dims.hidden;
-  visual.add_with_bias("merger.norm", {dims.hidden});
-  visual.add_with_bias("merger.linear_fc1", {merged, merged});
-  visual.add_with_bias("merger.linear_fc2", {outputs, merged});
+  add_merger(visual.child("merger"), dims, dims.hidden, model.dims.hidden);
+  if (model.family != SynthFamily::qwen3_vl_moe) return;
+  for (std::size_t i = 0; i < dims.deepstack_blocks.size(); ++i) {
+    add_merger(visual.child(fmt::format("deepstack_merger_list.{}", i)), dims, dims.merge * dims.merge * dims.hidden,
+               model.dims.hidden);
+  }
 }
 
-void add_full_attention(Module const& attention, Qwen35MoeDims const& dims) {
+void add_full_attention(Module const& attention, SynthModel const& model) {
+  auto const& dims = model.dims;
   auto const queries = dims.heads * dims.head_dim;
   auto const keys = dims.kv_heads * dims.head_dim;
-  attention.add("q_proj.weight", {2 * queries, dims.hidden});  // queries and output gate
+  auto const gates = model.family == SynthFamily::qwen3_5_moe ? queries : 0;
+  attention.add("q_proj.weight", {queries + gates, dims.hidden});
   attention.add("k_proj.weight", {keys, dims.hidden});
   attention.add("v_proj.weight", {keys, dims.hidden});
   attention.add("o_proj.weight", {dims.hidden, queries});
@@ -61,13 +75,15 @@ void add_full_attention(Module const& attention, Qwen35MoeDims const& dims) {
   attention.add("k_norm.weight", {dims.head_dim});
 }
 
-void add_linear_attention(Module const& attention, Qwen35MoeDims const& dims) {
+void add_linear_attention(Module const& attention, SynthModel const& model) {
+  auto const& dims = model.dims;
+  auto const wide = model.layout == SynthLayout::hub ? DType::F32 : DType::BF16;  // rules 57, 5a
   auto const values = dims.linear_value_heads * dims.linear_head_dim;
   auto const mixed = 2 * dims.linear_key_heads * dims.linear_head_dim + values;
   attention.add("dt_bias", {dims.linear_value_heads});
-  attention.add("A_log", {dims.linear_value_heads}, DType::F32);
+  attention.add("A_log", {dims.linear_value_heads}, wide);
   attention.add("conv1d.weight", {mixed, 1, dims.conv_kernel});
-  attention.add("norm.weight", {dims.linear_head_dim}, DType::F32);
+  attention.add("norm.weight", {dims.linear_head_dim}, wide);
   attention.add("out_proj.weight", {dims.hidden, values});
   attention.add("in_proj_qkv.weight", {mixed, dims.hidden});
   attention.add("in_proj_z.weight", {values, dims.hidden});
@@ -75,54 +91,117 @@ void add_linear_attention(Module const& attention, Qwen35MoeDims const& dims) {
   attention.add("in_proj_a.weight", {dims.linear_value_heads, dims.hidden});
 }
 
-void add_experts(Module const& mlp, Qwen35MoeDims const& dims) {
-  mlp.add("gate.weight", {dims.experts, dims.hidden});
-  mlp.add("experts.gate_up_proj", {dims.experts, 2 * dims.intermediate, dims.hidden});
-  mlp.add("experts.down_proj", {dims.experts, dims.hidden, dims.intermediate});
+/// How the routed experts of one layer lie in a checkpoint.
+enum class ExpertForm : std::uint8_t { rows_are_inputs, rows_are_outputs, split };
+
+ExpertForm decoder_form(SynthModel const& model) {
+  auto const on_hub = model.layout == SynthLayout::hub;
+  if (model.family == SynthFamily::qwen3_vl_moe) {
+    return on_hub ? ExpertForm::rows_are_inputs : ExpertForm::rows_are_outputs;  // rules 2, 5a
+  }
+  return on_hub ? ExpertForm::rows_are_outputs : ExpertForm::split;  // rules 3, 5a
+}
+
+ExpertForm mtp_form(SynthModel const& model) {
+  return model.mtp_experts == MtpExperts::split ? ExpertForm::split : ExpertForm::rows_are_outputs;  // rule 5
+}
+
+void add_routed_experts(Module const& experts, ModelDims const& dims, ExpertForm form) {
+  switch (form) {
+    case ExpertForm::rows_are_inputs:
+      experts.add("gate_up_proj", {dims.experts, dims.hidden, 2 * dims.intermediate});
+      experts.add("down_proj", {dims.experts, dims.intermediate, dims.hidden});
+      return;
+    case ExpertForm::rows_are_outputs:
+      experts.add("gate_up_proj", {dims.experts, 2 * dims.intermediate, dims.hidden});
+      experts.add("down_proj", {dims.experts, dims.hidden, dims.intermediate});
+      return;
+    case ExpertForm::split:
+      for (std::uint64_t x = 0; x < dims.experts; ++x) {
+        auto const expert = experts.child(std::to_string(x));
+        expert.add("gate_proj.weight", {dims.intermediate, dims.hidden});
+        expert.add("up_proj.weight", {dims.intermediate, dims.hidden});
+        expert.add("down_proj.weight", {dims.hidden, dims.intermediate});
+      }
+  }
+}
+
+void add_shared_expert(Module const& mlp, ModelDims const& dims) {
   mlp.add("shared_expert.gate_proj.weight", {dims.shared_intermediate, dims.hidden});
   mlp.add("shared_expert.up_proj.weight", {dims.shared_intermediate, dims.hidden});
   mlp.add("shared_expert.down_proj.weight", {dims.hidden, dims.shared_intermediate});
   mlp.add("shared_expert_gate.weight", {1, dims.hidden});
 }
 
-void add_layer(Module const& layer, Qwen35MoeDims const& dims, bool full_attention) {
-  if (full_attention) {
-    add_full_attention(layer.child("self_attn"), dims);
+/// The two families register router and experts in different orders.
+void add_mlp(Module const& mlp, SynthModel const& model, ExpertForm form) {
+  auto const& dims = model.dims;
+  Shape const router{dims.experts, dims.hidden};
+  if (model.family == SynthFamily::qwen3_vl_moe) {
+    add_routed_experts(mlp.child("experts"), dims, form);
+    mlp.add("gate.weight", router);
   } else {
-    add_linear_attention(layer.child("linear_attn"), dims);
+    mlp.add("gate.weight", router);
+    add_routed_experts(mlp.child("experts"), dims, form);
+    add_shared_expert(mlp, dims);
   }
-  add_experts(layer.child("mlp"), dims);
-  layer.add("input_layernorm.weight", {dims.hidden});
-  layer.add("post_attention_layernorm.weight", {dims.hidden});
 }
 
-void add_decoder(Module const& decoder, Qwen35MoeDims const& dims) {
+void add_layer(Module const& layer, SynthModel const& model, ExpertForm form, bool full_attention) {
+  if (full_attention) {
+    add_full_attention(layer.child("self_attn"), model);
+  } else {
+    add_linear_attention(layer.child("linear_attn"), model);
+  }
+  add_mlp(layer.child("mlp"), model, form);
+  layer.add("input_layernorm.weight", {model.dims.hidden});
+  layer.add("post_attention_layernorm.weight", {model.dims.hidden});
+}
+
+void add_decoder(Module const& decoder, SynthModel const& model) {
+  auto const& dims = model.dims;
   decoder.add("embed_tokens.weight", {dims.vocab, dims.hidden});
   for (std::uint64_t i = 0; i < dims.layers; ++i) {
-    add_layer(decoder.child(fmt::format("layers.{}", i)), dims, has_full_attention(i));
+    auto const full_attention = model.family == SynthFamily::qwen3_vl_moe || has_full_attention(i);
+    add_layer(decoder.child(fmt::format("layers.{}", i)), model, decoder_form(model), full_attention);
   }
   decoder.add("norm.weight", {dims.hidden});
 }
 
-void add_mtp(Module const& mtp, Qwen35MoeDims const& dims) {
-  mtp.add("fc.weight", {dims.hidden, 2 * dims.hidden});
-  add_layer(mtp.child("layers.0"), dims, true);
-  mtp.add("norm.weight", {dims.hidden});
-  mtp.add("pre_fc_norm_hidden.weight", {dims.hidden});
-  mtp.add("pre_fc_norm_embedding.weight", {dims.hidden});
+void add_mtp(Module const& mtp, SynthModel const& model) {
+  auto const hidden = model.dims.hidden;
+  mtp.add("fc.weight", {hidden, 2 * hidden});
+  add_layer(mtp.child("layers.0"), model, mtp_form(model), true);
+  mtp.add("norm.weight", {hidden});
+  mtp.add("pre_fc_norm_hidden.weight", {hidden});
+  mtp.add("pre_fc_norm_embedding.weight", {hidden});
 }
 
 }  // namespace
 
+std::string_view name(SynthFamily family) {
+  return family == SynthFamily::qwen3_vl_moe ? "qwen3_vl_moe" : "qwen3_5_moe";
+}
+
 bool has_full_attention(std::uint64_t layer) { return (layer + 1) % 4 == 0; }
 
+<<<<<<< HEAD
 std::vector<SynthTensor> qwen3_5_moe_tensors(Qwen35MoeDims const& dims) {
   std::vector<SynthTensor> tensors;
+=======
+bool has_mtp(SynthModel const& model) {
+  return model.family == SynthFamily::qwen3_5_moe && model.layout == SynthLayout::hub;
+}
+
+std::vector<SynthTensor> model_tensors(SynthModel const& model) {
+  std::vector<SynthTensor> tensors;
+>>>>>>> main
   Module const top(tensors, "");
-  add_vision_tower(top.child("model.visual"), dims.vision, dims.hidden);
-  add_decoder(top.child("model.language_model"), dims);
-  top.add("lm_head.weight", {dims.vocab, dims.hidden});
-  add_mtp(top.child("mtp"), dims);
+  add_vision_tower(top.child("model.visual"), model);
+  add_decoder(top.child("model.language_model"), model);
+  top.add("lm_head.weight", {model.dims.vocab, model.dims.hidden});
+  if (has_mtp(model)) add_mtp(top.child("mtp"), model);
+  if (model.layout == SynthLayout::transformers) std::ranges::sort(tensors, {}, &SynthTensor::name);
   return tensors;
 }
 

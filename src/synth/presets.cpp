@@ -5,7 +5,7 @@
 
 #include <algorithm>
 #include <array>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "rankslice/error.hpp"
@@ -16,52 +16,194 @@ namespace rankslice {
 
 namespace {
 
+using enum SynthFamily;
+
+// H, I and 2I all differ, so that a forgotten transpose shows in the shapes.
+constexpr ModelDims kTiny{.hidden = 256,
+                          .intermediate = 96,
+                          .shared_intermediate = 96,
+                          .experts = 8,
+                          .experts_per_token = 2,
+                          .layers = 4,
+                          .vocab = 4096,
+                          .heads = 4,
+                          .kv_heads = 2,
+                          .head_dim = 64,
+                          .linear_key_heads = 2,
+                          .linear_value_heads = 4,
+                          .linear_head_dim = 64,
+                          .vision = {.depth = 2, .hidden = 64, .intermediate = 172, .heads = 4, .positions = 16}};
+
+constexpr ModelDims kTinyVl{
+    .hidden = 256,
+    .intermediate = 96,
+    .experts = 8,
+    .experts_per_token = 2,
+    .layers = 4,
+    .vocab = 4096,
+    .heads = 8,
+    .kv_heads = 2,
+    .head_dim = 64,
+    .vision = {
+        .depth = 4, .hidden = 64, .intermediate = 172, .heads = 4, .positions = 16, .deepstack_blocks = {0, 1, 2}}};
+
+constexpr ModelDims kMoe35b{.hidden = 2048,
+                            .intermediate = 512,
+                            .shared_intermediate = 512,
+                            .experts = 256,
+                            .experts_per_token = 8,
+                            .layers = 40,
+                            .vocab = 248320,
+                            .heads = 16,
+                            .kv_heads = 2,
+                            .head_dim = 256,
+                            .linear_key_heads = 16,
+                            .linear_value_heads = 32,
+                            .vision = {}};
+
+constexpr ModelDims kMoe122b{.hidden = 3072,
+                             .intermediate = 1024,
+                             .shared_intermediate = 1024,
+                             .experts = 256,
+                             .experts_per_token = 8,
+                             .layers = 48,
+                             .vocab = 248320,
+                             .heads = 32,
+                             .kv_heads = 2,
+                             .head_dim = 256,
+                             .linear_key_heads = 16,
+                             .linear_value_heads = 64,
+                             .vision = {}};
+
+constexpr ModelDims kMoe397b{.hidden = 4096,
+                             .intermediate = 1024,
+                             .shared_intermediate = 1024,
+                             .experts = 512,
+                             .experts_per_token = 10,
+                             .layers = 60,
+                             .vocab = 248320,
+                             .heads = 32,
+                             .kv_heads = 2,
+                             .head_dim = 256,
+                             .linear_key_heads = 16,
+                             .linear_value_heads = 64,
+                             .vision = {}};
+
+constexpr ModelDims kVl30b{.hidden = 2048,
+                           .intermediate = 768,
+                           .experts = 128,
+                           .experts_per_token = 8,
+                           .layers = 48,
+                           .vocab = 151936,
+                           .heads = 32,
+                           .kv_heads = 4,
+                           .head_dim = 128,
+                           .vision = {}};
+
+constexpr ModelDims kVl235b{.hidden = 4096,
+                            .intermediate = 1536,
+                            .experts = 128,
+                            .experts_per_token = 8,
+                            .layers = 94,
+                            .vocab = 151936,
+                            .heads = 64,
+                            .kv_heads = 4,
+                            .head_dim = 128,
+                            .vision = {}};
+
+/// A real model with fewer layers, experts and words, and a small vision tower.
+constexpr ModelDims reduced(ModelDims dims, std::uint64_t layers, std::uint64_t experts, std::uint64_t vocab) {
+  dims.layers = layers;
+  dims.experts = experts;
+  dims.vocab = vocab;
+  dims.vision = {
+      .depth = 4, .hidden = 256, .intermediate = 956, .heads = 4, .positions = 576, .deepstack_blocks = {0, 1, 2}};
+  return dims;
+}
+
+constexpr std::string_view kStem35 = "model.safetensors";
+
 constexpr std::array kPresets{
-    // H, I and 2I all differ, so that a forgotten transpose shows in the shapes.
-    Preset{.name = "tiny",
-           .dims = {.hidden = 256,
-                    .intermediate = 96,
-                    .shared_intermediate = 96,
-                    .experts = 8,
-                    .experts_per_token = 2,
-                    .layers = 4,
-                    .vocab = 4096,
-                    .heads = 4,
-                    .kv_heads = 2,
-                    .head_dim = 64,
-                    .linear_key_heads = 2,
-                    .linear_value_heads = 4,
-                    .linear_head_dim = 64,
-                    .vision = {.depth = 2, .hidden = 64, .intermediate = 172, .heads = 4, .positions = 16}},
-           .file_limit = 4_MiB},
-    // Qwen3.6-35B-A3B with fewer layers, experts and words.
+    Preset{.name = "tiny", .model = {.family = qwen3_5_moe, .dims = kTiny}, .file_limit = 4_MiB},
+    Preset{.name = "tiny", .model = {.family = qwen3_vl_moe, .dims = kTinyVl}, .file_limit = 4_MiB},
     Preset{.name = "small",
-           .dims = {.hidden = 2048,
-                    .intermediate = 512,
-                    .shared_intermediate = 512,
-                    .experts = 48,
-                    .experts_per_token = 8,
-                    .layers = 4,
-                    .vocab = 16384,
-                    .heads = 16,
-                    .kv_heads = 2,
-                    .head_dim = 256,
-                    .linear_key_heads = 16,
-                    .linear_value_heads = 32,
-                    .vision = {.depth = 4, .hidden = 256, .intermediate = 956, .heads = 4, .positions = 576}},
+           .model = {.family = qwen3_5_moe, .dims = reduced(kMoe35b, 4, 48, 16384)},
            .file_limit = 384_MiB},
+    Preset{.name = "small",
+           .model = {.family = qwen3_vl_moe, .dims = reduced(kVl30b, 4, 48, 16384)},
+           .file_limit = 384_MiB},
+    Preset{.name = "medium",
+           .model = {.family = qwen3_5_moe, .dims = reduced(kMoe35b, 16, 64, 32768)},
+           .file_limit = 1_GiB},
+    Preset{.name = "medium",
+           .model = {.family = qwen3_vl_moe, .dims = reduced(kVl30b, 12, 64, 32768)},
+           .file_limit = 1_GiB},
+    Preset{.name = "qwen3-vl-30b-a3b", .model = {.family = qwen3_vl_moe, .dims = kVl30b}},
+    Preset{.name = "qwen3.5-35b-a3b",
+           .model = {.family = qwen3_5_moe, .dims = kMoe35b, .mtp_experts = MtpExperts::split},
+           .files = 14,
+           .file_stem = kStem35},
+    Preset{.name = "qwen3.6-35b-a3b", .model = {.family = qwen3_5_moe, .dims = kMoe35b}, .files = 26},
+    Preset{.name = "qwen3.5-122b-a10b",
+           .model = {.family = qwen3_5_moe, .dims = kMoe122b, .mtp_experts = MtpExperts::split},
+           .files = 39,
+           .file_stem = kStem35},
+    Preset{.name = "qwen3-vl-235b-a22b", .model = {.family = qwen3_vl_moe, .dims = kVl235b}},
+    Preset{.name = "qwen3.5-397b-a17b",
+           .model = {.family = qwen3_5_moe, .dims = kMoe397b, .mtp_experts = MtpExperts::split},
+           .files = 94,
+           .file_stem = kStem35},
 };
+
+std::vector<std::string_view> family_names() { return {name(qwen3_5_moe), name(qwen3_vl_moe)}; }
+
+void check_family(std::string_view family) {
+  auto const known = family_names();
+  if (family == "auto" || std::ranges::find(known, family) != known.end()) return;
+  constexpr std::array<std::string_view, 2> kLater{"qwen3_moe", "qwen3_next"};
+  if (std::ranges::find(kLater, family) != kLater.end()) {
+    throw UsageError(fmt::format("synthetic checkpoints of family {}: not in this version", family));
+  }
+  throw UsageError(fmt::format("unknown family '{}': there are {}", family, fmt::join(known, ", ")));
+}
 
 }  // namespace
 
 std::span<Preset const> presets() { return kPresets; }
 
-Preset const& find_preset(std::string_view name) {
-  auto const found = std::ranges::find(kPresets, name, &Preset::name);
-  if (found != kPresets.end()) return *found;
+Preset const& find_preset(std::string_view family, std::string_view preset) {
+  check_family(family);
+  std::vector<Preset const*> named;
+  std::vector<std::string_view> families;
+  for (auto const& candidate : kPresets) {
+    if (candidate.name != preset) continue;
+    if (name(candidate.model.family) == family) return candidate;
+    named.push_back(&candidate);
+    families.push_back(name(candidate.model.family));
+  }
+  if (named.empty()) throw UsageError(fmt::format("unknown preset '{}': there are {}", preset, preset_names()));
+  if (family == "auto" && named.size() == 1) return *named.front();
+  if (family == "auto") {
+    throw UsageError(
+        fmt::format("preset {} is there for {}: name one with --family", preset, fmt::join(families, " and ")));
+  }
+  throw UsageError(fmt::format("preset {} is of family {}, not of {}", preset, fmt::join(families, " and "), family));
+}
+
+std::vector<HubFile> files_of(Preset const& preset, SynthModel const& model) {
+  auto tensors = model_tensors(model);
+  if (model.layout == SynthLayout::transformers) return split_into_files(std::move(tensors), preset.file_limit);
+  if (preset.files == 0) return split_into_files(std::move(tensors), preset.file_limit, preset.file_stem);
+  auto const whole = tensor_bytes(model_tensors(preset.model));
+  return deal_into_files(std::move(tensors), (whole + preset.files - 1) / preset.files, preset.file_stem);
+}
+
+std::string preset_names() {
   std::vector<std::string_view> names;
-  for (auto const& preset : kPresets) names.push_back(preset.name);
-  throw UsageError(fmt::format("unknown preset '{}': there are {}", name, fmt::join(names, ", ")));
+  for (auto const& preset : kPresets) {
+    if (std::ranges::find(names, preset.name) == names.end()) names.push_back(preset.name);
+  }
+  return fmt::format("{}", fmt::join(names, ", "));
 }
 
 }  // namespace rankslice

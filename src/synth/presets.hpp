@@ -2,23 +2,35 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
+#include <vector>
 
+#include "synth/hub_files.hpp"
 #include "synth/model_shapes.hpp"
 
 namespace rankslice {
 
-/// A named model size and the way it is cut into files.
+/// A named model and the way its checkpoint is cut into files.
 struct Preset {
   std::string_view name;
-  Qwen35MoeDims dims;
-  std::uint64_t file_limit = 0;  ///< Tensor bytes after which a new file begins.
+  SynthModel model;
+  std::uint64_t file_limit = 5'000'000'000;  ///< Tensor bytes after which huggingface_hub begins a new file.
+  std::uint64_t files = 0;                   ///< Of releases that were cut otherwise: how many there are.
+  std::string_view file_stem = "model";      ///< Of names like STEM-00001-of-00003.safetensors.
 };
 
-/// All presets of `qwen3_5_moe`, by size.
+/// All presets: for each family tiny, small and medium, then the real models by size.
 [[nodiscard]] std::span<Preset const> presets();
 
-/// @throws UsageError that lists the presets there are.
-[[nodiscard]] Preset const& find_preset(std::string_view name);
+/// @param family its name, or `auto`: that of the preset, where only one family has it.
+/// @throws UsageError for families and presets that there are not, or not together; it lists those there are.
+[[nodiscard]] Preset const& find_preset(std::string_view family, std::string_view name);
+
+/// The files of a checkpoint: those of the preset when `model` is its own; as large when it was cut down.
+[[nodiscard]] std::vector<HubFile> files_of(Preset const& preset, SynthModel const& model);
+
+/// The names of all presets, each once, with commas between them.
+[[nodiscard]] std::string preset_names();
 
 }  // namespace rankslice

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <string>
 #include <vector>
 
 #include "synth/model_shapes.hpp"
@@ -8,10 +7,7 @@
 
 namespace rankslice {
 
-/// `config.json` as it is on the Hub for a Qwen3.5-MoE model: transformers builds the same tensors from it.
-[[nodiscard]] std::string config_json(Qwen35MoeDims const& dims);
-
-/// Everything that a Qwen3.5-MoE repository holds beside weights and index, with small but valid contents.
-[[nodiscard]] std::vector<TextFile> side_files(Qwen35MoeDims const& dims);
+/// Everything that the repository of a model holds beside weights and index, with small but valid contents.
+[[nodiscard]] std::vector<TextFile> side_files(SynthModel const& model);
 
 }  // namespace rankslice

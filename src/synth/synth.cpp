@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -29,26 +28,30 @@ namespace {
 
 constexpr std::uint64_t kPieceBytes = 1_MiB;  // stays in the cache between the generator and the kernel's copy
 
-void check_family(std::string_view family) {
-  if (family == "qwen3_5_moe") return;
-  constexpr std::array<std::string_view, 3> kLater{"qwen3_vl_moe", "qwen3_moe", "qwen3_next"};
-  if (std::ranges::find(kLater, family) != kLater.end()) {
-    throw UsageError(fmt::format("synthetic checkpoints of family {}: not in this version", family));
-  }
-  throw UsageError(fmt::format("unknown family '{}': there is qwen3_5_moe", family));
-}
-
 std::uint64_t checked_count(std::string_view what, std::uint64_t count, std::uint64_t most) {
   if (count >= 1 && count <= most) return count;
   throw UsageError(fmt::format("{} {}: expected 1 to {}", count, what, most));
 }
 
-Qwen35MoeDims dims_of(Preset const& preset, SynthOptions const& options) {
-  auto dims = preset.dims;
+void check_mtp_experts(SynthModel const& model) {
+  if (has_mtp(model)) return;
+  throw UsageError(model.layout == SynthLayout::transformers
+                       ? "MTP experts: transformers writes no MTP block"
+                       : fmt::format("MTP experts: models of family {} have no MTP block", name(model.family)));
+}
+
+SynthModel model_of(Preset const& preset, SynthOptions const& options) {
+  auto model = preset.model;
+  auto& dims = model.dims;
   if (options.layers) dims.layers = checked_count("layers", *options.layers, 1024);
   if (options.experts) dims.experts = checked_count("experts", *options.experts, 65536);
   dims.experts_per_token = std::min(dims.experts_per_token, dims.experts);
-  return dims;
+  model.layout = options.layout;
+  if (options.mtp_experts) {
+    check_mtp_experts(model);
+    model.mtp_experts = *options.mtp_experts;
+  }
+  return model;
 }
 
 /// The size without the blocks.
@@ -56,8 +59,10 @@ void make_sparse(std::string const& path, std::uint64_t size) {
   std::error_code error;
   std::filesystem::resize_file(path, size, error);
   if (!error) return;
-  throw IoError(ExitCode::cannot_create, fmt::format("{}: cannot make it {} bytes: {}", path, size, error.message()),
-                path);
+  throw IoError(
+      ExitCode::cannot_create,
+      fmt::format("{}: a file of {} bytes cannot be here, even without its blocks: {}", path, size, error.message()),
+      path);
 }
 
 void write_text(std::string const& path, std::string_view text) {
@@ -76,15 +81,18 @@ class WeightWriter {
   void write_file(std::string const& path, HubFile const& file) {
     auto const header_bytes = header_of(file);
     auto const size = header_bytes.size() + tensor_bytes(file.tensors);
-    auto const header = parse_safetensors_header(header_bytes, size, file.name);
     auto writer = FileWriter::create(path);
     if (options_.headers_only) {
       make_sparse(path, size);
+      writer.write(header_bytes, 0);
+      advance(size - header_bytes.size());
     } else {
       writer.allocate(size);
+      writer.write(header_bytes, 0);
+      for (auto const& tensor : parse_safetensors_header(header_bytes, size, file.name).tensors) {
+        write_values(writer, tensor);
+      }
     }
-    writer.write(header_bytes, 0);
-    for (auto const& tensor : header.tensors) write_tensor(writer, tensor);
     writer.sync();
     writer.close();
   }
@@ -96,18 +104,20 @@ class WeightWriter {
     return make_safetensors_header(std::move(tensors), {{"format", "pt"}});
   }
 
-  void write_tensor(FileWriter& writer, SafetensorsHeader::Tensor const& tensor) {
+  void write_values(FileWriter& writer, SafetensorsHeader::Tensor const& tensor) {
     SyntheticValues const values(options_.seed, tensor.name, tensor.dtype);
     for (std::uint64_t first = 0; first < tensor.bytes.size(); first += kPieceBytes) {
-      if (options_.call.stop.stop_requested()) throw Interrupted();
       std::span const piece(piece_.get(), std::min(kPieceBytes, tensor.bytes.size() - first));
-      if (!options_.headers_only) {
-        values.fill(first, piece);
-        writer.write(piece, tensor.bytes.begin + first);
-      }
-      done_ += piece.size();
-      if (options_.call.progress) options_.call.progress({"synth", done_, total_});
+      values.fill(first, piece);
+      writer.write(piece, tensor.bytes.begin + first);
+      advance(piece.size());
     }
+  }
+
+  void advance(std::uint64_t bytes) {
+    if (options_.call.stop.stop_requested()) throw Interrupted();
+    done_ += bytes;
+    if (options_.call.progress) options_.call.progress({"synth", done_, total_});
   }
 
   SynthOptions const& options_;
@@ -118,20 +128,22 @@ class WeightWriter {
 }  // namespace
 
 SynthReport synthesize(std::string const& out_dir, SynthOptions const& options) {
-  check_family(options.family);
-  auto const& preset = find_preset(options.preset);
-  auto const dims = dims_of(preset, options);
-  auto const tensors = qwen3_5_moe_tensors(dims);
-  auto const files = split_into_files(tensors, preset.file_limit);
-  SynthReport const report{files.size(), tensors.size(), tensor_bytes(tensors)};
+  auto const& preset = find_preset(options.family, options.preset);
+  auto const model = model_of(preset, options);
+  auto const files = files_of(preset, model);
+  SynthReport report{.family = std::string(name(model.family)), .files = files.size()};
+  for (auto const& file : files) {
+    report.tensors += file.tensors.size();
+    report.bytes += tensor_bytes(file.tensors);
+  }
   if (options.dry_run) return report;
 
   StagedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite);
   std::filesystem::path const folder(output.path());
   WeightWriter weights(options, report.bytes);
   for (auto const& file : files) weights.write_file(folder / file.name, file);
-  for (auto const& file : side_files(dims)) write_text(folder / file.name, file.text);
-  write_text(folder / "model.safetensors.index.json", index_json(files));
+  for (auto const& file : side_files(model)) write_text(folder / file.name, file.text);
+  write_text(folder / "model.safetensors.index.json", index_json(files, model.layout));
   output.publish();
   return report;
 }

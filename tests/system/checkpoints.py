@@ -29,13 +29,15 @@ def header_bytes(entries, metadata=None, pad=0):
 
 
 def write_safetensors(path, tensors, metadata=None, pad=0):
-    """Tensors in the given order: [(name, dtype, array of bits)]."""
+    """Tensors in the given order: [(name, dtype, array of bits)]. Returns what stands before their data."""
     entries, data = {}, bytearray()
     for name, dtype, bits in tensors:
         place = [len(data), len(data) + bits.nbytes]
         entries[name] = {"shape": list(bits.shape), "dtype": dtype, "data_offsets": place}
         data += bits.tobytes()
-    Path(path).write_bytes(header_bytes(entries, metadata, pad) + data)
+    header = header_bytes(entries, metadata, pad)
+    Path(path).write_bytes(header + data)
+    return header
 
 
 def edit_header(path, edit):
@@ -56,11 +58,11 @@ def edit_json(path, edit):
 # A hand-written Qwen3.5-MoE -----------------------------------------------------------------------------------------
 
 
-def _moe_shapes(prefix, experts):
+def _moe_shapes(prefix, experts, width):
     return {
         f"{prefix}.mlp.gate.weight": [experts, HIDDEN],
-        f"{prefix}.mlp.experts.gate_up_proj": [experts, 2 * INTERMEDIATE, HIDDEN],
-        f"{prefix}.mlp.experts.down_proj": [experts, HIDDEN, INTERMEDIATE],
+        f"{prefix}.mlp.experts.gate_up_proj": [experts, 2 * width, HIDDEN],
+        f"{prefix}.mlp.experts.down_proj": [experts, HIDDEN, width],
         f"{prefix}.mlp.shared_expert.gate_proj.weight": [SHARED, HIDDEN],
         f"{prefix}.mlp.shared_expert.up_proj.weight": [SHARED, HIDDEN],
         f"{prefix}.mlp.shared_expert.down_proj.weight": [HIDDEN, SHARED],
@@ -97,7 +99,7 @@ def _linear_attention_shapes(prefix):
     }
 
 
-def mini_shapes(experts, layers):
+def mini_shapes(experts, layers, width=INTERMEDIATE):
     shapes = {
         "model.language_model.embed_tokens.weight": [VOCAB, HIDDEN],
         "model.language_model.norm.weight": [HIDDEN],
@@ -112,8 +114,8 @@ def mini_shapes(experts, layers):
     for layer in range(layers):
         prefix = f"model.language_model.layers.{layer}"
         attention = _attention_shapes if (layer + 1) % 4 == 0 else _linear_attention_shapes
-        shapes |= _moe_shapes(prefix, experts) | attention(prefix)
-    return shapes | _moe_shapes("mtp.layers.0", experts) | _attention_shapes("mtp.layers.0")
+        shapes |= _moe_shapes(prefix, experts, width) | attention(prefix)
+    return shapes | _moe_shapes("mtp.layers.0", experts, width) | _attention_shapes("mtp.layers.0")
 
 
 def mini_config(experts, layers):

@@ -1,4 +1,5 @@
 import importlib.util
+import os
 import shutil
 
 import pytest
@@ -10,7 +11,11 @@ import reference
 SKIPPED = 77  # what ctest takes for "skipped"
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if not os.environ.get("SYSTEM_TEST_LONG"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     for item in items:
         if program.PROGRAM.exists() or item.path.name == "test_reference.py":
             continue

@@ -1,4 +1,4 @@
-"""What rankslice must compute for Qwen3.5-MoE, written a second time from the rules, in plain numpy and torch.
+"""What rankslice must compute for both families, written a second time from the rules, in plain numpy and torch.
 
 Nothing here comes from the program's code: files are parsed by the safetensors package, tensors are sliced,
 transposed and converted by torch, digests are computed with numpy's wrapping integers. Rule numbers are those of the
@@ -109,20 +109,47 @@ def owned_experts(experts, width, ep_rank):
 class Mesh:
     ep_replicate: int
     ep: int
+    ep_shard: int = 1
 
     @property
     def ranks(self):
-        return self.ep_replicate * self.ep
+        return self.ep_replicate * self.ep_shard * self.ep
+
+    @property
+    def sizes(self):
+        return {"ep_replicate": self.ep_replicate, "ep_shard": self.ep_shard, "ep": self.ep}
 
     def coordinate(self, rank):
         """`ep` is the fastest (rule 13)."""
-        return {"ep_replicate": rank // self.ep, "ep_shard": 0, "ep": rank % self.ep}
+        of_replica, ep = divmod(rank, self.ep)
+        replica, shard = divmod(of_replica, self.ep_shard)
+        return {"ep_replicate": replica, "ep_shard": shard, "ep": ep}
+
+    def __str__(self):
+        return f"{self.ep_replicate}x{self.ep_shard}x{self.ep}"
 
 
-# Names (rules 32-39, 53-54) -----------------------------------------------------------------------------------------
+def local_box(name, shape, mesh, rank):
+    """The part of a native tensor that a rank holds, as a slice of each axis: of its experts (rule 9) its rows of axis 1
+    (rule 14), and all of a tensor that is not experts."""
+    box = [slice(0, size) for size in shape]
+    if is_native_experts(name):
+        at = mesh.coordinate(rank)
+        experts, rows = owned_experts(shape[0], mesh.ep, at["ep"]), shape[1] // mesh.ep_shard
+        assert rows * mesh.ep_shard == shape[1], f"{name} {shape} on {mesh}"
+        box[0] = slice(experts.start, experts.stop)
+        box[1] = slice(at["ep_shard"] * rows, (at["ep_shard"] + 1) * rows)
+    return tuple(box)
+
+
+# Names (rules 19-22, 32-39, 53-54) ----------------------------------------------------------------------------------
 
 STACKED = re.compile(r"(?:model\.)?(?:language_model\.)?layers\.(\d+)\.mlp\.experts\.(gate_up_proj|down_proj)")
 STACKED_MTP = re.compile(r"(?:model\.)?mtp\.layers\.(\d+)\.mlp\.experts\.(gate_up_proj|down_proj)")
+STACKED_VL = re.compile(r"(?:model\.)?language_model\.layers\.(\d+)\.mlp\.experts\.(gate_up_proj|down_proj)")
+PER_EXPERT = r"layers\.(\d+)\.mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight"
+SPLIT = re.compile(rf"(?:model\.)?(?:language_model\.)?{PER_EXPERT}")
+SPLIT_MTP = re.compile(rf"(?:model\.)?mtp\.{PER_EXPERT}")
 STACKED_NAMES = {"gate_up_proj": "gate_and_up_projs", "down_proj": "down_projs"}
 MTP_NAMES = {
     "mtp.fc.weight": "mtp.layers.0.eh_proj.weight",
@@ -141,13 +168,21 @@ def is_stacked(hf_key):
     return bool(STACKED.fullmatch(hf_key) or STACKED_MTP.fullmatch(hf_key))
 
 
+def is_split(hf_key):
+    return bool(SPLIT.fullmatch(hf_key) or SPLIT_MTP.fullmatch(hf_key))
+
+
+def is_native_experts(name):
+    return name.endswith((".mlp.experts.gate_and_up_projs", ".mlp.experts.down_projs"))
+
+
 def is_tracked(hf_key):
     """Rule 53: what the GDN holder keeps in F32."""
     return ".linear_attn." in hf_key and hf_key.endswith(("A_log", "dt_bias"))
 
 
 def fqn(hf_key, model_prefix):
-    """The native name. First match wins."""
+    """The native name in Qwen3.5-MoE. First match wins."""
     if match := STACKED.fullmatch(hf_key):  # rule 35
         layer, name = match.groups()
         return f"{model_prefix}language_model.layers.{layer}.mlp.experts.{STACKED_NAMES[name]}"
@@ -167,7 +202,47 @@ def fqn(hf_key, model_prefix):
     return name
 
 
-# Values (rules 35, 39, 55) ------------------------------------------------------------------------------------------
+def fqn_vl(hf_key, model_prefix):
+    """The native name in Qwen3-VL-MoE."""
+    if match := STACKED_VL.fullmatch(hf_key):  # rule 20
+        layer, name = match.groups()
+        return f"{model_prefix}language_model.layers.{layer}.mlp.experts.{STACKED_NAMES[name]}"
+    return hf_key if hf_key.startswith(("model.", "lm_head.")) else model_prefix + hf_key  # rule 22
+
+
+# Values (rules 1-5a, 35, 36, 39-41, 55, 61) -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    """What must be known of a model to read its tensors."""
+
+    family: str = "qwen3_5_moe"
+    hidden: int = 0
+    width: int = 0  # of an expert
+    layout: str = "auto"  # of Qwen3-VL-MoE experts, where the shapes do not tell
+
+    @classmethod
+    def of(cls, folder, layout="auto"):
+        config = json.loads((Path(folder) / "config.json").read_text())
+        text = config["text_config"]
+        return cls(config["model_type"], text["hidden_size"], text["moe_intermediate_size"], layout)
+
+    def stores_swapped(self, hf_key, shape):
+        """Whether axes 1 and 2 of stacked experts are exchanged in the file (rules 2, 3, 5a, 61)."""
+        if self.family == "qwen3_5_moe":
+            return True
+        native = {
+            "gate_up_proj": (self.hidden, 2 * self.width),
+            "down_proj": (self.width, self.hidden),
+        }[hf_key.rsplit(".", 1)[1]]
+        if native[0] == native[1]:
+            return {"hub": False, "transformers": True}[self.layout]
+        assert tuple(shape[1:]) in (native, native[::-1]), f"{hf_key} {shape}"
+        return tuple(shape[1:]) != native
+
+
+QWEN3_5 = Model()
 
 
 def _to_torch(value):
@@ -180,54 +255,89 @@ def _from_torch(dtype, value):
     return Tensor(dtype, bits.view(BITS[dtype]))
 
 
+def _swapped(value):
+    return _from_torch(value.dtype, _to_torch(value).transpose(1, 2))
+
+
 def native(hf_key, value, experts=None):
-    """The native form of an HF tensor, or of the given range of its experts."""
+    """The native form of a Qwen3.5-MoE tensor, or of the given range of its experts."""
     if is_stacked(hf_key):
         held = value.bits if experts is None else value.bits[experts.start : experts.stop]
-        return _from_torch(value.dtype, _to_torch(Tensor(value.dtype, held)).transpose(1, 2))
+        return _swapped(Tensor(value.dtype, held))
     if is_tracked(hf_key) and value.dtype in TORCH_FLOATS:
         return _from_torch("F32", _to_torch(value).view(TORCH_FLOATS[value.dtype]).to(torch.float32))
     return value
 
 
-def global_state(checkpoint):
+def _assemble(split):
+    """Stacked native experts from {(expert, projection): tensor} (rules 40, 41): gate | up side by side, and down."""
+    experts = range(len(split) // 3)
+    assert split.keys() == {(x, which) for x in experts for which in ("gate", "up", "down")}
+    (dtype,) = {value.dtype for value in split.values()}
+    turned = {at: value.bits.T for at, value in split.items()}
+    both = [np.concatenate([turned[x, "gate"], turned[x, "up"]], axis=1) for x in experts]
+    return Tensor(dtype, np.stack(both)), Tensor(dtype, np.stack([turned[x, "down"] for x in experts]))
+
+
+def _global_qwen3_5(checkpoint):
+    model_prefix, state, split = prefix(checkpoint), {}, {}
+    for key, value in checkpoint.items():
+        if match := SPLIT.fullmatch(key):  # rule 33
+            module = f"{model_prefix}language_model.layers.{match[1]}"
+        elif match := SPLIT_MTP.fullmatch(key):  # rule 36
+            module = f"mtp.layers.{match[1]}"
+        else:
+            state[fqn(key, model_prefix)] = native(key, value)
+            continue
+        split.setdefault(module, {})[int(match[2]), match[3]] = value
+    for module, parts in split.items():
+        both, down = _assemble(parts)
+        state |= {f"{module}.mlp.experts.gate_and_up_projs": both, f"{module}.mlp.experts.down_projs": down}
+    return state
+
+
+def _global_qwen3_vl(checkpoint, model):
+    model_prefix = "model." if any(key.startswith("model.") for key in checkpoint) else ""  # rule 19
+    state = {}
+    for key, value in checkpoint.items():
+        swapped = STACKED_VL.fullmatch(key) and model.stores_swapped(key, value.shape)
+        state[fqn_vl(key, model_prefix)] = _swapped(value) if swapped else value
+    return state
+
+
+def global_state(checkpoint, model=QWEN3_5):
     """FQN -> whole native tensor, from HF key -> tensor."""
-    model_prefix = prefix(checkpoint)
-    return {fqn(key, model_prefix): native(key, value) for key, value in checkpoint.items()}
+    return _global_qwen3_vl(checkpoint, model) if model.family == "qwen3_vl_moe" else _global_qwen3_5(checkpoint)
 
 
-def local_state(checkpoint, mesh, rank):
+def local_state(checkpoint, mesh, rank, model=QWEN3_5):
     """FQN -> the tensor that a rank holds."""
-    model_prefix, ep_rank = prefix(checkpoint), mesh.coordinate(rank)["ep"]
     return {
-        fqn(key, model_prefix): native(key, value, owned_experts(value.shape[0], mesh.ep, ep_rank))
-        if is_stacked(key)
-        else native(key, value)
-        for key, value in checkpoint.items()
+        name: Tensor(value.dtype, value.bits[local_box(name, value.shape, mesh, rank)])
+        for name, value in global_state(checkpoint, model).items()
     }
 
 
-def local_offsets(checkpoint, mesh, rank):
-    """FQN -> where the local tensor begins in the global one."""
-    model_prefix, ep_rank = prefix(checkpoint), mesh.coordinate(rank)["ep"]
-    found = {}
-    for key, value in checkpoint.items():
-        offsets = [0] * len(value.shape)
-        if is_stacked(key):
-            offsets[0] = owned_experts(value.shape[0], mesh.ep, ep_rank).start
-        found[fqn(key, model_prefix)] = offsets
-    return found
+def local_places(checkpoint, mesh, rank, model=QWEN3_5):
+    """FQN -> (global shape, where the local tensor begins in the global one)."""
+    return {
+        name: (list(value.shape), [part.start for part in local_box(name, value.shape, mesh, rank)])
+        for name, value in global_state(checkpoint, model).items()
+    }
 
 
-def bytes_read(checkpoint, mesh, rank):
-    """Tensor bytes that a rank has to read: its experts, and everything that is not experts."""
-    ep_rank = mesh.coordinate(rank)["ep"]
-    return sum(
-        len(owned_experts(value.shape[0], mesh.ep, ep_rank)) * (value.nbytes // value.shape[0])
-        if is_stacked(key)
-        else value.nbytes
-        for key, value in checkpoint.items()
-    )
+def bytes_wanted(checkpoint, mesh, rank, model=QWEN3_5):
+    """Bytes of the checkpoint that become a rank's tensors: its part of the experts, and all that is not experts."""
+    local = local_state(checkpoint, mesh, rank, model)
+    experts = sum(value.nbytes for name, value in local.items() if is_native_experts(name))
+    return experts + sum(value.nbytes for value in dense(checkpoint, model).values())
+
+
+def dense(checkpoint, model=QWEN3_5):
+    """The tensors that are not experts, by HF key."""
+    if model.family == "qwen3_vl_moe":
+        return {key: value for key, value in checkpoint.items() if not STACKED_VL.fullmatch(key)}
+    return {key: value for key, value in checkpoint.items() if not is_stacked(key) and not is_split(key)}
 
 
 # digest/1 -----------------------------------------------------------------------------------------------------------

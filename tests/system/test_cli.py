@@ -137,7 +137,7 @@ def test_plan_says_what_each_rank_reads_and_holds(mini, mini_tensors, mesh):
     for entry in report["rank"]:
         held = reference.local_state(mini_tensors, mesh, entry["rank"])
         assert entry["bytes_owned"] == sum(value.nbytes for value in held.values())
-        assert entry["bytes_read"] == reference.bytes_read(mini_tensors, mesh, entry["rank"])
+        assert entry["bytes_read"] == reference.bytes_wanted(mini_tensors, mesh, entry["rank"])
     assert report["bytes"]["read"] == sum(entry["bytes_read"] for entry in report["rank"])
     assert report["bytes"]["owned"] == sum(entry["bytes_owned"] for entry in report["rank"])
 
@@ -225,7 +225,7 @@ def test_a_dry_run_makes_nothing(mini, tmp_path):
 def test_a_dry_run_says_what_would_be_read(mini, mini_tensors):
     report = run_ok("load", mini, "--dry-run", "--json", ranks=2).json
     assert [entry["bytes_read"] for entry in report["rank"]] == [
-        reference.bytes_read(mini_tensors, Mesh(1, 2), rank) for rank in range(2)
+        reference.bytes_wanted(mini_tensors, Mesh(1, 2), rank) for rank in range(2)
     ]
 
 

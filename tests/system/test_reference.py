@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import reference
-from reference import Mesh, Tensor, tensor
+from reference import Mesh, Model, Tensor, tensor
 
 
 def ranges(experts, width):
@@ -22,6 +22,16 @@ def test_rule9_gives_the_remainder_to_the_first_ranks():
 def test_rule13_ep_is_the_fastest_dimension_of_the_mesh():
     at = [Mesh(ep_replicate=2, ep=2).coordinate(rank) for rank in range(4)]
     assert [(c["ep_replicate"], c["ep"]) for c in at] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert Mesh(ep_replicate=2, ep_shard=3, ep=2).coordinate(9) == {"ep_replicate": 1, "ep_shard": 1, "ep": 1}
+
+
+def test_rule14_an_ep_shard_is_rows_of_axis_1_of_the_owned_experts():
+    mesh, name = Mesh(ep_replicate=1, ep_shard=2, ep=3), "model.language_model.layers.0.mlp.experts.down_projs"
+    boxes = [reference.local_box(name, (8, 12, 16), mesh, rank) for rank in range(6)]
+    assert [(box[0].start, box[0].stop) for box in boxes] == [(0, 3), (3, 6), (6, 8)] * 2
+    assert [(box[1].start, box[1].stop) for box in boxes] == [(0, 6)] * 3 + [(6, 12)] * 3
+    assert {(box[2].start, box[2].stop) for box in boxes} == {(0, 16)}
+    assert reference.local_box("lm_head.weight", (8, 12), mesh, 4) == (slice(0, 8), slice(0, 12))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +73,59 @@ def test_rule13_ep_is_the_fastest_dimension_of_the_mesh():
 )
 def test_hf_keys_become_native_names(hf_key, native_name):
     assert reference.fqn(hf_key, "model.") == native_name
+
+
+VL_LAYER = "language_model.layers.3"
+
+
+@pytest.mark.parametrize(
+    ("hf_key", "native_name"),
+    [
+        # rule 20
+        (f"model.{VL_LAYER}.mlp.experts.gate_up_proj", f"model.{VL_LAYER}.mlp.experts.gate_and_up_projs"),
+        (f"{VL_LAYER}.mlp.experts.down_proj", f"model.{VL_LAYER}.mlp.experts.down_projs"),
+        ("model.layers.3.mlp.experts.down_proj", "model.layers.3.mlp.experts.down_proj"),
+        # rule 22
+        ("lm_head.weight", "lm_head.weight"),
+        ("model.lm_head.weight", "model.lm_head.weight"),
+        ("visual.pos_embed.weight", "model.visual.pos_embed.weight"),
+        # rule 23
+        ("mtp.fc.weight", "model.mtp.fc.weight"),
+    ],
+)
+def test_hf_keys_of_qwen3_vl_moe_become_native_names(hf_key, native_name):
+    assert reference.fqn_vl(hf_key, "model.") == native_name
+
+
+def test_rule61_the_shapes_of_qwen3_vl_moe_tell_its_layout():
+    hub, key = np.arange(2 * 4 * 6, dtype="<u2").reshape(2, 4, 6), f"model.{VL_LAYER}.mlp.experts.gate_up_proj"
+    model = Model("qwen3_vl_moe", hidden=4, width=3)
+    for stored in (hub, hub.transpose(0, 2, 1)):
+        (value,) = reference.global_state({key: Tensor("BF16", stored)}, model).values()
+        assert value.bits.tolist() == hub.tolist()
+    square, key = np.arange(2 * 4 * 4, dtype="<u2").reshape(2, 4, 4), key.replace("gate_up", "down")
+    for layout, expected in (("hub", square), ("transformers", square.transpose(0, 2, 1))):
+        (value,) = reference.global_state({key: Tensor("BF16", square)}, Model("qwen3_vl_moe", 4, 4, layout)).values()
+        assert value.bits.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("module", ["model.language_model.layers.1", "mtp.layers.0"])
+def test_split_experts_are_stacked_with_gate_left_of_up(module):  # rules 36, 40, 41
+    parts = {  # one expert: 3 wide, hidden size 2
+        "gate": [[0, 1], [2, 3], [4, 5]],
+        "up": [[6, 7], [8, 9], [10, 11]],
+        "down": [[12, 13, 14], [15, 16, 17]],
+    }
+    checkpoint = {
+        f"{module}.mlp.experts.{x}.{part}_proj.weight": Tensor("BF16", np.array(values, "<u2") + np.uint16(100 * x))
+        for x in (10, *range(10))
+        for part, values in reversed(parts.items())
+    }
+    state = reference.global_state(checkpoint)
+    both, down = (state[f"{module}.mlp.experts.{name}"].bits for name in ("gate_and_up_projs", "down_projs"))
+    assert (both.shape, down.shape, len(state)) == ((11, 2, 6), (11, 3, 2), 2)
+    assert (both[10] - 1000).tolist() == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]]
+    assert (down[2] - 200).tolist() == [[12, 15], [13, 16], [14, 17]]
 
 
 def test_rule35_a_stacked_tensor_is_sliced_and_axes_1_and_2_are_exchanged():

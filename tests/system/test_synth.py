@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 import safetensors
 
+import reference
+from program import expect, run_ok
+
+QWEN35, QWEN3VL = "qwen3_5_moe", "qwen3_vl_moe"
 WORD = 2**64 - 1
 
 
@@ -37,6 +41,20 @@ def expected_bytes(seed, name, dtype, size):
     return words.astype("<u8").tobytes()[:size]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """made(family, options…) -> folder of a tiny checkpoint, made once."""
+    folders = {}
+
+    def make(*options):
+        if options not in folders:
+            folders[options] = tmp_path_factory.mktemp("made") / "ckpt"
+            run_ok("synth", folders[options], "--preset", "tiny", "--family", *options)
+        return folders[options]
+
+    return make
+
+
 def on_meta_device(folder):
     """{name: tensor} of the model that transformers builds from the folder's config.json, without memory."""
     torch = pytest.importorskip("torch")
@@ -48,10 +66,85 @@ def on_meta_device(folder):
     return model.state_dict()
 
 
-def test_transformers_builds_the_same_tensors_from_the_config(tiny, tiny_tensors):
-    expected = {name: list(tensor.shape) for name, tensor in on_meta_device(tiny).items()}
-    made = {name: list(tensor.shape) for name, tensor in tiny_tensors.items() if not name.startswith("mtp.")}
-    assert made == expected
+def shapes_of(tensors):
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def with_split_experts(shapes):
+    """Stacked experts as three tensors for each, as transformers writes those of Qwen3.5."""
+    split = {}
+    for name, shape in shapes.items():
+        stem, _, projection = name.rpartition(".")
+        if projection not in ("gate_up_proj", "down_proj"):
+            split[name] = shape
+            continue
+        experts, rows, columns = shape
+        parts = {"gate_proj": rows // 2, "up_proj": rows // 2} if projection == "gate_up_proj" else {projection: rows}
+        for x in range(experts):
+            split |= {f"{stem}.{x}.{part}.weight": [size, columns] for part, size in parts.items()}
+    return split
+
+
+def with_rows_as_inputs(shapes):
+    """Stacked experts with the axes of the Qwen3-VL releases."""
+    stacked = [name for name in shapes if reference.is_stacked(name)]
+    return shapes | {name: [shapes[name][axis] for axis in (0, 2, 1)] for name in stacked}
+
+
+@pytest.mark.parametrize(
+    "options, as_written",
+    [
+        ([QWEN35], dict),
+        ([QWEN35, "--mtp-experts", "split"], dict),
+        ([QWEN35, "--expert-layout", "transformers"], with_split_experts),
+        ([QWEN3VL], with_rows_as_inputs),
+        ([QWEN3VL, "--expert-layout", "transformers"], dict),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_transformers_builds_the_same_tensors_from_the_config(made, options, as_written):
+    folder = made(*options)
+    tensors = shapes_of(reference.read_folder(folder))
+    found = {name: shape for name, shape in tensors.items() if not name.startswith("mtp.")}
+    assert found == as_written(shapes_of(on_meta_device(folder)))
+
+
+@pytest.mark.parametrize("family", [QWEN35, QWEN3VL])
+def test_transformers_writes_the_same_files_but_for_the_values(made, family, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = made(family, "--expert-layout", "transformers")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = getattr(transformers, config.architectures[0])(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size=4 << 20)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert files == sorted(path.name for path in folder.glob("*.safetensors"))
+    for name in files:
+        assert reference.raw_header(folder / name) == reference.raw_header(tmp_path / name), name
+    for name in ("config.json", "model.safetensors.index.json"):
+        assert (folder / name).read_text() == (tmp_path / name).read_text()
+
+
+@pytest.mark.parametrize("options", [[QWEN35], [QWEN35, "--expert-layout", "transformers"], [QWEN3VL]], ids=" ".join)
+def test_transformers_loads_every_value(made, options):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = made(*options)
+    model, report = transformers.AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.bfloat16, output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["mismatched_keys"]
+    assert all(key.startswith("mtp.") for key in report["unexpected_keys"])
+    state = model.state_dict()
+    tensors = reference.read_folder(folder)
+    layer = "model.language_model.layers.1.mlp.experts"
+    for x in range(8):
+        down = state[f"{layer}.down_proj"][x].view(torch.int16).numpy().view("<u2")
+        if "transformers" in options:
+            expected = tensors[f"{layer}.{x}.down_proj.weight"].bits
+        else:
+            expected = tensors[f"{layer}.down_proj"].bits[x]
+        assert (down == (expected.T if options == [QWEN3VL] else expected)).all(), x
 
 
 def test_the_mtp_block_is_one_full_attention_layer(tiny_tensors):
@@ -65,38 +158,146 @@ def test_the_mtp_block_is_one_full_attention_layer(tiny_tensors):
     assert mtp == around | {f"layers.0.{name}": shape for name, shape in decoder.items()}
 
 
-def test_every_element_is_the_documented_hash(tiny_tensors):
-    for name, tensor in tiny_tensors.items():
+def test_split_mtp_experts_are_those_of_one_layer_each_by_itself(made):
+    tensors = reference.read_folder(made(QWEN35, "--mtp-experts", "split"))
+    mtp = {name: tensor for name, tensor in tensors.items() if name.startswith("mtp.")}
+    grouped = {name: tensor for name, tensor in reference.read_folder(made(QWEN35)).items() if name.startswith("mtp.")}
+    assert shapes_of(mtp) == with_split_experts(shapes_of(grouped))
+    assert {tensor.dtype for tensor in mtp.values()} == {"BF16"}
+
+
+@pytest.mark.parametrize(
+    "options", [[QWEN35], [QWEN35, "--expert-layout", "transformers"], [QWEN3VL]], ids=" ".join
+)
+def test_every_element_is_the_documented_hash(made, options):
+    for name, tensor in reference.read_folder(made(*options)).items():
         assert tensor.bits.tobytes() == expected_bytes(0, name, tensor.dtype, tensor.nbytes), name
 
 
-def test_safetensors_opens_every_file(tiny):
+@pytest.mark.parametrize("family", [QWEN35, QWEN3VL])
+def test_safetensors_opens_every_file(made, family):
     pytest.importorskip("torch")
-    for path in sorted(tiny.glob("*.safetensors")):
+    for path in sorted(made(family).glob("*.safetensors")):
         with safetensors.safe_open(path, framework="pt") as file:
             assert file.metadata() == {"format": "pt"}
             for name in file.keys():
                 assert file.get_tensor(name).isfinite().all(), name
 
 
-def test_huggingface_hub_would_write_the_same_files_and_index(tiny, tiny_tensors):
+@pytest.mark.parametrize("family", [QWEN35, QWEN3VL])
+def test_huggingface_hub_would_write_the_same_files_and_index(made, family):
     hub = pytest.importorskip("huggingface_hub")
-    order = list(on_meta_device(tiny))
-    order += sorted(name for name in tiny_tensors if name.startswith("mtp."))
+    tensors = reference.read_folder(made(family))
+    order = list(on_meta_device(made(family)))
+    order += sorted(name for name in tensors if name.startswith("mtp."))
     split = hub.serialization.split_state_dict_into_shards_factory(
-        {name: tiny_tensors[name] for name in order},
+        {name: tensors[name] for name in order},
         get_storage_size=lambda tensor: tensor.nbytes,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=4 << 20,
     )
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     expected = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    assert (tiny / "model.safetensors.index.json").read_text() == expected
+    assert (made(family) / "model.safetensors.index.json").read_text() == expected
 
 
-def test_the_tokenizer_loads(tiny):
+@pytest.mark.parametrize("family", [QWEN35, QWEN3VL])
+def test_the_tokenizer_loads(made, family):
     transformers = pytest.importorskip("transformers")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(made(family))
     assert tokenizer.decode(tokenizer("<|im_start|>the theatre<|im_end|>").input_ids) == (
         "<|im_start|>the theatre<|im_end|>"
     )
+
+
+# The real models ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory):
+    """Qwen3.5-397B-A17B without its bytes."""
+    folder = tmp_path_factory.mktemp("huge") / "ckpt"
+    run_ok("synth", folder, "--preset", "qwen3.5-397b-a17b", "--headers-only")
+    return folder
+
+
+def shapes_in_headers(folder):
+    """Of all tensors but those of the MTP block, for which transformers has no class."""
+    shapes = {}
+    for path in folder.glob("*.safetensors"):
+        header = json.loads(reference.raw_header(path)[8:])
+        shapes |= {name: entry["shape"] for name, entry in header.items() if not name.startswith(("__", "mtp."))}
+    return shapes
+
+
+def test_headers_only_takes_no_disk(huge):
+    files = [path.stat() for path in huge.iterdir()]
+    assert sum(file.st_size for file in files) > 806_795_875_168
+    assert sum(file.st_blocks * 512 for file in files) < 4 << 20
+
+
+def test_safetensors_lists_every_tensor_of_a_huge_checkpoint(huge):
+    weight_map = json.loads((huge / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(weight_map) == 2924
+    found = {}
+    for path in huge.glob("*.safetensors"):
+        with safetensors.safe_open(path, framework="np") as file:
+            found |= dict.fromkeys(file.keys(), path.name)
+    assert found == weight_map
+
+
+def test_transformers_builds_the_same_huge_model(huge):
+    assert shapes_in_headers(huge) == shapes_of(on_meta_device(huge))
+
+
+@pytest.mark.parametrize(
+    "preset, family",
+    [("qwen3.5-35b-a3b", QWEN35), ("qwen3.6-35b-a3b", QWEN35), ("qwen3.5-122b-a10b", QWEN35)]
+    + [("qwen3-vl-30b-a3b", QWEN3VL), ("qwen3-vl-235b-a22b", QWEN3VL)],
+)
+def test_transformers_builds_the_real_models_from_their_configs(preset, family, tmp_path):
+    report = run_ok("synth", tmp_path / "ckpt", "--preset", preset, "--headers-only", "--json").json
+    assert report["family"] == family
+    expected = shapes_of(on_meta_device(tmp_path / "ckpt"))
+    assert shapes_in_headers(tmp_path / "ckpt") == (with_rows_as_inputs(expected) if family == QWEN3VL else expected)
+
+
+def test_a_real_model_can_be_cut_down(tmp_path):
+    run_ok("synth", tmp_path / "ckpt", "--preset", "qwen3.5-35b-a3b", "--layers", 4, "--experts", 2, "--headers-only")
+    state = shapes_of(on_meta_device(tmp_path / "ckpt"))
+    layer = "model.language_model.layers.3.mlp.experts"
+    assert state[f"{layer}.down_proj"] == [2, 2048, 512]
+    assert f"{layer}.down_proj".replace("layers.3", "layers.4") not in state
+
+
+def test_help_lists_every_preset():
+    text = run_ok("synth", "--help").stdout
+    listed = expect(2, "synth", "OUT", "--preset", "nonsense").stderr.split("there are ")[1].split()
+    assert len(listed) == 9
+    for preset in listed:
+        assert preset.rstrip(",") in text, preset
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ([], "tiny is there for qwen3_5_moe and qwen3_vl_moe"),
+        (["--preset", "qwen3-vl-30b-a3b", "--family", QWEN35], "of family qwen3_vl_moe"),
+        (["--preset", "qwen3-vl-30b-a3b", "--mtp-experts", "split"], "no MTP block"),
+        (["--family", QWEN35, "--expert-layout", "transformers", "--mtp-experts", "grouped"], "no MTP block"),
+        (["--family", QWEN35, "--expert-layout", "nonsense"], "--expert-layout"),
+        (["--family", QWEN35, "--mtp-experts", "nonsense"], "--mtp-experts"),
+    ],
+)
+def test_what_contradicts_itself_is_wrong_usage(options, says, tmp_path):
+    expect(2, "synth", tmp_path / "out", *options, says=says)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "preset, size", [("qwen3.5-397b-a17b", 806_795_875_168), ("qwen3-vl-235b-a22b", 471_340_045_792)]
+)
+def test_a_dry_run_says_the_size_and_makes_nothing(preset, size, tmp_path):
+    report = run_ok("synth", tmp_path / "out", "--preset", preset, "--dry-run", "--json").json
+    assert report["bytes"]["checkpoint"] == size
+    assert not list(tmp_path.iterdir())

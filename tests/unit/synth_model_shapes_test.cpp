@@ -1,118 +1,196 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 #include <set>
+#include <string>
 #include <tuple>
+#include <vector>
 
 #include "support/model_catalog.hpp"
-#include "synth/hub_files.hpp"
 #include "synth/model_shapes.hpp"
 #include "synth/presets.hpp"
-
-// The sizes of real models and their published totals: adapters.md, D.
 
 namespace rankslice {
 namespace {
 
-struct RealModel {
-  char const* name;
-  Qwen35MoeDims dims;
-  std::size_t tensors;  // with grouped MTP experts
-  std::size_t f32;      // A_log and linear_attn.norm.weight of every linear-attention layer
-  std::uint64_t bytes;
-};
-
-Qwen35MoeDims dims(std::uint64_t hidden, std::uint64_t intermediate, std::uint64_t experts, std::uint64_t layers,
-                   std::uint64_t shared, std::uint64_t heads, std::uint64_t value_heads) {
-  return {.hidden = hidden,
-          .intermediate = intermediate,
-          .shared_intermediate = shared,
-          .experts = experts,
-          .experts_per_token = 8,
-          .layers = layers,
-          .vocab = 248320,
-          .heads = heads,
-          .kv_heads = 2,
-          .head_dim = 256,
-          .linear_key_heads = 16,
-          .linear_value_heads = value_heads,
-          .vision = {}};
+/// A model whose sizes can all be told apart: H 20, I 21, E 3.
+SynthModel odd_model(SynthFamily family, SynthLayout layout = SynthLayout::hub) {
+  ModelDims dims{.hidden = 20,
+                 .intermediate = 21,
+                 .experts = 3,
+                 .experts_per_token = 2,
+                 .layers = 4,
+                 .vocab = 23,
+                 .heads = 5,
+                 .kv_heads = 1,
+                 .head_dim = 8,
+                 .vision = {.depth = 3, .hidden = 4, .intermediate = 6, .heads = 2, .positions = 9, .merge = 3}};
+  if (family == SynthFamily::qwen3_5_moe) {
+    dims.shared_intermediate = 22;
+    dims.linear_key_heads = 2;
+    dims.linear_value_heads = 4;
+    dims.linear_head_dim = 7;
+  }
+  return {.family = family, .dims = dims, .layout = layout};
 }
 
-// Checkpoints with split MTP experts have 3·E tensors where grouped ones have 2.
-constexpr std::size_t grouped(std::size_t split_tensors, std::size_t experts) {
-  return split_tensors - 3 * experts + 2;
-}
-
-std::vector<RealModel> real_models() {
-  return {{"Qwen3.6-35B-A3B", dims(2048, 512, 256, 40, 512, 16, 32), 1045, 60, 71'903'655'008},
-          {"Qwen3.5-122B-A10B", dims(3072, 1024, 256, 48, 1024, 32, 64), grouped(1949, 256), 72, 250'173'007'840},
-          {"Qwen3.5-397B-A17B", dims(4096, 1024, 512, 60, 1024, 32, 64), grouped(2924, 512), 90, 806'795'875'168}};
-}
+constexpr auto kVl = SynthFamily::qwen3_vl_moe;
+constexpr auto k35 = SynthFamily::qwen3_5_moe;
 
 Shape shape_of(std::vector<SynthTensor> const& tensors, std::string const& name) {
   auto const found = std::ranges::find(tensors, name, &SynthTensor::name);
   return found == tensors.end() ? Shape{} : found->shape;
 }
 
-TEST(ModelShapes, HaveTheTensorsAndBytesOfTheRealModels) {
-  for (auto const& model : real_models()) {
-    auto const tensors = qwen3_5_moe_tensors(model.dims);
-    EXPECT_EQ(tensors.size(), model.tensors) << model.name;
-    EXPECT_EQ(tensor_bytes(tensors), model.bytes) << model.name;
-    auto const f32 = std::ranges::count(tensors, DType::F32, &SynthTensor::dtype);
-    EXPECT_EQ(static_cast<std::size_t>(f32), model.f32) << model.name;
+using NamedShapes = std::map<std::string, Shape>;
+
+/// Names below a prefix and their shapes.
+NamedShapes below(std::string const& prefix, std::vector<SynthTensor> const& tensors) {
+  NamedShapes shapes;
+  for (auto const& tensor : tensors) {
+    if (tensor.name.starts_with(prefix)) shapes[tensor.name.substr(prefix.size())] = tensor.shape;
   }
+  return shapes;
 }
 
 TEST(ModelShapes, NameEveryTensorOnce) {
-  auto const tensors = qwen3_5_moe_tensors(real_models().front().dims);
-  std::set<std::string> names;
-  for (auto const& tensor : tensors) names.insert(tensor.name);
-  EXPECT_EQ(names.size(), tensors.size());
+  for (auto const& preset : presets()) {
+    auto const tensors = model_tensors(preset.model);
+    std::set<std::string> names;
+    for (auto const& tensor : tensors) names.insert(tensor.name);
+    EXPECT_EQ(names.size(), tensors.size()) << preset.name;
+  }
+}
+
+// Rule 2: [E,H,2I] and [E,I,H].
+TEST(ModelShapes, OfExpertsOfQwen3VlOnTheHubHaveInputsAsRows) {
+  auto const experts = below("model.language_model.layers.3.mlp.", model_tensors(odd_model(kVl)));
+  EXPECT_EQ(experts,
+            (NamedShapes{
+                {"experts.gate_up_proj", {3, 20, 42}}, {"experts.down_proj", {3, 21, 20}}, {"gate.weight", {3, 20}}}));
+}
+
+// Rule 5a: [E,2I,H] and [E,H,I].
+TEST(ModelShapes, OfExpertsOfQwen3VlFromTransformersHaveOutputsAsRows) {
+  auto const tensors = model_tensors(odd_model(kVl, SynthLayout::transformers));
+  EXPECT_EQ(shape_of(tensors, "model.language_model.layers.3.mlp.experts.gate_up_proj"), (Shape{3, 42, 20}));
+  EXPECT_EQ(shape_of(tensors, "model.language_model.layers.3.mlp.experts.down_proj"), (Shape{3, 20, 21}));
 }
 
 // Rules 3 and 5: [E,2I,H] and [E,H,I], in the decoder and in the MTP block.
-TEST(ModelShapes, OfGroupedExpertsHaveTheExpertsFirst) {
-  auto const tensors = qwen3_5_moe_tensors(real_models().front().dims);
-  for (std::string const prefix :
-       {"model.language_model.layers.0.", "model.language_model.layers.39.", "mtp.layers.0."}) {
-    EXPECT_EQ(shape_of(tensors, prefix + "mlp.experts.gate_up_proj"), (Shape{256, 1024, 2048})) << prefix;
-    EXPECT_EQ(shape_of(tensors, prefix + "mlp.experts.down_proj"), (Shape{256, 2048, 512})) << prefix;
+TEST(ModelShapes, OfGroupedExpertsOfQwen35HaveOutputsAsRows) {
+  auto const tensors = model_tensors(odd_model(k35));
+  for (std::string const layer :
+       {"model.language_model.layers.0.", "model.language_model.layers.3.", "mtp.layers.0."}) {
+    EXPECT_EQ(shape_of(tensors, layer + "mlp.experts.gate_up_proj"), (Shape{3, 42, 20})) << layer;
+    EXPECT_EQ(shape_of(tensors, layer + "mlp.experts.down_proj"), (Shape{3, 20, 21})) << layer;
   }
+}
+
+NamedShapes split_experts() {
+  NamedShapes shapes;
+  for (std::string const x : {"0", "1", "2"}) {
+    shapes[x + ".gate_proj.weight"] = shapes[x + ".up_proj.weight"] = {21, 20};
+    shapes[x + ".down_proj.weight"] = {20, 21};
+  }
+  return shapes;
+}
+
+// Rule 5: `mtp.layers.0.mlp.experts.X.{gate,up,down}_proj.weight`, BF16; the decoder's stay grouped.
+TEST(ModelShapes, OfSplitMtpExpertsAreThreeForEachExpert) {
+  auto model = odd_model(k35);
+  auto const grouped = model_tensors(model);
+  model.mtp_experts = MtpExperts::split;
+  auto const split = model_tensors(model);
+  EXPECT_EQ(below("mtp.layers.0.mlp.experts.", split), split_experts());
+  EXPECT_EQ(split.size(), grouped.size() - 2 + 9);
+  auto const decoder = "model.language_model.";
+  EXPECT_EQ(below(decoder, split), below(decoder, grouped));
+  for (auto const& tensor : split) {
+    if (!tensor.name.starts_with("mtp.")) continue;
+    EXPECT_EQ(tensor.dtype, DType::BF16) << tensor.name;
+  }
+}
+
+// Rule 5a: per expert and unquantised, everything BF16, and transformers has no MTP block.
+TEST(ModelShapes, OfQwen35FromTransformersAreSplitInTheDecoder) {
+  auto const tensors = model_tensors(odd_model(k35, SynthLayout::transformers));
+  for (std::string const layer : {"0", "1", "2", "3"}) {
+    EXPECT_EQ(below("model.language_model.layers." + layer + ".mlp.experts.", tensors), split_experts());
+  }
+  EXPECT_TRUE(below("mtp.", tensors).empty());
+  for (auto const& tensor : tensors) EXPECT_EQ(tensor.dtype, DType::BF16) << tensor.name;
+}
+
+TEST(ModelShapes, OfQwen3VlAreWithoutWhatOnlyQwen35Has) {
+  for (auto const& tensor : model_tensors(odd_model(kVl))) {
+    for (auto const* part : {"mtp.", "linear_attn", "shared_expert"}) {
+      EXPECT_EQ(tensor.name.find(part), std::string::npos) << tensor.name;
+    }
+    EXPECT_EQ(tensor.dtype, DType::BF16) << tensor.name;
+  }
+}
+
+// Queries of Qwen3.5 are twice as many rows: the other half is the output gate.
+TEST(ModelShapes, OfFullAttentionDifferInTheGate) {
+  NamedShapes attention{{"q_proj.weight", {40, 20}}, {"k_proj.weight", {8, 20}}, {"v_proj.weight", {8, 20}},
+                        {"o_proj.weight", {20, 40}}, {"q_norm.weight", {8}},     {"k_norm.weight", {8}}};
+  for (std::string const layer : {"0", "1", "2", "3"}) {
+    EXPECT_EQ(below("model.language_model.layers." + layer + ".self_attn.", model_tensors(odd_model(kVl))), attention);
+  }
+  attention["q_proj.weight"] = {80, 20};
+  for (std::string const layer : {"model.language_model.layers.3", "mtp.layers.0"}) {
+    EXPECT_EQ(below(layer + ".self_attn.", model_tensors(odd_model(k35))), attention);
+  }
+}
+
+TEST(ModelShapes, OfVisionTowersDifferInTheDeepstackMergers) {
+  auto vl = below("model.visual.", model_tensors(odd_model(kVl)));
+  for (std::string const i : {"0", "1", "2"}) {
+    auto const merger = "deepstack_merger_list." + i + ".";
+    EXPECT_EQ(vl[merger + "norm.weight"], (Shape{36}));
+    EXPECT_EQ(vl[merger + "norm.bias"], (Shape{36}));
+    EXPECT_EQ(vl[merger + "linear_fc1.weight"], (Shape{36, 36}));
+    EXPECT_EQ(vl[merger + "linear_fc1.bias"], (Shape{36}));
+    EXPECT_EQ(vl[merger + "linear_fc2.weight"], (Shape{20, 36}));
+    EXPECT_EQ(vl[merger + "linear_fc2.bias"], (Shape{20}));
+  }
+  std::erase_if(vl, [](auto const& named) { return named.first.starts_with("deepstack_merger_list."); });
+  EXPECT_EQ(vl, below("model.visual.", model_tensors(odd_model(k35))));
+  EXPECT_EQ(vl["merger.norm.weight"], (Shape{4}));
 }
 
 // The catalog that the planner is tested with was written from the same rules by another hand.
 TEST(ModelShapes, AreThoseOfTheTestCatalog) {
   std::set<std::tuple<std::string, DType, Shape>> expected, made;
   for (auto const& tensor : test::make_catalog({}).tensors) expected.emplace(tensor.name, tensor.dtype, tensor.shape);
-  for (auto const& tensor : qwen3_5_moe_tensors(real_models().front().dims)) {
-    made.emplace(tensor.name, tensor.dtype, tensor.shape);
-  }
+  ModelDims const dims{.hidden = 2048,
+                       .intermediate = 512,
+                       .shared_intermediate = 512,
+                       .experts = 256,
+                       .experts_per_token = 8,
+                       .layers = 40,
+                       .vocab = 248320,
+                       .heads = 16,
+                       .kv_heads = 2,
+                       .head_dim = 256,
+                       .linear_key_heads = 16,
+                       .linear_value_heads = 32,
+                       .vision = {}};
+  for (auto const& tensor : model_tensors({.dims = dims})) made.emplace(tensor.name, tensor.dtype, tensor.shape);
   EXPECT_EQ(made, expected);
 }
 
-TEST(ModelShapes, OfAttentionAlternateThreeToOne) {
-  auto const tensors = qwen3_5_moe_tensors(real_models().front().dims);
+TEST(ModelShapes, OfQwen35AttentionAlternateThreeToOne) {
+  auto model = odd_model(k35);
+  model.dims.layers = 40;
+  auto const tensors = model_tensors(model);
   for (std::uint64_t layer = 0; layer < 40; ++layer) {
     auto const prefix = "model.language_model.layers." + std::to_string(layer);
     auto const full = layer % 4 == 3;
-    EXPECT_EQ(shape_of(tensors, prefix + ".self_attn.q_proj.weight"), full ? (Shape{8192, 2048}) : Shape{}) << layer;
-    EXPECT_EQ(shape_of(tensors, prefix + ".linear_attn.conv1d.weight"), full ? Shape{} : (Shape{8192, 1, 4})) << layer;
-  }
-}
-
-TEST(Presets, AreOfTheirSize) {
-  EXPECT_LE(tensor_bytes(qwen3_5_moe_tensors(find_preset("tiny").dims)), 64'000'000U);
-  auto const small = tensor_bytes(qwen3_5_moe_tensors(find_preset("small").dims));
-  EXPECT_GE(small, 2'000'000'000U);
-  EXPECT_LE(small, 2'100'000'000U);
-}
-
-TEST(Presets, TellATransposedExpertByItsShape) {
-  for (auto const& preset : presets()) {
-    EXPECT_NE(2 * preset.dims.intermediate, preset.dims.hidden) << preset.name;
-    EXPECT_NE(preset.dims.intermediate, preset.dims.hidden) << preset.name;
+    EXPECT_EQ(shape_of(tensors, prefix + ".self_attn.q_proj.weight"), full ? (Shape{80, 20}) : Shape{}) << layer;
+    EXPECT_EQ(shape_of(tensors, prefix + ".linear_attn.conv1d.weight"), full ? Shape{} : (Shape{56, 1, 4})) << layer;
   }
 }
 

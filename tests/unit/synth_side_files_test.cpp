@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "synth/config_json.hpp"
 #include "synth/presets.hpp"
 #include "synth/side_files.hpp"
 #include "synth/tokenizer.hpp"
@@ -19,64 +20,117 @@ std::string text_of(std::vector<TextFile> const& files, std::string const& name)
   return {};
 }
 
-TEST(SideFiles, AreThoseOfAHubRepository) {
+std::vector<std::string> names_of_files(std::string_view family) {
   std::vector<std::string> names;
-  for (auto const& file : side_files(find_preset("tiny").dims)) {
+  for (auto const& file : side_files(find_preset(family, "tiny").model)) {
     names.push_back(file.name);
     EXPECT_FALSE(file.text.empty()) << file.name;
   }
-  EXPECT_THAT(names,
+  return names;
+}
+
+TEST(SideFiles, AreThoseOfAHubRepository) {
+  EXPECT_THAT(names_of_files("qwen3_5_moe"),
               UnorderedElementsAre(".gitattributes", "LICENSE", "README.md", "chat_template.jinja", "config.json",
                                    "generation_config.json", "merges.txt", "preprocessor_config.json", "tokenizer.json",
                                    "tokenizer_config.json", "vocab.json"));
+  EXPECT_THAT(names_of_files("qwen3_vl_moe"),
+              UnorderedElementsAre(".gitattributes", "README.md", "chat_template.json", "config.json",
+                                   "generation_config.json", "merges.txt", "preprocessor_config.json", "tokenizer.json",
+                                   "tokenizer_config.json", "video_preprocessor_config.json", "vocab.json"));
 }
 
+ModelDims dims_of_qwen3_5() {
+  return {.hidden = 20,
+          .intermediate = 21,
+          .shared_intermediate = 22,
+          .experts = 23,
+          .experts_per_token = 3,
+          .layers = 5,
+          .vocab = 24,
+          .heads = 25,
+          .kv_heads = 26,
+          .head_dim = 256,
+          .linear_key_heads = 27,
+          .linear_value_heads = 28,
+          .linear_head_dim = 29,
+          .conv_kernel = 6,
+          .vision = {.depth = 30, .hidden = 31, .intermediate = 32, .heads = 33, .positions = 36}};
+}
+
+ModelDims dims_of_qwen3_vl() {
+  return {
+      .hidden = 20,
+      .intermediate = 21,
+      .experts = 23,
+      .experts_per_token = 3,
+      .layers = 5,
+      .vocab = 24,
+      .heads = 25,
+      .kv_heads = 26,
+      .head_dim = 128,
+      .vision = {
+          .depth = 30, .hidden = 31, .intermediate = 32, .heads = 33, .positions = 36, .deepstack_blocks = {4, 5, 6}}};
+}
+
+void expect_fields(json const& config, json const& expected) {
+  for (auto const& [field, value] : expected.items()) EXPECT_EQ(config.value(field, json("missing")), value) << field;
+}
+
+json const kTextFields{
+    {"hidden_size", 20}, {"moe_intermediate_size", 21}, {"num_experts_per_tok", 3}, {"num_hidden_layers", 5},
+    {"vocab_size", 24},  {"num_attention_heads", 25},   {"num_key_value_heads", 26}};
+
+json const kVisionFields{{"depth", 30},      {"hidden_size", 31},       {"intermediate_size", 32},
+                         {"num_heads", 33},  {"out_hidden_size", 20},   {"num_position_embeddings", 36},
+                         {"patch_size", 16}, {"spatial_merge_size", 2}, {"temporal_patch_size", 2}};
+
 TEST(ConfigJson, SaysWhatTheTensorsAre) {
-  Qwen35MoeDims const dims{.hidden = 20,
-                           .intermediate = 21,
-                           .shared_intermediate = 22,
-                           .experts = 23,
-                           .experts_per_token = 3,
-                           .layers = 5,
-                           .vocab = 24,
-                           .heads = 25,
-                           .kv_heads = 26,
-                           .head_dim = 256,
-                           .linear_key_heads = 27,
-                           .linear_value_heads = 28,
-                           .linear_head_dim = 29,
-                           .conv_kernel = 6,
-                           .vision = {.depth = 30, .hidden = 31, .intermediate = 32, .heads = 33, .positions = 36}};
-  auto const config = json::parse(config_json(dims));
+  auto const config = json::parse(config_json({.dims = dims_of_qwen3_5()}));
   EXPECT_EQ(config.at("model_type"), "qwen3_5_moe");
   EXPECT_EQ(config.at("architectures"), json({"Qwen3_5MoeForConditionalGeneration"}));
-
-  json const expected_text{{"hidden_size", 20},
-                           {"moe_intermediate_size", 21},
-                           {"shared_expert_intermediate_size", 22},
-                           {"num_experts", 23},
-                           {"num_experts_per_tok", 3},
-                           {"num_hidden_layers", 5},
-                           {"vocab_size", 24},
-                           {"num_attention_heads", 25},
-                           {"num_key_value_heads", 26},
-                           {"head_dim", 256},
-                           {"linear_num_key_heads", 27},
-                           {"linear_num_value_heads", 28},
-                           {"linear_key_head_dim", 29},
-                           {"linear_value_head_dim", 29},
-                           {"linear_conv_kernel_dim", 6},
-                           {"mtp_num_hidden_layers", 1},
-                           {"model_type", "qwen3_5_moe_text"}};
-  for (auto const& [field, value] : expected_text.items()) EXPECT_EQ(config["text_config"][field], value) << field;
-  EXPECT_EQ(config["text_config"]["layer_types"],
+  auto const& text = config["text_config"];
+  expect_fields(text, kTextFields);
+  expect_fields(text, {{"shared_expert_intermediate_size", 22},
+                       {"num_experts", 23},
+                       {"head_dim", 256},
+                       {"linear_num_key_heads", 27},
+                       {"linear_num_value_heads", 28},
+                       {"linear_key_head_dim", 29},
+                       {"linear_value_head_dim", 29},
+                       {"linear_conv_kernel_dim", 6},
+                       {"mtp_num_hidden_layers", 1},
+                       {"model_type", "qwen3_5_moe_text"}});
+  EXPECT_EQ(text["layer_types"],
             json({"linear_attention", "linear_attention", "linear_attention", "full_attention", "linear_attention"}));
-  EXPECT_EQ(config["text_config"]["rope_parameters"]["mrope_section"], json({11, 11, 10}));
+  EXPECT_EQ(text["rope_parameters"]["mrope_section"], json({11, 11, 10}));
+  expect_fields(config["vision_config"], kVisionFields);
+}
 
-  json const expected_vision{{"depth", 30},      {"hidden_size", 31},       {"intermediate_size", 32},
-                             {"num_heads", 33},  {"out_hidden_size", 20},   {"num_position_embeddings", 36},
-                             {"patch_size", 16}, {"spatial_merge_size", 2}, {"temporal_patch_size", 2}};
-  for (auto const& [field, value] : expected_vision.items()) EXPECT_EQ(config["vision_config"][field], value) << field;
+TEST(ConfigJson, OfQwen3VlSaysWhatTheTensorsAre) {
+  auto const config = json::parse(config_json({.family = SynthFamily::qwen3_vl_moe, .dims = dims_of_qwen3_vl()}));
+  EXPECT_EQ(config.at("model_type"), "qwen3_vl_moe");
+  EXPECT_EQ(config.at("architectures"), json({"Qwen3VLMoeForConditionalGeneration"}));
+  auto const& text = config["text_config"];
+  expect_fields(text, kTextFields);
+  expect_fields(text, {{"num_experts", 23}, {"head_dim", 128}, {"model_type", "qwen3_vl_moe_text"}});
+  EXPECT_EQ(text["rope_scaling"]["mrope_section"], json({24, 20, 20}));
+  for (auto const* field : {"mtp_num_hidden_layers", "shared_expert_intermediate_size", "layer_types"}) {
+    EXPECT_FALSE(text.contains(field)) << field;
+  }
+  expect_fields(config["vision_config"], kVisionFields);
+  EXPECT_EQ(config["vision_config"]["deepstack_visual_indexes"], json({4, 5, 6}));
+}
+
+// Rule 61: E is `num_experts` on the Hub, `num_local_experts` in a VL config written by transformers.
+TEST(ConfigJson, FromTransformersNamesTheExpertsAsItDoes) {
+  auto const vl = json::parse(config_json(
+      {.family = SynthFamily::qwen3_vl_moe, .dims = dims_of_qwen3_vl(), .layout = SynthLayout::transformers}));
+  EXPECT_EQ(vl["text_config"].value("num_local_experts", 0), 23);
+  EXPECT_FALSE(vl["text_config"].contains("num_experts"));
+  auto const qwen3_5 = json::parse(config_json({.dims = dims_of_qwen3_5(), .layout = SynthLayout::transformers}));
+  EXPECT_EQ(qwen3_5["text_config"].value("num_experts", 0), 23);
+  EXPECT_FALSE(qwen3_5["text_config"].contains("mtp_num_hidden_layers"));
 }
 
 TEST(Tokenizer, NumbersItsTokensWithoutHolesAndWithinTheVocabulary) {
@@ -87,7 +141,7 @@ TEST(Tokenizer, NumbersItsTokensWithoutHolesAndWithinTheVocabulary) {
   for (auto const& token : tokenizer["added_tokens"]) ids.push_back(token["id"]);
   std::ranges::sort(ids);
   for (std::size_t i = 0; i < ids.size(); ++i) ASSERT_EQ(ids[i], i);
-  for (auto const& preset : presets()) EXPECT_LT(ids.size(), preset.dims.vocab);
+  for (auto const& preset : presets()) EXPECT_LT(ids.size(), preset.model.dims.vocab);
 }
 
 TEST(Tokenizer, IsTheSameInAllItsFiles) {

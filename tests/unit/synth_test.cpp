@@ -4,14 +4,19 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
+#include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <stop_token>
 #include <string>
@@ -21,6 +26,7 @@
 #include "rankslice/checkpoint.hpp"
 #include "rankslice/error.hpp"
 
+#include "support/failing_syscall.hpp"
 #include "support/temp_dir.hpp"
 
 namespace rankslice {
@@ -237,12 +243,65 @@ TEST_F(TinyCheckpoint, AsHeadersOnlyHasTheSameSizesAndHeadersOverHoles) {
   }
 }
 
+std::uint64_t blocks_of(fs::path const& folder) {
+  std::uint64_t blocks = 0;
+  for (auto const& entry : fs::directory_iterator(folder)) {
+    struct stat status {};
+    EXPECT_EQ(::stat(entry.path().c_str(), &status), 0) << entry.path();
+    blocks += static_cast<std::uint64_t>(status.st_blocks);
+  }
+  return blocks;
+}
+
 TEST(Synthesize, MakesModelsLargerThanTheDiskAsHeadersOnly) {
   test::TempDir folder;
   auto const report =
-      synthesize(folder.file("huge"), {.preset = "small", .layers = 40, .experts = 256, .headers_only = true});
-  EXPECT_GT(report.bytes, 60'000'000'000U);
-  EXPECT_TRUE(fs::exists(folder.path() / "huge" / fmt::format("model-00001-of-{:05}.safetensors", report.files)));
+      synthesize(folder.file("397b"), {.family = "auto", .preset = "qwen3.5-397b-a17b", .headers_only = true});
+  EXPECT_EQ(report.family, "qwen3_5_moe");
+  EXPECT_EQ(report.bytes, 806'795'875'168U);
+  std::uint64_t bytes = 0;
+  for (auto const& entry : fs::directory_iterator(folder.file("397b"))) bytes += entry.file_size();
+  EXPECT_GT(bytes, report.bytes);
+  EXPECT_LE(blocks_of(folder.file("397b")) * 512, 4U << 20U);
+}
+
+/// What comes of making 2 GB as headers only while a system call fails, or with a limit on the size of files.
+std::optional<std::string> outcome_as_headers_only(std::string const& out, long failing,
+                                                   std::optional<::rlim_t> largest_file = {}) {
+  return test::outcome_with_failing(failing, EPERM, [&] {
+    if (largest_file) {
+      std::signal(SIGXFSZ, SIG_IGN);
+      ::rlimit const limit{.rlim_cur = *largest_file, .rlim_max = *largest_file};
+      ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
+    }
+    synthesize(out, {.preset = "small", .headers_only = true});
+  });
+}
+
+TEST(Synthesize, ReservesNoBlocksForHeadersOnly) {
+  test::TempDir folder;
+  auto const outcome = outcome_as_headers_only(folder.file("out"), SYS_fallocate);
+  if (!outcome) GTEST_SKIP() << "system calls cannot be filtered here";
+  EXPECT_EQ(*outcome, "done");
+}
+
+TEST(Synthesize, RefusesFilesThatTheFileSystemCannotHoldAndLeavesNothing) {
+  test::TempDir folder;
+  auto const outcome = outcome_as_headers_only(folder.file("out"), SYS_getppid, 1'000'000);
+  if (!outcome) GTEST_SKIP() << "system calls cannot be filtered here";
+  EXPECT_THAT(*outcome, testing::AllOf(testing::StartsWith("73 "), HasSubstr("model-00001-of-00006.safetensors"),
+                                       HasSubstr("bytes cannot be here"), HasSubstr("File too large")));
+  EXPECT_TRUE(fs::is_empty(folder.path()));
+}
+
+TEST(Synthesize, MakesNothingInADryRun) {
+  test::TempDir folder;
+  auto const report =
+      synthesize(folder.file("out"), {.family = "auto", .preset = "qwen3-vl-235b-a22b", .dry_run = true});
+  EXPECT_EQ(report.family, "qwen3_vl_moe");
+  EXPECT_EQ(report.tensors, 1388U);
+  EXPECT_EQ(report.bytes, 471'340'045'792U);
+  EXPECT_TRUE(fs::is_empty(folder.path()));
 }
 
 std::string usage_error(SynthOptions const& options) {
@@ -259,9 +318,12 @@ std::string usage_error(SynthOptions const& options) {
 TEST(Synthesize, RefusesWhatItDoesNotKnowAndSaysWhatThereIs) {
   EXPECT_THAT(usage_error({.preset = "huge"}), testing::AllOf(HasSubstr("'huge'"), HasSubstr("tiny, small")));
   EXPECT_THAT(usage_error({.family = "gpt2"}), testing::AllOf(HasSubstr("'gpt2'"), HasSubstr("qwen3_5_moe")));
-  for (std::string const family : {"qwen3_vl_moe", "qwen3_moe", "qwen3_next"}) {
-    EXPECT_THAT(usage_error({.family = family}), testing::AllOf(HasSubstr(family), HasSubstr("not in this version")));
-  }
+}
+
+TEST(Synthesize, RefusesMtpExpertsWhereThereIsNoMtpBlock) {
+  EXPECT_THAT(usage_error({.family = "qwen3_vl_moe", .mtp_experts = MtpExperts::split}), HasSubstr("qwen3_vl_moe"));
+  EXPECT_THAT(usage_error({.layout = SynthLayout::transformers, .mtp_experts = MtpExperts::grouped}),
+              HasSubstr("transformers writes no MTP block"));
 }
 
 TEST(Synthesize, RefusesCountsThatMakeNoModel) {
