@@ -134,6 +134,14 @@ Contents list_folder(std::string const& folder) {
   return contents;
 }
 
+/// The first of many names.
+std::string some_of(std::vector<std::string> const& names) {
+  constexpr std::size_t kShown = 8;
+  std::span const shown(names.data(), std::min(names.size(), kShown));
+  auto const more = names.size() > kShown ? fmt::format(" and {} more", names.size() - kShown) : "";
+  return fmt::format("{}{}", fmt::join(shown, ", "), more);
+}
+
 std::string choose_index(std::string const& folder, std::vector<std::string> const& indexes) {
   if (indexes.empty()) return {};
   if (std::ranges::find(indexes, kPreferredIndex) != indexes.end()) return std::string(kPreferredIndex);
@@ -159,9 +167,11 @@ void expect_shards(std::string const& folder, HfIndex const& index, std::string 
   }
   if (missing.empty()) return;
   auto const path = below(folder, index.shards[missing.front()]);
-  fail_missing(
-      path, fmt::format("{}, but {} expects {} tensors in it ({} of {} shards are missing)", why_missing(path),
-                        index_name, index.tensors_per_shard()[missing.front()], missing.size(), index.shards.size()));
+  std::vector<std::string> names;
+  for (auto const i : missing) names.push_back(index.shards[i]);
+  fail_missing(path, fmt::format("{}, but {} expects {} tensors in it ({} of {} shards are missing: {})",
+                                 why_missing(path), index_name, index.tensors_per_shard()[missing.front()],
+                                 missing.size(), index.shards.size(), some_of(names)));
 }
 
 /// The headers of the files, which are distinct.
@@ -211,12 +221,29 @@ void expect_whole_set(std::string const& folder, std::vector<std::string> const&
   }
 }
 
+/// A folder below that has weights: of a repository in the cache of the Hub, the one with a snapshot.
+std::optional<std::string> find_checkpoint_below(std::string const& folder) {
+  namespace fs = std::filesystem;
+  constexpr int kMostLevels = 2;
+  constexpr int kMostEntries = 10'000;  // somebody's home directory is not searched
+  std::error_code error;
+  auto entry = fs::recursive_directory_iterator(folder, fs::directory_options::skip_permission_denied, error);
+  for (int seen = 0; !error && entry != fs::end(entry) && seen < kMostEntries; entry.increment(error), ++seen) {
+    if (entry.depth() >= kMostLevels) entry.disable_recursion_pending();
+    auto const name = entry->path().filename().string();
+    if (entry.depth() > 0 && (is_safetensors_index(name) || is_safetensors(name))) {
+      return entry->path().parent_path().string();
+    }
+  }
+  return std::nullopt;
+}
+
 [[noreturn]] void fail_without_weights(std::string const& folder, std::vector<std::string> const& names) {
-  constexpr std::size_t kShown = 8;
-  std::span const shown(names.data(), std::min(names.size(), kShown));
-  auto const more = names.size() > kShown ? fmt::format(" and {} more", names.size() - kShown) : "";
-  auto const found = names.empty() ? "an empty folder" : fmt::format("{}{}", fmt::join(shown, ", "), more);
-  fail_missing(folder, fmt::format("expected *.safetensors or *.safetensors.index.json, found {}", found));
+  auto message = fmt::format("expected *.safetensors or *.safetensors.index.json, found {}",
+                             names.empty() ? "an empty folder" : some_of(names));
+  if (std::ranges::any_of(names, is_other_weight)) message += "; weights in other formats are not read";
+  if (auto const below = find_checkpoint_below(folder)) message += fmt::format("; did you mean {}?", *below);
+  fail_missing(folder, message);
 }
 
 /// Sort the rest of the folder into what is carried along and what is not.

@@ -190,6 +190,9 @@ std::uint64_t safetensors_header_size(std::span<std::byte const> first_bytes, st
   if (file_size < kLengthBytes || first_bytes.size() < kLengthBytes)
     refuse(file, fmt::format("expected at least the {} bytes of a header length, found a file of {} bytes",
                              kLengthBytes, file_size));
+  constexpr std::string_view kPointer = "version ";  // how the file begins that git leaves in place of a large one
+  if (std::ranges::equal(first_bytes.first(kLengthBytes), std::as_bytes(std::span(kPointer))))
+    refuse(file, "is a pointer of git-lfs, not the file itself; fetch it with git lfs pull");
   auto const length = little_endian(first_bytes);
   if (length > kMaxHeaderBytes)
     refuse(file, fmt::format("header length at byte 0: expected at most {}, found {}", kMaxHeaderBytes, length));

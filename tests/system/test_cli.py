@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -121,6 +122,42 @@ def test_inspect_says_what_is_in_it(which, mini_tensors, request):
     assert sum(value.nbytes for value in mini_tensors.values()) in numbers
     text = run_ok("inspect", path).stdout
     assert "qwen3_5_moe" in text and str(len(mini_tensors)) in text
+
+
+def test_inspect_says_how_experts_are_stored_and_what_load_would_do(mini, mini_tensors):
+    report = run_ok("inspect", mini, "--json").json
+    shapes = {group["stored"].split()[0]: group for group in report["experts"]["groups"] if group["layers_of"] != "mtp"}
+    stored = {name.rsplit(".", 1)[-1]: list(value.shape) for name, value in mini_tensors.items() if "experts." in name}
+    for name, fqn in (("gate_up_proj", "gate_and_up_projs"), ("down_proj", "down_projs")):
+        group = shapes[name]
+        assert json.loads(group["stored"].split(maxsplit=1)[1]) == stored[name]
+        assert group["parameter"] == fqn
+        assert json.loads(group["shape"]) == [stored[name][i] for i in (0, 2, 1)]  # rule 3
+        assert (group["layout"], group["on_load"]) == ("grouped", "transposed")
+    for width in report["load"]:
+        first = run_ok("plan", mini, "--ranks", width["ep"], "--json").json["rank"][0]
+        assert (width["bytes_read"], width["bytes_owned"]) == (first["bytes_read"], first["bytes_owned"])
+    assert [width["ep"] for width in report["load"]] == [1, 2, 4]  # of 6 experts
+    assert report["prefix"] == "model."
+
+
+def test_inspect_says_what_is_odd(broken):
+    (broken / "model.safetensors.index.json").unlink(missing_ok=True)
+    (broken / "config.json").unlink()
+    problems = run_ok("inspect", broken, "--family", "qwen3_5_moe", "--json").json["problems"]
+    assert any("no config.json" in problem for problem in problems)
+    assert any("no index" in problem for problem in problems)
+
+
+def test_inspect_says_what_a_folder_lacks_that_is_no_checkpoint(tmp_path, mini):
+    (tmp_path / "snapshots").mkdir()
+    shutil.copytree(mini, tmp_path / "snapshots" / "abc")
+    expect(66, "inspect", tmp_path, says=f"did you mean {tmp_path}/snapshots/abc?")
+
+
+def test_inspect_knows_a_pointer_of_git_lfs(tmp_path):
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    expect(65, "inspect", tmp_path, says="git lfs pull")
 
 
 def test_inspect_lists_files_that_are_not_carried_along(broken):

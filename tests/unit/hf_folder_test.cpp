@@ -276,6 +276,24 @@ TEST_F(HfFolder, SaysWhatIsThereInsteadOfWeights) {
               AllOf(HasSubstr(folder()), HasSubstr("*.safetensors"), HasSubstr("config.json, pytorch_model.bin")));
 }
 
+TEST_F(HfFolder, SaysThatWeightsInOtherFormatsAreNotRead) {
+  write("pytorch_model.bin", "");
+  EXPECT_THAT(missing([&] { (void)read(); }).what(), HasSubstr("weights in other formats are not read"));
+}
+
+TEST_F(HfFolder, FindsTheSnapshotBelowARepositoryOfTheHubsCache) {
+  write("refs/main", "0123");
+  write_shard("snapshots/0123/model.safetensors", "a");
+  EXPECT_THAT(missing([&] { (void)read(); }).what(), HasSubstr("did you mean " + path("snapshots/0123") + "?"));
+}
+
+TEST_F(HfFolder, ListsTheMissingShards) {
+  write_index(R"({"a":"one.safetensors","b":"two.safetensors","c":"three.safetensors"})");
+  write_shard("two.safetensors", "b");
+  EXPECT_THAT(missing([&] { (void)read(); }).what(),
+              HasSubstr("(2 of 3 shards are missing: one.safetensors, three.safetensors)"));
+}
+
 TEST_F(HfFolder, SaysThatAFolderIsEmpty) {
   EXPECT_THAT(missing([&] { (void)read(); }).what(), HasSubstr("an empty folder"));
 }
