@@ -7,9 +7,6 @@
 
 namespace rankslice {
 
-<<<<<<< HEAD
-std::vector<HubFile> split_into_files(std::vector<SynthTensor> tensors, std::uint64_t limit) {
-=======
 namespace {
 
 void name_files(std::vector<HubFile>& files, std::string_view stem) {
@@ -22,7 +19,6 @@ void name_files(std::vector<HubFile>& files, std::string_view stem) {
 }  // namespace
 
 std::vector<HubFile> split_into_files(std::vector<SynthTensor> tensors, std::uint64_t limit, std::string_view stem) {
->>>>>>> main
   std::vector<HubFile> files;
   HubFile open;
   std::uint64_t open_bytes = 0;

@@ -18,12 +18,8 @@ struct HubFile {
 /// Divide tensors among files as huggingface_hub does: greedily in their order, a new file when `limit` tensor bytes
 /// would be passed; a tensor larger than that gets a file of its own. STEM-00001-of-00003.safetensors …, or
 /// `model.safetensors` when one file is enough.
-<<<<<<< HEAD
-[[nodiscard]] std::vector<HubFile> split_into_files(std::vector<SynthTensor> tensors, std::uint64_t limit);
-=======
 [[nodiscard]] std::vector<HubFile> split_into_files(std::vector<SynthTensor> tensors, std::uint64_t limit,
                                                     std::string_view stem = "model");
->>>>>>> main
 
 /// Deal tensors, in their order, to files of about `share` tensor bytes: a tensor goes where its first byte would, were
 /// all of them cut into equal shares. The names are those of `split_into_files`.

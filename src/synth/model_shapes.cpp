@@ -185,17 +185,12 @@ std::string_view name(SynthFamily family) {
 
 bool has_full_attention(std::uint64_t layer) { return (layer + 1) % 4 == 0; }
 
-<<<<<<< HEAD
-std::vector<SynthTensor> qwen3_5_moe_tensors(Qwen35MoeDims const& dims) {
-  std::vector<SynthTensor> tensors;
-=======
 bool has_mtp(SynthModel const& model) {
   return model.family == SynthFamily::qwen3_5_moe && model.layout == SynthLayout::hub;
 }
 
 std::vector<SynthTensor> model_tensors(SynthModel const& model) {
   std::vector<SynthTensor> tensors;
->>>>>>> main
   Module const top(tensors, "");
   add_vision_tower(top.child("model.visual"), model);
   add_decoder(top.child("model.language_model"), model);

@@ -77,11 +77,6 @@ struct SynthModel {
 /// Of Qwen3.5: every fourth layer has full attention, the others a gated delta net.
 [[nodiscard]] bool has_full_attention(std::uint64_t layer);
 
-<<<<<<< HEAD
-/// Every tensor of a Qwen3.5-MoE checkpoint with grouped experts, in the order in which the model registers them:
-/// vision tower, decoder, head, MTP block.
-[[nodiscard]] std::vector<SynthTensor> qwen3_5_moe_tensors(Qwen35MoeDims const& dims);
-=======
 /// Whether the checkpoint has a block for multi-token prediction (`mtp.`): Qwen3.5 has on the Hub, transformers has
 /// no class for it.
 [[nodiscard]] bool has_mtp(SynthModel const& model);
@@ -89,6 +84,5 @@ struct SynthModel {
 /// Every tensor of a checkpoint. On the Hub they lie in the order in which the model registers them: vision tower,
 /// decoder, head, MTP block; transformers sorts them by name.
 [[nodiscard]] std::vector<SynthTensor> model_tensors(SynthModel const& model);
->>>>>>> main
 
 }  // namespace rankslice
