@@ -82,7 +82,7 @@ void add_job_options(CLI::App& app, Options& o) {
 void add_mesh_options(CLI::App& app, Options& o) {
   option(app, "--ep", o.ep, "Expert-parallel width; ranks = ep_replicate × ep_shard × ep [all ranks]")
       ->check(CLI::PositiveNumber);
-  option(app, "--ep-shard", o.ep_shard, "1; larger ones are not in this version")
+  option(app, "--ep-shard", o.ep_shard, "Ranks that share each expert: axis 1 of its native form is divided among them")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
 }

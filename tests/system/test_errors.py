@@ -301,7 +301,6 @@ def test_a_store_that_ends_early_is_refused(store, size):
 # Wrong usage --------------------------------------------------------------------------------------------------------
 
 LATER = [
-    ["load", "CKPT", "--ep-shard", "2"],
     ["load", "CKPT", "--include", "lm_head.*"],
     ["load", "CKPT", "--exclude", "lm_head.*"],
     ["load", "CKPT", "--dtype", "float32"],
