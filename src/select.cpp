@@ -14,9 +14,9 @@ struct Renumbering {
   std::vector<std::optional<std::uint32_t>> tensors, parameters;
 };
 
-void require_whole(Model const& model, Parameter const& parameter, KeySelection const& keys) {
-  auto const taken = [&](std::uint32_t tensor) { return keys(model.tensors[tensor].key); };
-  auto const left_out = std::ranges::find_if_not(parameter.tensors, taken);
+void require_whole(Model const& model, Parameter const& parameter, Renumbering const& kept) {
+  auto const is_kept = [&](std::uint32_t tensor) { return kept.tensors[tensor].has_value(); };
+  auto const left_out = std::ranges::find_if_not(parameter.tensors, is_kept);
   if (left_out == parameter.tensors.end()) return;
   throw PlanError(fmt::format("{} is made of {} tensors, of which the selection leaves out {}", parameter.fqn,
                               parameter.tensors.size(), model.tensors[*left_out].key),
@@ -30,10 +30,11 @@ Renumbering select_in(Model const& model, KeySelection const& keys) {
   for (std::size_t i = 0; i < model.tensors.size(); ++i) {
     if (!keys(model.tensors[i].key)) continue;
     kept.tensors[i] = tensors++;
-    auto const parameter = model.tensors[i].parameter;
-    if (kept.parameters[parameter]) continue;
-    require_whole(model, model.parameters[parameter], keys);
-    kept.parameters[parameter] = parameters++;
+    auto& parameter = kept.parameters[model.tensors[i].parameter];
+    if (!parameter) parameter = parameters++;
+  }
+  for (std::size_t i = 0; i < model.parameters.size(); ++i) {
+    if (kept.parameters[i]) require_whole(model, model.parameters[i], kept);
   }
   return kept;
 }

@@ -50,12 +50,12 @@ CheckpointParts example_parts() {
   parts.hf_folder = "/folder";
   parts.files = {{.name = "s.h5", .path = "/s.h5", .size = 123, .modified_ns = 7}};
   parts.native = {
-      {.fqn = "x.scalar", .dtype = DType::F6_E2M3, .shape = {}, .first = 0, .count = 1, .extent = {0, {5, 6}}},
+      {.fqn = "x.scalar", .dtype = DType::F6_E2M3, .shape = {}, .offsets = {}, .local = {}, .extent = {0, {5, 6}}},
       {.fqn = "x.experts",
        .dtype = DType::F32,
        .shape = {7, 2, 3},
-       .first = 2,
-       .count = 3,
+       .offsets = {2, 1, 0},
+       .local = {3, 1, 3},
        .extent = {.file = 9, .bytes = {UINT64_MAX - 1, UINT64_MAX}}}};
   parts.source_digests = {{.hf_key = "k", .values = {UINT64_MAX, 0, 1}}, {.hf_key = "none", .values = {}}};
   parts.stored_digests = {{.hf_key = "l", .values = {42}}};
@@ -66,7 +66,9 @@ CheckpointParts example_parts() {
 auto fields(HfFile const& f) { return std::tie(f.name, f.size, f.header, f.modified_ns); }
 auto fields(SideFile const& f) { return std::tie(f.name, f.size, f.path, f.offset, f.checksum); }
 auto fields(CatalogFile const& f) { return std::tie(f.name, f.path, f.size, f.modified_ns); }
-auto fields(CheckpointParts::Native const& t) { return std::tie(t.fqn, t.dtype, t.shape, t.first, t.count, t.extent); }
+auto fields(CheckpointParts::Native const& t) {
+  return std::tie(t.fqn, t.dtype, t.shape, t.offsets, t.local, t.extent);
+}
 auto fields(StoreContents::RecordedDigest const& d) { return std::tie(d.hf_key, d.values); }
 
 template <typename Item>
@@ -157,15 +159,16 @@ TEST_F(HfCheckpoint, PlacesEveryTensorWhereItIsInTheFile) {
   EXPECT_THAT(checkpoint->warnings, IsEmpty());
   EXPECT_FALSE(checkpoint->digests.has_value());
   EXPECT_EQ(checkpoint->storage.form, Form::hf);
-  ASSERT_EQ(checkpoint->parameters.size(), raw.size());
+  ASSERT_EQ(checkpoint->model.parameters.size(), raw.size());
   ASSERT_EQ(checkpoint->storage.pieces.size(), raw.size());
   for (auto const& piece : checkpoint->storage.pieces) {
-    auto const& tensor = raw.at(checkpoint->parameters[piece.parameter].hf_key);
+    auto const& parameter = checkpoint->model.parameters[piece.parameter];
+    auto const& tensor = raw.at(checkpoint->model.key_of(parameter));
     auto const& file = checkpoint->storage.files[piece.extent.file];
     EXPECT_EQ(file.path, tensor.file);
     EXPECT_EQ(file.size, fs::file_size(tensor.file));
     EXPECT_EQ(piece.extent.bytes, (Range{tensor.offset, tensor.offset + tensor.bytes.size()}));
-    EXPECT_EQ(piece.part.begin, 0U);
+    EXPECT_EQ(piece.slice, parameter.whole());
   }
 }
 
@@ -174,7 +177,7 @@ TEST_F(HfCheckpoint, IsTheSameWhenItsPartsComeByMail) {
   auto const there = assemble(unpack(pack(read_checkpoint_parts(folder(), {}))));
   EXPECT_EQ(there.fingerprint, here->fingerprint);
   EXPECT_EQ(there.path, here->path);
-  EXPECT_EQ(there.parameters.size(), here->parameters.size());
+  EXPECT_EQ(there.model.parameters.size(), here->model.parameters.size());
   expect_equal(there.hf.files, here->hf.files);
   expect_equal(there.storage.files, here->storage.files);
 }
@@ -309,10 +312,12 @@ TEST_F(Shards, AnotherDtypeIsRefused) {
 TEST_F(Shards, OffsetsBeyondTheTensorAreRefused) {
   edit_metadata(1, "tensors", [](Json& tensors) { tensors[kStacked]["offsets"] = {3, 0, 0}; });
   EXPECT_THAT(refusal(shards()), AllOf(HasSubstr("65 "), HasSubstr(kStacked)));
+  edit_metadata(1, "tensors", [](Json& tensors) { tensors[kStacked]["offsets"] = {2, 1, 0}; });
+  EXPECT_THAT(refusal(shards()), AllOf(HasSubstr("65 "), HasSubstr(kStacked)));
 }
 
 TEST_F(Shards, OffsetsAlongAnAxisThatIsNotShardedAreRefused) {
-  edit_metadata(1, "tensors", [](Json& tensors) { tensors[kStacked]["offsets"] = {2, 1, 0}; });
+  edit_metadata(1, "tensors", [](Json& tensors) { tensors[kStacked]["offsets"] = {2, 0, 1}; });
   EXPECT_THAT(refusal(shards()), AllOf(HasSubstr("65 "), HasSubstr(kStacked)));
 }
 

@@ -6,12 +6,17 @@
 
 #include "rankslice/error.hpp"
 
+#include "hf_storage.hpp"
 #include "plan/plan.hpp"
+#include "support/hand_model.hpp"
 #include "support/model_catalog.hpp"
 
 namespace rankslice {
 namespace {
 
+Range rows_of(std::uint32_t parameter) { return {0, parameter == 0 ? 1U : 4U}; }
+
+// What is read of which file for a part of a parameter.
 struct Found {
   Range part;
   std::uint32_t file = 0;
@@ -19,35 +24,31 @@ struct Found {
   bool operator==(Found const&) const = default;
 };
 
-std::vector<Found> find(Storage const& storage, std::vector<Parameter> const& parameters, std::uint32_t parameter,
-                        Range part) {
+std::vector<Found> find(Storage const& storage, Model const& model, std::uint32_t parameter, Range part) {
   std::vector<Found> found;
-  for (auto const& located : locate(storage, parameters, {.parameter = parameter, .part = part})) {
-    found.push_back({located.part, located.extent.file, located.extent.bytes});
+  Slice const slice{.part = part, .rows = rows_of(parameter)};
+  for (auto const& located : locate(storage, model, {.parameter = parameter, .slice = slice})) {
+    EXPECT_EQ(located.slice.rows, slice.rows);
+    for (auto const& bytes : read_ranges(model, storage.form, located)) {
+      found.push_back({located.slice.part, located.piece->extent.file, bytes});
+    }
   }
   return found;
 }
 
 StoredPiece piece(std::uint32_t parameter, Range part, std::uint32_t file, Range bytes) {
-  return {.parameter = parameter, .part = part, .extent = {.file = file, .bytes = bytes}};
+  return {.parameter = parameter,
+          .tensor = parameter,
+          .slice = {.part = part, .rows = rows_of(parameter)},
+          .extent = {.file = file, .bytes = bytes}};
 }
 
-// A dense tensor of 10 elements (2 bytes in HF form, 4 when loaded) and 6 experts of 8 bytes.
-std::vector<Parameter> two_parameters() {
-  return {{.hf_key = "dense",
-           .fqn = "native.dense",
-           .hf_dtype = DType::BF16,
-           .dtype = DType::F32,
-           .hf_shape = {10},
-           .shape = {10}},
-          {.hf_key = "experts",
-           .fqn = "native.experts",
-           .hf_dtype = DType::BF16,
-           .dtype = DType::BF16,
-           .hf_shape = {6, 4, 1},
-           .shape = {6, 1, 4},
-           .layout = Layout::swapped,
-           .stacked_experts = true}};
+// A dense tensor of 10 elements (2 bytes in HF form, 4 when loaded) and 6 experts of 8 bytes, 4 rows of 1 element.
+Model two_parameters() {
+  Model model;
+  test::append_dense(model, "dense", DType::BF16, DType::F32, {10});
+  test::append_grouped(model, "experts", {6, 4, 1});
+  return model;
 }
 
 Storage stored(Form form, std::vector<StoredPiece> pieces) {
@@ -79,14 +80,7 @@ TEST(Locate, FollowsAPartThroughSeveralFiles) {
             (std::vector<Found>{{{1, 2}, 0, {18, 26}}, {{2, 4}, 1, {10, 26}}, {{4, 5}, 2, {50, 58}}}));
 }
 
-TEST(Locate, MergesPiecesThatAreNeighboursInPartsAndBytes) {
-  auto const storage =
-      stored(Form::hf, {piece(1, {0, 2}, 0, {10, 26}), piece(1, {2, 4}, 0, {26, 42}), piece(1, {4, 6}, 0, {43, 59})});
-  EXPECT_EQ(find(storage, two_parameters(), 1, {1, 5}),
-            (std::vector<Found>{{{1, 4}, 0, {18, 42}}, {{4, 5}, 0, {43, 51}}}));
-}
-
-TEST(Locate, AdjacentBytesOfDifferentFilesStayApart) {
+TEST(Locate, AdjacentBytesOfDifferentFilesAreApart) {
   auto const storage = stored(Form::hf, {piece(1, {0, 2}, 0, {0, 16}), piece(1, {2, 6}, 1, {16, 48})});
   EXPECT_EQ(find(storage, two_parameters(), 1, {0, 6}),
             (std::vector<Found>{{{0, 2}, 0, {0, 16}}, {{2, 6}, 1, {16, 48}}}));
@@ -103,35 +97,26 @@ TEST(Locate, TakesReplicatedPartsFromTheFirstPieceThatHasThem) {
 
 void expect_missing(Storage const& storage, std::uint32_t parameter, Range part, std::string const& message) {
   try {
-    (void)locate(storage, two_parameters(), {.parameter = parameter, .part = part});
+    (void)find(storage, two_parameters(), parameter, part);
     ADD_FAILURE() << message;
   } catch (PlanError const& error) {
     EXPECT_EQ(error.what(), message);
-    EXPECT_EQ(error.tensor, two_parameters()[parameter].hf_key);
+    EXPECT_EQ(error.tensor, parameter == 0 ? "dense" : "experts");
   }
 }
 
 TEST(Locate, WhatNoPieceHoldsIsAnErrorThatNamesIt) {
   auto const storage = stored(Form::hf, {piece(1, {0, 2}, 0, {0, 16}), piece(1, {3, 5}, 1, {0, 16})});
   expect_missing(storage, 0, {0, 10}, "dense: elements [0, 10) are in none of the files");
-  expect_missing(storage, 1, {1, 5}, "experts: experts [2, 5) are in none of the files");  // a hole
-  expect_missing(storage, 1, {2, 3}, "experts: experts [2, 3) are in none of the files");
-  expect_missing(storage, 1, {3, 6}, "experts: experts [5, 6) are in none of the files");  // past the end
-}
-
-Storage storage_of(TensorCatalog const& catalog, std::vector<Parameter> const& parameters) {
-  Storage storage{.form = Form::hf, .files = catalog.files, .pieces = {}};
-  for (std::uint32_t i = 0; i < parameters.size(); ++i) {
-    storage.pieces.push_back(
-        piece(i, {0, parameters[i].part_count()}, catalog.tensors[i].extent.file, catalog.tensors[i].extent.bytes));
-  }
-  return storage;
+  expect_missing(storage, 1, {1, 5}, "experts: experts [2, 3), rows [0, 4), are in none of the files");  // a hole
+  expect_missing(storage, 1, {2, 3}, "experts: experts [2, 3), rows [0, 4), are in none of the files");
+  expect_missing(storage, 1, {3, 6}, "experts: experts [5, 6), rows [0, 4), are in none of the files");  // past the end
 }
 
 TEST(Locate, TheRanksOfOneReplicaReadEveryExpertByteOfAModelExactlyOnce) {
   auto const catalog = test::make_catalog(test::tiny_qwen35());
-  auto const parameters = test::make_parameters(test::tiny_qwen35());
-  auto const storage = storage_of(catalog, parameters);
+  auto const model = test::make_model(test::tiny_qwen35());
+  Storage const storage{.form = Form::hf, .files = catalog.files, .pieces = hf_pieces(catalog, model)};
   std::vector<Range> expected;
   for (auto const& tensor : catalog.tensors) {
     if (tensor.name.find(".mlp.experts.") != std::string::npos) expected.push_back(tensor.extent.bytes);
@@ -140,9 +125,12 @@ TEST(Locate, TheRanksOfOneReplicaReadEveryExpertByteOfAModelExactlyOnce) {
     auto const mesh = make_mesh(ranks);
     std::vector<Range> read;
     for (int rank = 0; rank < ranks; ++rank) {
-      for (auto const& wanted : make_load_plan(parameters, Form::hf, mesh, mesh.coordinate(rank)).parts) {
-        if (!parameters[wanted.parameter].stacked_experts) continue;
-        for (auto const& located : locate(storage, parameters, wanted)) read.push_back(located.extent.bytes);
+      for (auto const& wanted : make_load_plan(model, Form::hf, mesh, mesh.coordinate(rank)).slices) {
+        if (!model.parameters[wanted.parameter].stacked_experts) continue;
+        for (auto const& located : locate(storage, model, wanted)) {
+          auto const ranges = read_ranges(model, Form::hf, located);
+          read.insert(read.end(), ranges.begin(), ranges.end());
+        }
       }
     }
     std::ranges::sort(read);

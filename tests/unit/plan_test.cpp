@@ -7,8 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "rankslice/error.hpp"
-
+#include "support/hand_model.hpp"
 #include "support/model_catalog.hpp"
 
 namespace rankslice {
@@ -27,46 +26,33 @@ std::vector<int> rank_counts() {
   return counts;
 }
 
-Parameter dense(std::string const& name, DType hf_dtype, DType dtype, Shape const& shape) {
-  return {.hf_key = name, .fqn = name, .hf_dtype = hf_dtype, .dtype = dtype, .hf_shape = shape, .shape = shape};
-}
-
-Parameter stacked(std::string const& name, Shape const& hf_shape) {
-  return {.hf_key = name,
-          .fqn = name + "s",
-          .hf_dtype = DType::BF16,
-          .dtype = DType::BF16,
-          .hf_shape = hf_shape,
-          .shape = {hf_shape[0], hf_shape[2], hf_shape[1]},
-          .layout = Layout::swapped,
-          .stacked_experts = true};
-}
-
 // Every kind of parameter that plans tell apart; 24 and 12 bytes per expert, 58 dense HF bytes, 64 native ones.
-std::vector<Parameter> mixed_parameters(std::uint64_t experts) {
-  return {
-      dense("dense.odd", DType::BF16, DType::BF16, {7}),       // 14 bytes
-      stacked("experts.gate_up_proj", {experts, 4, 3}),        // 24 bytes each
-      dense("dense.converted", DType::BF16, DType::F32, {3}),  // 6 bytes, 12 when loaded
-      dense("dense.sub_byte", DType::F4, DType::F4, {2, 5}),   // 5 bytes
-      stacked("experts.down_proj", {experts, 3, 2}),           // 12 bytes each
-      dense("dense.scalar", DType::U8, DType::U8, {}),         // 1 byte
-      dense("dense.empty", DType::F32, DType::F32, {0, 9}),    // none
-      dense("dense.wide", DType::F64, DType::F64, {2, 2}),     // 32 bytes
-  };
+Model mixed_model(std::uint64_t experts) {
+  Model model;
+  test::append_dense(model, "dense.odd", DType::BF16, DType::BF16, {7});       // 14 bytes
+  test::append_grouped(model, "experts.gate_up_proj", {experts, 3, 4});        // 24 bytes each
+  test::append_dense(model, "dense.converted", DType::BF16, DType::F32, {3});  // 6 bytes, 12 when loaded
+  test::append_dense(model, "dense.sub_byte", DType::F4, DType::F4, {2, 5});   // 5 bytes
+  test::append_grouped(model, "experts.down_proj", {experts, 2, 3});           // 12 bytes each
+  test::append_dense(model, "dense.scalar", DType::U8, DType::U8, {});         // 1 byte
+  test::append_dense(model, "dense.empty", DType::F32, DType::F32, {0, 9});    // none
+  test::append_dense(model, "dense.wide", DType::F64, DType::F64, {2, 2});     // 32 bytes
+  return model;
 }
 constexpr std::uint64_t kDenseHfBytes = 58;
 constexpr std::uint64_t kDenseNativeBytes = 64;
 
 std::uint64_t units(Parameter const& parameter) {
-  if (parameter.stacked_experts) return parameter.hf_shape[0];
+  if (parameter.stacked_experts) return parameter.shape[0];
   std::uint64_t count = 1;
-  for (auto const axis : parameter.hf_shape) count *= axis;
+  for (auto const axis : parameter.shape) count *= axis;
   return parameter.hf_dtype == DType::F4 ? count / 2 : count;
 }
 
+Range all_rows(Parameter const& parameter) { return {0, parameter.stacked_experts ? parameter.shape[1] : 1}; }
+
 std::uint64_t hf_unit_bytes(Parameter const& parameter) {
-  if (parameter.stacked_experts) return parameter.hf_shape[1] * parameter.hf_shape[2] * 2;
+  if (parameter.stacked_experts) return parameter.shape[1] * parameter.shape[2] * 2;
   switch (parameter.hf_dtype) {
     case DType::F64:
       return 8;
@@ -102,15 +88,15 @@ std::vector<Mesh> meshes_of(int ranks) {
   return meshes;
 }
 
-// Calls `check(parameters, mesh)` for 1 to 4096 ranks, 1 to 4 replicas and all numbers of experts.
+// Calls `check(model, mesh)` for 1 to 4096 ranks, 1 to 4 replicas and all numbers of experts.
 template <typename Check>
 void for_every_mesh(Check const& check) {
   for (auto const experts : kExpertCounts) {
-    auto const parameters = mixed_parameters(experts);
+    auto const model = mixed_model(experts);
     for (auto const ranks : rank_counts()) {
       for (auto const& mesh : meshes_of(ranks)) {
         SCOPED_TRACE(testing::Message() << experts << " experts, " << mesh.ep_replicate << " x " << mesh.ep);
-        check(parameters, mesh);
+        check(model, mesh);
         if (testing::Test::HasFailure()) return;
       }
     }
@@ -118,75 +104,72 @@ void for_every_mesh(Check const& check) {
 }
 
 TEST(LoadPlan, HoldsTheOwnedExpertsAndAllDenseTensorsInTheOrderOfTheCatalog) {
-  auto const parameters = mixed_parameters(8);
-  auto const plan = make_load_plan(parameters, Form::hf, {.ep_replicate = 2, .ep_shard = 1, .ep = 3},
+  auto const model = mixed_model(8);
+  auto const plan = make_load_plan(model, Form::hf, {.ep_replicate = 2, .ep_shard = 1, .ep = 3},
                                    {.ep_replicate = 1, .ep_shard = 0, .ep = 2});
   std::vector<Range> const expected{{0, 7}, {6, 8}, {0, 3}, {0, 5}, {6, 8}, {0, 1}, {0, 0}, {0, 4}};
-  ASSERT_EQ(plan.parts.size(), expected.size());
+  ASSERT_EQ(plan.slices.size(), expected.size());
   for (std::uint32_t i = 0; i < expected.size(); ++i) {
-    EXPECT_EQ(plan.parts[i].parameter, i);
-    EXPECT_EQ(plan.parts[i].part, expected[i]) << i;
+    EXPECT_EQ(plan.slices[i].parameter, i);
+    EXPECT_EQ(plan.slices[i].slice.part, expected[i]) << i;
   }
-  EXPECT_EQ(plan.bytes_read, 2 * (24 + 12) + kDenseHfBytes);
+  EXPECT_EQ(plan.slices[1].slice.rows, (Range{0, 3}));
+  EXPECT_EQ(plan.slices[4].slice.rows, (Range{0, 2}));
+  EXPECT_EQ(plan.bytes_wanted, 2 * (24 + 12) + kDenseHfBytes);
+  EXPECT_EQ(plan.bytes_read, plan.bytes_wanted);
   EXPECT_EQ(plan.bytes_owned, 2 * (24 + 12) + kDenseNativeBytes);
 }
 
 TEST(LoadPlan, AStoreIsReadInTheNativeForm) {
-  auto const plan = make_load_plan(mixed_parameters(8), Form::native, {}, {});
+  auto const plan = make_load_plan(mixed_model(8), Form::native, {}, {});
   EXPECT_EQ(plan.bytes_read, 8 * (24 + 12) + kDenseNativeBytes);
   EXPECT_EQ(plan.bytes_owned, plan.bytes_read);
 }
 
 TEST(LoadPlan, Rule42_ARankWithoutExpertsStillHasItsEmptyPart) {
-  auto const plan =
-      make_load_plan(mixed_parameters(3), Form::hf, {.ep_replicate = 1, .ep_shard = 1, .ep = 4}, {.ep = 3});
-  ASSERT_EQ(plan.parts.size(), 8U);
-  EXPECT_EQ(plan.parts[1].part, (Range{3, 3}));
-  EXPECT_EQ(plan.parts[4].part, (Range{3, 3}));
+  auto const plan = make_load_plan(mixed_model(3), Form::hf, {.ep_replicate = 1, .ep_shard = 1, .ep = 4}, {.ep = 3});
+  ASSERT_EQ(plan.slices.size(), 8U);
+  EXPECT_EQ(plan.slices[1].slice.part, (Range{3, 3}));
+  EXPECT_EQ(plan.slices[4].slice.part, (Range{3, 3}));
   EXPECT_EQ(plan.bytes_read, kDenseHfBytes);
 }
 
-TEST(LoadPlan, SelectsByHfKey) {
-  auto const plan = make_load_plan(mixed_parameters(8), Form::hf, {}, {},
-                                   [](std::string_view hf_key) { return hf_key == "experts.down_proj"; });
-  ASSERT_EQ(plan.parts.size(), 1U);
-  EXPECT_EQ(plan.parts[0].parameter, 4U);
-  EXPECT_EQ(plan.bytes_read, 8U * 12U);
-}
-
 TEST(LoadPlan, Rule9_EveryReplicaOwnsEveryExpertOnceAndEveryRankAllElseForOneTo4096Ranks) {
-  for_every_mesh([](std::vector<Parameter> const& parameters, Mesh const& mesh) {
+  for_every_mesh([](Model const& model, Mesh const& mesh) {
     for (int replica = 0; replica < mesh.ep_replicate; ++replica) {
-      std::vector<std::vector<Range>> owned(parameters.size());
+      std::vector<std::vector<Range>> owned(model.parameters.size());
       for (int ep = 0; ep < mesh.ep; ++ep) {
         auto const coordinate = MeshCoordinate{.ep_replicate = replica, .ep_shard = 0, .ep = ep};
-        auto const plan = make_load_plan(parameters, Form::hf, mesh, coordinate);
-        for (auto const& [parameter, part] : plan.parts) {
-          if (parameters[parameter].stacked_experts) {
-            owned[parameter].push_back(part);
-          } else if (part != Range{0, units(parameters[parameter])}) {
-            ADD_FAILURE() << parameters[parameter].hf_key << " is not whole on rank " << mesh.rank(coordinate);
+        auto const plan = make_load_plan(model, Form::hf, mesh, coordinate);
+        for (auto const& [parameter, slice] : plan.slices) {
+          auto const& of = model.parameters[parameter];
+          if (slice.rows != all_rows(of)) ADD_FAILURE() << of.fqn << ": rows are missing";
+          if (of.stacked_experts) {
+            owned[parameter].push_back(slice.part);
+          } else if (slice.part != Range{0, units(of)}) {
+            ADD_FAILURE() << of.fqn << " is not whole on rank " << mesh.rank(coordinate);
           }
         }
       }
-      for (std::size_t i = 0; i < parameters.size(); ++i) {
-        if (!parameters[i].stacked_experts) continue;
-        EXPECT_TRUE(tile(owned[i], units(parameters[i]))) << parameters[i].hf_key;
+      for (std::size_t i = 0; i < model.parameters.size(); ++i) {
+        auto const& parameter = model.parameters[i];
+        if (!parameter.stacked_experts) continue;
+        EXPECT_TRUE(tile(owned[i], units(parameter))) << parameter.fqn;
       }
     }
   });
 }
 
 TEST(LoadPlan, PlanAllRanksAgreesWithThePlanOfEachRank) {
-  for_every_mesh([](std::vector<Parameter> const& parameters, Mesh const& mesh) {
+  for_every_mesh([](Model const& model, Mesh const& mesh) {
     for (auto const form : {Form::hf, Form::native}) {
-      auto const all = plan_all_ranks(parameters, form, mesh);
+      auto const all = plan_all_ranks(model, form, mesh);
       ASSERT_EQ(all.size(), static_cast<std::size_t>(mesh.ranks()));
       for (int rank = 0; rank < mesh.ranks(); ++rank) {
-        auto const plan = make_load_plan(parameters, form, mesh, mesh.coordinate(rank));
+        auto const plan = make_load_plan(model, form, mesh, mesh.coordinate(rank));
         auto const& bytes = all[static_cast<std::size_t>(rank)];
-        if (bytes.read != plan.bytes_read || bytes.owned != plan.bytes_owned ||
-            bytes.experts != plan.parts[1].part.size()) {
+        if (bytes.wanted != plan.bytes_wanted || bytes.read != plan.bytes_read || bytes.owned != plan.bytes_owned ||
+            bytes.experts != plan.slices[1].slice.part.size()) {
           FAIL() << "rank " << rank;
         }
       }
@@ -195,16 +178,16 @@ TEST(LoadPlan, PlanAllRanksAgreesWithThePlanOfEachRank) {
 }
 
 TEST(LoadPlan, TotalsOfALargeClusterAreEachByteOncePerReplica) {
-  auto const parameters = test::make_parameters({});
+  auto const model = test::make_model({});
   std::uint64_t dense_bytes = 0;
   std::uint64_t expert_bytes = 0;
-  for (auto const& parameter : parameters) {
-    (parameter.stacked_experts ? expert_bytes : dense_bytes) += byte_size(parameter.hf_dtype, parameter.hf_shape);
+  for (auto const& parameter : model.parameters) {
+    (parameter.stacked_experts ? expert_bytes : dense_bytes) += byte_size(parameter.hf_dtype, parameter.shape);
   }
   for (auto const& mesh : {make_mesh(4096), make_mesh(4096, 64), make_mesh(720, 360), make_mesh(6)}) {
     std::uint64_t read = 0;
     std::uint64_t experts = 0;
-    for (auto const& bytes : plan_all_ranks(parameters, Form::hf, mesh)) {
+    for (auto const& bytes : plan_all_ranks(model, Form::hf, mesh)) {
       read += bytes.read;
       experts += bytes.experts;
     }
@@ -216,35 +199,38 @@ TEST(LoadPlan, TotalsOfALargeClusterAreEachByteOncePerReplica) {
 }
 
 TEST(LoadPlan, StackedTensorsOfDifferentExpertCountsAreCountedApart) {
-  std::vector<Parameter> const parameters{stacked("a", {3, 2, 2}), stacked("b", {8, 2, 2}), stacked("c", {3, 2, 2})};
+  Model model;
+  for (auto const experts : {3U, 8U, 3U}) test::append_grouped(model, "experts", {experts, 2, 2});
   auto const mesh = make_mesh(4);
-  auto const all = plan_all_ranks(parameters, Form::hf, mesh);
+  auto const all = plan_all_ranks(model, Form::hf, mesh);
   EXPECT_EQ(all[0].read, (1U + 2U + 1U) * 8U);
   EXPECT_EQ(all[3].read, 2U * 8U);
   EXPECT_EQ(all[3].experts, 0U);
 }
 
 TEST(SavePlan, EveryUnitIsWrittenExactlyOnceOverTheMeshForOneTo4096Ranks) {
-  for_every_mesh([](std::vector<Parameter> const& parameters, Mesh const& mesh) {
-    std::vector<std::vector<Range>> written(parameters.size());
+  for_every_mesh([](Model const& model, Mesh const& mesh) {
+    std::vector<std::vector<Range>> written(model.parameters.size());
     for (int rank = 0; rank < mesh.ranks(); ++rank) {
-      for (auto const& [parameter, part] : make_save_plan(parameters, mesh, mesh.coordinate(rank))) {
-        if (part.empty()) ADD_FAILURE() << "an empty part of rank " << rank;
-        written[parameter].push_back(part);
+      for (auto const& [parameter, slice] : make_save_plan(model, mesh, mesh.coordinate(rank))) {
+        if (slice.empty()) ADD_FAILURE() << "an empty slice of rank " << rank;
+        if (slice.rows != all_rows(model.parameters[parameter])) ADD_FAILURE() << "rows are missing on rank " << rank;
+        written[parameter].push_back(slice.part);
       }
     }
-    for (std::size_t i = 0; i < parameters.size(); ++i) {
-      EXPECT_TRUE(tile(written[i], units(parameters[i]))) << parameters[i].hf_key;
+    for (std::size_t i = 0; i < model.parameters.size(); ++i) {
+      EXPECT_TRUE(tile(written[i], units(model.parameters[i]))) << model.parameters[i].fqn;
     }
   });
 }
 
 TEST(SavePlan, ARankWritesOnlyExpertsThatItHolds) {
-  for_every_mesh([](std::vector<Parameter> const& parameters, Mesh const& mesh) {
+  for_every_mesh([](Model const& model, Mesh const& mesh) {
     for (int rank = 0; rank < mesh.ranks(); ++rank) {
-      auto const held = make_load_plan(parameters, Form::hf, mesh, mesh.coordinate(rank)).parts;
-      for (auto const& [parameter, part] : make_save_plan(parameters, mesh, mesh.coordinate(rank))) {
-        if (intersection(part, held[parameter].part) != part) FAIL() << "rank " << rank << ", parameter " << parameter;
+      auto const held = make_load_plan(model, Form::hf, mesh, mesh.coordinate(rank)).slices;
+      for (auto const& [parameter, slice] : make_save_plan(model, mesh, mesh.coordinate(rank))) {
+        auto const& part = held[parameter].slice.part;
+        if (slice.part.begin < part.begin || slice.part.end > part.end) FAIL() << "rank " << rank << ": " << parameter;
       }
     }
   });
@@ -252,12 +238,13 @@ TEST(SavePlan, ARankWritesOnlyExpertsThatItHolds) {
 
 TEST(SavePlan, DenseTensorsAreDividedEvenlyByBytes) {
   constexpr std::uint64_t widest = 8;  // the largest unit: bounds are rounded down by less than that
-  for_every_mesh([](std::vector<Parameter> const& parameters, Mesh const& mesh) {
+  for_every_mesh([](Model const& model, Mesh const& mesh) {
     auto const ranks = static_cast<std::uint64_t>(mesh.ranks());
     for (int rank = 0; rank < mesh.ranks(); ++rank) {
       std::uint64_t bytes = 0;
-      for (auto const& [parameter, part] : make_save_plan(parameters, mesh, mesh.coordinate(rank))) {
-        if (!parameters[parameter].stacked_experts) bytes += part.size() * hf_unit_bytes(parameters[parameter]);
+      for (auto const& [parameter, slice] : make_save_plan(model, mesh, mesh.coordinate(rank))) {
+        auto const& of = model.parameters[parameter];
+        if (!of.stacked_experts) bytes += slice.part.size() * hf_unit_bytes(of);
       }
       if (bytes > kDenseHfBytes / ranks + widest || bytes + widest <= kDenseHfBytes / ranks) {
         FAIL() << "rank " << rank << " writes " << bytes << " bytes";
@@ -267,38 +254,32 @@ TEST(SavePlan, DenseTensorsAreDividedEvenlyByBytes) {
 }
 
 TEST(SavePlan, ReplicasShareTheirExperts) {
-  std::vector<Parameter> const parameters{stacked("experts", {10, 2, 2})};
+  Model model;
+  test::append_grouped(model, "experts", {10, 2, 2});
   Mesh const mesh{.ep_replicate = 2, .ep_shard = 1, .ep = 4};  // held: 3, 3, 2, 2
   std::vector<Range> written;
   for (int rank = 0; rank < mesh.ranks(); ++rank) {
-    auto const plan = make_save_plan(parameters, mesh, mesh.coordinate(rank));
+    auto const plan = make_save_plan(model, mesh, mesh.coordinate(rank));
     ASSERT_EQ(plan.size(), 1U);
-    written.push_back(plan[0].part);
+    written.push_back(plan[0].slice.part);
   }
   EXPECT_THAT(written, ElementsAre(Range{0, 2}, Range{3, 5}, Range{6, 7}, Range{8, 9},  //
                                    Range{2, 3}, Range{5, 6}, Range{7, 8}, Range{9, 10}));
 }
 
 TEST(SavePlan, DenseSharesRunOverTensorBoundaries) {
-  std::vector<Parameter> const parameters{dense("a", DType::BF16, DType::BF16, {5}),  // bytes 0 to 10
-                                          dense("b", DType::F32, DType::F32, {4})};   // bytes 10 to 26
-  auto const mesh = make_mesh(2);                                                     // shares of 13 bytes
-  auto const first = make_save_plan(parameters, mesh, mesh.coordinate(0));
-  auto const second = make_save_plan(parameters, mesh, mesh.coordinate(1));
+  Model model;
+  test::append_dense(model, "a", DType::BF16, DType::BF16, {5});  // bytes 0 to 10
+  test::append_dense(model, "b", DType::F32, DType::F32, {4});    // bytes 10 to 26
+  auto const mesh = make_mesh(2);                                 // shares of 13 bytes
+  auto const first = make_save_plan(model, mesh, mesh.coordinate(0));
+  auto const second = make_save_plan(model, mesh, mesh.coordinate(1));
   ASSERT_EQ(first.size(), 1U);
   EXPECT_EQ(first[0].parameter, 0U);
-  EXPECT_EQ(first[0].part, (Range{0, 5}));
+  EXPECT_EQ(first[0].slice.part, (Range{0, 5}));
   ASSERT_EQ(second.size(), 1U);  // the element that byte 13 cuts belongs to the second rank
   EXPECT_EQ(second[0].parameter, 1U);
-  EXPECT_EQ(second[0].part, (Range{0, 4}));
-}
-
-TEST(Plans, Rule14_EpShardIsRefusedInThisVersion) {
-  auto const mesh = make_mesh(4, 2, 2);
-  auto const parameters = mixed_parameters(8);
-  EXPECT_THROW((void)make_load_plan(parameters, Form::hf, mesh, {}), PlanError);
-  EXPECT_THROW((void)plan_all_ranks(parameters, Form::hf, mesh), PlanError);
-  EXPECT_THROW((void)make_save_plan(parameters, mesh, {}), PlanError);
+  EXPECT_EQ(second[0].slice.part, (Range{0, 4}));
 }
 
 }  // namespace

@@ -80,6 +80,9 @@ class RankLocal : public testing::Test {
   }
   static std::string path() { return dir_->file("checkpoint"); }
   static std::shared_ptr<Checkpoint const> source() { return open_checkpoint(path()); }
+  static std::string const& key_of(StateDict const& state, ShardedTensor const& tensor) {
+    return state.source->model.key_of(tensor.parameter);
+  }
   static StateDict load_rank(Mesh const& mesh, int rank, LoadOptions const& options = {}) {
     return load(source(), mesh, mesh.coordinate(rank), options);
   }
@@ -115,7 +118,7 @@ TEST_F(RankLocal, EveryTensorIsItsPartOfTheFileInTheNativeForm) {
     std::size_t stacked = 0, converted = 0;
     auto const experts = experts_of(kExperts, mesh, rank);
     for (auto const& [fqn, tensor] : state.tensors) {
-      auto const& key = tensor.parameter.hf_key;
+      auto const& key = key_of(state, tensor);
       auto const& raw = raw_.at(key);
       auto expected = raw.bytes;
       if (is_stacked(key)) expected = native_experts(raw, experts);
@@ -140,10 +143,11 @@ TEST_F(RankLocal, Rule12_TensorsCarryGlobalShapesOffsetsAndPlacements) {
     auto const experts = experts_of(kExperts, mesh, rank);
     for (auto const& [fqn, tensor] : state.tensors) {
       auto const& parameter = tensor.parameter;
-      auto global = raw_.at(parameter.hf_key).shape;
+      auto const& key = key_of(state, tensor);
+      auto global = raw_.at(key).shape;
       auto local = global;
       Shape offsets(global.size(), 0);
-      if (is_stacked(parameter.hf_key)) {
+      if (is_stacked(key)) {
         std::swap(global[1], global[2]);
         local = {experts.size(), global[1], global[2]};
         offsets[0] = experts.begin;
@@ -158,7 +162,7 @@ TEST_F(RankLocal, Rule12_TensorsCarryGlobalShapesOffsetsAndPlacements) {
       EXPECT_EQ(tensor.local_shape, local) << fqn;
       EXPECT_EQ(tensor.offsets, offsets) << fqn;
       EXPECT_EQ(tensor.data.bytes, byte_size(parameter.dtype, local)) << fqn;
-      EXPECT_EQ(state.source->parameters[tensor.index].fqn, fqn);
+      EXPECT_EQ(state.source->model.parameters[tensor.index].fqn, fqn);
     }
   });
 }
@@ -169,7 +173,8 @@ TEST_F(RankLocal, Rule9_TheRanksOfAMeshTileTheExperts) {
     for (int rank = 0; rank < mesh.ranks(); ++rank) {
       auto const state = load_rank(mesh, rank, {.verify = VerifyLevel::off});
       auto const& tensor = state.tensors.at("model.language_model.layers.1.mlp.experts.down_projs");
-      for (auto e = tensor.part().begin; e < tensor.part().end; ++e) ++owners[e];
+      auto const& part = tensor.slice().part;
+      for (auto e = part.begin; e < part.end; ++e) ++owners[e];
     }
     EXPECT_THAT(owners, testing::Each(mesh.ep_replicate));
   }

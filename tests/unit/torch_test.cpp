@@ -23,8 +23,7 @@ using testing::HasSubstr;
 
 ShardedTensor tensor_of(DType dtype, Shape const& shape) {
   ShardedTensor tensor{
-      .parameter =
-          {.hf_key = "k", .fqn = "a.tensor", .hf_dtype = dtype, .dtype = dtype, .hf_shape = shape, .shape = shape},
+      .parameter = {.fqn = "a.tensor", .hf_dtype = dtype, .dtype = dtype, .shape = shape, .tensors = {0}},
       .local_shape = shape,
       .offsets = Shape(shape.size(), 0),
       .placements = std::vector<Placement>(3),
@@ -155,7 +154,7 @@ TEST(AsTensors, OfALoadedSliceAreWhatTorchMakesOfTheFiles) {
     auto const tensors = as_tensors(state);
     ASSERT_EQ(tensors.size(), raw.size());
     for (auto const& [fqn, tensor] : tensors) {
-      auto const& key = state.tensors.at(fqn).parameter.hf_key;
+      auto const& key = source->model.key_of(state.tensors.at(fqn).parameter);
       auto const stored = file_tensor(raw.at(key), raw.at(key).dtype == "F32" ? at::kFloat : at::kBFloat16);
       auto expected = stored;
       if (key.find(".mlp.experts.") != std::string::npos) {
