@@ -22,24 +22,25 @@ using testing::Not;
 constexpr auto kExperts = "model.language_model.layers.12.mlp.experts.down_proj";
 
 /// A dense matrix, stacked experts [4, 2, 3] and a dense tensor of rank 3 that has a number for each of its 5 entries.
-std::vector<Parameter> three_parameters() {
-  return {{.hf_key = "dense", .fqn = "dense", .hf_shape = {6, 2}, .shape = {6, 2}},
-          {.hf_key = kExperts,
-           .fqn = "experts",
-           .hf_shape = {4, 2, 3},
-           .shape = {4, 3, 2},
-           .layout = Layout::swapped,
-           .stacked_experts = true},
-          {.hf_key = "conv", .fqn = "conv", .hf_shape = {5, 1, 4}, .shape = {5, 1, 4}}};
+Model three_tensors() {
+  return {
+      .tensors = {{.key = "dense", .shape = {6, 2}, .parameter = 0},
+                  {.key = kExperts, .shape = {4, 2, 3}, .parameter = 1, .experts = {0, 4}, .columns = {0, 2}},
+                  {.key = "conv", .shape = {5, 1, 4}, .parameter = 2}},
+      .parameters = {
+          {.fqn = "dense", .shape = {6, 2}, .tensors = {0}},
+          {.fqn = "experts", .shape = {4, 3, 2}, .layout = Layout::swapped, .stacked_experts = true, .tensors = {1}},
+          {.fqn = "conv", .shape = {5, 1, 4}, .tensors = {2}}}};
 }
 
 constexpr std::size_t kDense = 0, kStacked = 1, kConv = 2;
 
 /// The digests of random values of all three.
 DigestTable some_table() {
-  DigestTable table(three_parameters());
+  auto const model = three_tensors();
+  DigestTable table(model.tensors);
   for (std::size_t i = 0; i < 3; ++i) {
-    auto const shape = three_parameters()[i].hf_shape;
+    auto const& shape = model.tensors[i].shape;
     std::ranges::copy(test::naive_digest(2, shape, test::random_bytes(2 * element_count(shape), i)),
                       table.of(i).begin());
   }
@@ -47,7 +48,7 @@ DigestTable some_table() {
 }
 
 std::vector<Mismatch> compare(DigestTable const& expected, DigestTable const& found, int rank = -1) {
-  return differences(three_parameters(), NamedTable{"read", expected}, {"held", found}, rank);
+  return differences(three_tensors(), NamedTable{"read", expected}, {"held", found}, rank);
 }
 
 TEST(Differences, EqualTablesHaveNone) { EXPECT_THAT(compare(some_table(), some_table(), 3), IsEmpty()); }
@@ -95,12 +96,12 @@ TEST(Differences, ADenseTensorIsNamedOnceHoweverManyOfItsEntriesDiffer) {
 }
 
 TEST(Differences, AKeyWithoutALayerIsNamedWithItsExpert) {
-  auto parameters = three_parameters();
-  parameters[kStacked].hf_key = "experts";
+  auto model = three_tensors();
+  model.tensors[kStacked].key = "experts";
   auto found = some_table();
   found.of(kStacked)[1] += 2;
   auto const expected = some_table();
-  auto const mismatches = differences(parameters, NamedTable{"read", expected}, {"held", found}, -1);
+  auto const mismatches = differences(model, NamedTable{"read", expected}, {"held", found}, -1);
   ASSERT_EQ(mismatches.size(), 1U);
   EXPECT_THAT(mismatches[0].what, HasSubstr("expert 1 of experts: read digest"));
 }
@@ -108,7 +109,7 @@ TEST(Differences, AKeyWithoutALayerIsNamedWithItsExpert) {
 /// Digests of stacked experts whose values are those of these experts of the original.
 DigestTable with_experts_from(std::vector<std::size_t> const& owners) {
   auto table = some_table();
-  Shape const shape = three_parameters()[kStacked].hf_shape;
+  Shape const shape = three_tensors().tensors[kStacked].shape;
   auto const bytes = test::random_bytes(2 * element_count(shape), kStacked);
   test::Bytes moved;
   for (auto const owner : owners) {
@@ -145,13 +146,13 @@ TEST(Differences, AnExpertThatIsNotThereIsNotSaidToHoldTheValuesOfAnotherThatIsN
 
 TEST(Differences, OfConvertedValuesAreFoundBesideThoseOfTheSource) {
   auto const table = some_table();
-  Digests expected(three_parameters());
+  Digests expected(three_tensors());
   expected.source = table;
   expected.stored = table;
   auto found = expected;
   found.stored.of(kDense)[0] += 6;
   auto const mismatches =
-      differences(three_parameters(), NamedDigests{"store", expected}, NamedDigests{"read", found}, -1);
+      differences(three_tensors(), NamedDigests{"store", expected}, NamedDigests{"read", found}, -1);
   ASSERT_EQ(mismatches.size(), 1U);
   EXPECT_EQ(mismatches[0].tensor, "dense");
   EXPECT_THAT(mismatches[0].what, HasSubstr("store digest"));
@@ -159,16 +160,16 @@ TEST(Differences, OfConvertedValuesAreFoundBesideThoseOfTheSource) {
 
 // ---- by key ----
 
-Checkpoint checkpoint_of(std::vector<Parameter> parameters, std::string path) {
+Checkpoint checkpoint_of(Model model, std::string path) {
   Checkpoint checkpoint;
   checkpoint.path = std::move(path);
-  checkpoint.parameters = std::move(parameters);
+  checkpoint.model = std::move(model);
   return checkpoint;
 }
 
 /// Digests whose numbers count up from `first`.
-Digests counted(std::vector<Parameter> const& parameters, std::uint64_t first) {
-  Digests digests(parameters);
+Digests counted(Model const& model, std::uint64_t first) {
+  Digests digests(model);
   for (auto& value : digests.source.values()) value = first++;
   for (auto& value : digests.stored.values()) value = first++;
   return digests;
@@ -180,7 +181,7 @@ std::vector<std::uint64_t> numbers(DigestTable const& table, std::size_t tensor)
 
 class InOrderOf : public testing::Test {
  protected:
-  Digests ordered(std::vector<Parameter> const& theirs) {
+  Digests ordered(Model const& theirs) {
     reference_ = checkpoint_of(theirs, "/the/other");
     of_reference_ = counted(theirs, 100);
     return in_order_of(target_, reference_, of_reference_, fallback_, mismatches_);
@@ -191,16 +192,16 @@ class InOrderOf : public testing::Test {
     return names;
   }
 
-  Checkpoint const target_ = checkpoint_of(three_parameters(), "/mine");
-  Digests const fallback_ = counted(three_parameters(), 1);
+  Checkpoint const target_ = checkpoint_of(three_tensors(), "/mine");
+  Digests const fallback_ = counted(three_tensors(), 1);
   Checkpoint reference_;
   Digests of_reference_;
   std::vector<Mismatch> mismatches_;
 };
 
 TEST_F(InOrderOf, TensorsAreMatchedByKeyWhateverTheirOrder) {
-  auto theirs = three_parameters();
-  std::ranges::reverse(theirs);
+  auto theirs = three_tensors();
+  std::ranges::reverse(theirs.tensors);
   auto const digests = ordered(theirs);
   EXPECT_THAT(mismatches_, IsEmpty());
   for (std::size_t i = 0; i < 3; ++i) {
@@ -210,8 +211,8 @@ TEST_F(InOrderOf, TensorsAreMatchedByKeyWhateverTheirOrder) {
 }
 
 TEST_F(InOrderOf, ATensorThatTheReferenceLacksIsNamedAndKeepsItsOwnDigests) {
-  auto theirs = three_parameters();
-  theirs.erase(theirs.begin() + kStacked);
+  auto theirs = three_tensors();
+  theirs.tensors.erase(theirs.tensors.begin() + kStacked);
   auto const digests = ordered(theirs);
   EXPECT_THAT(named(), ElementsAre(std::string(kExperts) + ": not in /the/other"));
   EXPECT_EQ(mismatches_[0].tensor, kExperts);
@@ -220,17 +221,17 @@ TEST_F(InOrderOf, ATensorThatTheReferenceLacksIsNamedAndKeepsItsOwnDigests) {
 }
 
 TEST_F(InOrderOf, ATensorThatOnlyTheReferenceHasIsNamed) {
-  auto theirs = three_parameters();
-  theirs.insert(theirs.begin(), {.hf_key = "extra", .fqn = "extra", .hf_shape = {9}, .shape = {9}});
+  auto theirs = three_tensors();
+  theirs.tensors.insert(theirs.tensors.begin(), {.key = "extra", .shape = {9}});
   auto const digests = ordered(theirs);
   EXPECT_THAT(named(), ElementsAre("extra: only in /the/other"));
   EXPECT_EQ(numbers(digests.source, kDense), numbers(of_reference_.source, 1));
 }
 
 TEST_F(InOrderOf, AReshapedTensorIsNamedWithBothShapesAndKeepsItsOwnDigests) {
-  auto theirs = three_parameters();
-  theirs[kStacked].hf_shape = {2, 4, 3};
-  theirs[kDense].hf_dtype = DType::F32;
+  auto theirs = three_tensors();
+  theirs.tensors[kStacked].shape = {2, 4, 3};
+  theirs.tensors[kDense].dtype = DType::F32;
   auto const digests = ordered(theirs);
   EXPECT_THAT(named(), ElementsAre("dense: BF16 [6, 2], but F32 [6, 2] in /the/other",
                                    std::string(kExperts) + ": BF16 [4, 2, 3], but BF16 [2, 4, 3] in /the/other"));

@@ -31,31 +31,48 @@ constexpr std::uint64_t kExpert = 70 * 50 * 2;
 constexpr std::uint32_t kDense = 0, kStacked = 1;
 Shape const kStackedShape{6, 70, 50};
 
-std::vector<Parameter> two_parameters() {
-  return {{.hf_key = "dense", .fqn = "native.dense", .hf_shape = {kElements}, .shape = {kElements}},
-          {.hf_key = "experts",
-           .fqn = "native.experts",
-           .hf_shape = kStackedShape,
-           .shape = {6, 50, 70},
-           .layout = Layout::swapped,
-           .stacked_experts = true}};
+Model two_tensors() {
+  return {
+      .tensors = {{.key = "dense", .shape = {kElements}, .parameter = 0},
+                  {.key = "experts", .shape = kStackedShape, .parameter = 1, .experts = {0, 6}, .columns = {0, 70}}},
+      .parameters = {{.fqn = "native.dense", .shape = {kElements}, .tensors = {0}},
+                     {.fqn = "native.experts",
+                      .shape = {6, 50, 70},
+                      .layout = Layout::swapped,
+                      .stacked_experts = true,
+                      .tensors = {1}}}};
+}
+
+/// These experts whole, or these elements.
+PlannedSlice planned(std::uint32_t parameter, Range part) {
+  return {parameter, {.part = part, .rows = parameter == kDense ? Range{0, 1} : Range{0, 50}}};
 }
 
 Bytes slice(Bytes const& bytes, std::uint64_t begin, std::uint64_t end) {
   return {bytes.begin() + std::ptrdiff_t(begin), bytes.begin() + std::ptrdiff_t(end)};
 }
 
-/// Every piece that a source gave, and its bytes.
+/// Every slice that a source gave, and the bytes of all of them; the memory may hold more.
 struct Given {
-  std::vector<Range> parts;
+  std::vector<Slice> slices;
   Bytes bytes;
+  [[nodiscard]] std::vector<Range> parts() const {
+    std::vector<Range> parts;
+    for (auto const& slice : slices) parts.push_back(slice.part);
+    return parts;
+  }
 };
 
-Given all_of(NativeSource& source, PlannedPart const& wanted, std::uint64_t unit) {
+Given all_of(NativeSource& source, PlannedSlice const& wanted) {
+  auto const row_bytes = wanted.parameter == kDense ? 2 : kExpert / 50;
   Given given;
-  source.for_each_piece(wanted, [&](Range part, std::byte const* native) {
-    given.parts.push_back(part);
-    given.bytes.insert(given.bytes.end(), native, native + part.size() * unit);
+  source.for_each_box(wanted, [&](Slice const& slice, NativeBox<std::byte const> const& box) {
+    given.slices.push_back(slice);
+    for (auto part = slice.part.begin; part < slice.part.end; ++part) {
+      auto const row = (part - box.slice.part.begin) * box.slice.rows.size() + slice.rows.begin - box.slice.rows.begin;
+      auto const* const data = box.data + row * row_bytes;
+      given.bytes.insert(given.bytes.end(), data, data + slice.rows.size() * row_bytes);
+    }
   });
   return given;
 }
@@ -67,14 +84,14 @@ class Held : public testing::Test {
   Held() {
     auto source = std::make_shared<Checkpoint>();
     source->path = "/the/source";
-    source->parameters = two_parameters();
+    source->model = two_tensors();
     state_.source = source;
     add(kDense, {kElements}, {0});
     add(kStacked, {3, 50, 70}, {2, 0, 0});  // experts 2, 3 and 4
   }
 
   void add(std::uint32_t index, Shape const& local, Shape const& offsets) {
-    auto const parameter = two_parameters()[index];
+    auto const parameter = two_tensors().parameters[index];
     auto const bytes = test::random_bytes(byte_size(DType::BF16, local), index);
     auto const buffer = allocate_host(bytes.size());
     std::ranges::copy(bytes, buffer.data.get());
@@ -102,25 +119,25 @@ class Held : public testing::Test {
 
 TEST_F(Held, PartsAreGivenAsTheyLieInMemory) {
   HeldTensors held(state_);
-  auto const experts = all_of(held, {kStacked, {3, 5}}, kExpert);
-  EXPECT_THAT(experts.parts, ElementsAre(Range{3, 5}));
+  auto const experts = all_of(held, planned(kStacked, {3, 5}));
+  EXPECT_THAT(experts.parts(), ElementsAre(Range{3, 5}));
   EXPECT_TRUE(experts.bytes == slice(values_[kStacked], kExpert, 3 * kExpert));
-  auto const elements = all_of(held, {kDense, {7, 9}}, 2);
+  auto const elements = all_of(held, planned(kDense, {7, 9}));
   EXPECT_TRUE(elements.bytes == slice(values_[kDense], 14, 18));
-  auto const* given = static_cast<std::byte const*>(nullptr);
-  held.for_each_piece({kDense, {7, 9}}, [&](Range, std::byte const* native) { given = native; });
-  EXPECT_EQ(given, state_.tensors.at("native.dense").data.data.get() + 14) << "without a copy";
+  held.for_each_box(planned(kDense, {7, 9}), [&](Slice const&, NativeBox<std::byte const> const& box) {
+    EXPECT_EQ(box.data, state_.tensors.at("native.dense").data.data.get()) << "without a copy";
+  });
 }
 
-TEST_F(Held, APartThatAnotherRankHoldsIsAnError) {
+TEST_F(Held, ASliceThatAnotherRankHoldsIsAnError) {
   HeldTensors held(state_);
   for (auto const part : {Range{0, 1}, Range{1, 3}, Range{4, 6}, Range{5, 6}}) {
     try {
-      (void)all_of(held, {kStacked, part}, kExpert);
+      (void)all_of(held, planned(kStacked, part));
       ADD_FAILURE() << part.begin;
     } catch (PlanError const& error) {
       EXPECT_EQ(error.tensor, "native.experts");
-      EXPECT_THAT(error.what(), HasSubstr("holds [2, 5), not ["));
+      EXPECT_THAT(error.what(), HasSubstr("holds [2, 5) × [0, 50), not ["));
     }
   }
 }
@@ -152,48 +169,50 @@ class Streamed : public testing::Test {
     auto const middle = 3 + dense_.size();
     storage_ = {.form = Form::hf,
                 .files = {{"a", path_, file.size(), 0}},
-                .pieces = {{kDense, {0, kElements}, {0, {3, middle}}}, {kStacked, {0, 6}, {0, {middle, file.size()}}}}};
+                .pieces = {{kDense, 0, planned(kDense, {0, kElements}).slice, {0, {3, middle}}},
+                           {kStacked, 1, planned(kStacked, {0, 6}).slice, {0, {middle, file.size()}}}}};
   }
 
   test::TempDir dir_;
   std::string const path_ = dir_.file("a");
   Bytes const dense_ = test::random_bytes(2 * kElements, 1);
   Bytes const experts_ = test::random_bytes(6 * kExpert, 2);
-  std::vector<Parameter> const parameters_ = two_parameters();
+  Model const model_ = two_tensors();
   Storage storage_;
 };
 
 TEST_F(Streamed, ExpertsComeOneAtATimeInTheNativeForm) {
-  StreamedTensors streamed(storage_, parameters_);
-  auto const given = all_of(streamed, {kStacked, {1, 5}}, kExpert);
-  EXPECT_THAT(given.parts, ElementsAre(Range{1, 2}, Range{2, 3}, Range{3, 4}, Range{4, 5}));
+  StreamedTensors streamed(storage_, model_);
+  auto const given = all_of(streamed, planned(kStacked, {1, 5}));
+  EXPECT_THAT(given.parts(), ElementsAre(Range{1, 2}, Range{2, 3}, Range{3, 4}, Range{4, 5}));
   auto const native = test::swap_axes(experts_, kStackedShape, 2);
   EXPECT_TRUE(given.bytes == slice(native, kExpert, 5 * kExpert));
 }
 
 TEST_F(Streamed, DenseTensorsComeInPiecesOfAFewMiB) {
-  StreamedTensors streamed(storage_, parameters_);
-  auto const given = all_of(streamed, {kDense, {1, kElements}}, 2);
+  StreamedTensors streamed(storage_, model_);
+  auto const given = all_of(streamed, planned(kDense, {1, kElements}));
   EXPECT_TRUE(given.bytes == slice(dense_, 2, 2 * kElements));
-  ASSERT_EQ(given.parts.size(), 3U);
-  for (auto const& part : given.parts) EXPECT_LE(part.size() * 2, 4_MiB);
+  ASSERT_EQ(given.slices.size(), 3U);
+  for (auto const& part : given.parts()) EXPECT_LE(part.size() * 2, 4_MiB);
 }
 
-TEST_F(Streamed, OneBufferServesEveryPiece) {
-  StreamedTensors streamed(storage_, parameters_);
+TEST_F(Streamed, OneBufferServesEveryBox) {
+  StreamedTensors streamed(storage_, model_);
   std::vector<std::byte const*> addresses;
-  for (auto const& wanted : {PlannedPart{kDense, {0, kElements}}, PlannedPart{kStacked, {0, 6}}}) {
-    streamed.for_each_piece(wanted, [&](Range, std::byte const* native) { addresses.push_back(native); });
+  for (auto const& wanted : {planned(kDense, {0, kElements}), planned(kStacked, {0, 6})}) {
+    streamed.for_each_box(wanted,
+                          [&](Slice const&, NativeBox<std::byte const> const& box) { addresses.push_back(box.data); });
   }
   ASSERT_EQ(addresses.size(), 3U + 6U);
   EXPECT_THAT(addresses, testing::Each(addresses.front()));
 }
 
 TEST_F(Streamed, WhatWasReadIsDigestedOnceAsTheFileStoresIt) {
-  StreamedTensors streamed(storage_, parameters_);
-  (void)all_of(streamed, {kStacked, {1, 3}}, kExpert);
-  (void)all_of(streamed, {kStacked, {4, 5}}, kExpert);
-  (void)all_of(streamed, {kDense, {0, kElements}}, 2);
+  StreamedTensors streamed(storage_, model_);
+  (void)all_of(streamed, planned(kStacked, {1, 3}));
+  (void)all_of(streamed, planned(kStacked, {4, 5}));
+  (void)all_of(streamed, planned(kDense, {0, kElements}));
   auto const expected = test::naive_digest(2, kStackedShape, experts_);
   EXPECT_THAT(streamed.read().source.of(kStacked), ElementsAre(0, expected[1], expected[2], 0, expected[4], 0));
   EXPECT_THAT(streamed.read().source.of(kDense), testing::ElementsAreArray(test::naive_digest(2, {kElements}, dense_)));
@@ -208,11 +227,11 @@ TEST_F(Streamed, APieceMayLieInSeveralFiles) {
     Range const part{file * std::uint64_t{1000}, (file + 1) * std::uint64_t{1000}};
     test::write_file(path, slice(dense_, 2 * part.begin, 2 * part.end));
     storage_.files.push_back({path, path, 2000, 0});
-    storage_.pieces.push_back({kDense, part, {file, {0, 2000}}});
+    storage_.pieces.push_back({kDense, 0, {.part = part}, {file, {0, 2000}}});
   }
-  StreamedTensors streamed(storage_, parameters_);
-  auto const given = all_of(streamed, {kDense, {500, 2500}}, 2);
-  EXPECT_THAT(given.parts, ElementsAre(Range{500, 2500}));
+  StreamedTensors streamed(storage_, model_);
+  auto const given = all_of(streamed, planned(kDense, {500, 2500}));
+  EXPECT_THAT(given.parts(), ElementsAre(Range{500, 2500}));
   EXPECT_TRUE(given.bytes == slice(dense_, 1000, 5000));
   EXPECT_THAT(streamed.read().source.of(kDense),
               testing::ElementsAreArray(test::naive_digest(2, {kElements}, dense_, {500, 2500})));
@@ -220,8 +239,8 @@ TEST_F(Streamed, APieceMayLieInSeveralFiles) {
 
 TEST_F(Streamed, AFileThatChangesMeanwhileIsAnError) {
   std::filesystem::last_write_time(path_, std::filesystem::file_time_type::clock::now() - std::chrono::hours(1));
-  StreamedTensors streamed(storage_, parameters_);
-  (void)all_of(streamed, {kStacked, {0, 1}}, kExpert);
+  StreamedTensors streamed(storage_, model_);
+  (void)all_of(streamed, planned(kStacked, {0, 1}));
   EXPECT_NO_THROW(streamed.check_unchanged());
   test::flip_byte(path_, 0);
   EXPECT_THROW(streamed.check_unchanged(), IoError);

@@ -29,25 +29,41 @@ namespace fs = std::filesystem;
 using namespace std::chrono_literals;
 
 /// A dense tensor of 10 elements and 6 experts of [4, 3], both U16.
-std::vector<Parameter> two_parameters() {
-  return {{.hf_key = "dense", .fqn = "d", .hf_dtype = DType::U16, .dtype = DType::U16, .hf_shape = {10}, .shape = {10}},
-          {.hf_key = "experts",
-           .fqn = "e",
-           .hf_dtype = DType::U16,
-           .dtype = DType::U16,
-           .hf_shape = {6, 4, 3},
-           .shape = {6, 3, 4},
-           .layout = Layout::swapped,
-           .stacked_experts = true}};
+Model two_tensors() {
+  return {.tensors = {{.key = "dense", .dtype = DType::U16, .shape = {10}, .parameter = 0},
+                      {.key = "experts",
+                       .dtype = DType::U16,
+                       .shape = {6, 4, 3},
+                       .parameter = 1,
+                       .experts = {0, 6},
+                       .columns = {0, 4}}},
+          .parameters = {{.fqn = "d", .hf_dtype = DType::U16, .dtype = DType::U16, .shape = {10}, .tensors = {0}},
+                         {.fqn = "e",
+                          .hf_dtype = DType::U16,
+                          .dtype = DType::U16,
+                          .shape = {6, 3, 4},
+                          .layout = Layout::swapped,
+                          .stacked_experts = true,
+                          .tensors = {1}}}};
 }
 
 constexpr std::uint64_t kExpert = 24;  // bytes of one
 constexpr std::uint32_t kDense = 0, kStacked = 1;
 
+/// These experts whole, or these elements.
+Slice slice_of(std::uint32_t parameter, Range part) {
+  return {.part = part, .rows = parameter == kDense ? Range{0, 1} : Range{0, 3}};
+}
+
 StoredPiece piece(std::uint32_t parameter, Range part, std::uint32_t file, std::uint64_t begin) {
   auto const unit = parameter == kDense ? 2 : kExpert;
-  return {.parameter = parameter, .part = part, .extent = {file, {begin, begin + part.size() * unit}}};
+  return {.parameter = parameter,
+          .tensor = parameter,
+          .slice = slice_of(parameter, part),
+          .extent = {file, {begin, begin + part.size() * unit}}};
 }
+
+PlannedSlice planned(std::uint32_t parameter, Range part) { return {parameter, slice_of(parameter, part)}; }
 
 std::int64_t modified_ns(std::string const& path) {
   struct stat status {};
@@ -75,75 +91,78 @@ class StorageFiles : public testing::Test {
   }
 
   test::TempDir dir_;
-  std::vector<Parameter> const parameters_ = two_parameters();
+  Model const model_ = two_tensors();
 };
 
 struct Step {
-  Range part;
+  Slice slice;
   std::string path;
-  std::uint64_t origin;
+  std::uint64_t begin;  // of the piece that holds it
   bool operator==(Step const&) const = default;
 };
 
-std::vector<Step> stretches(StorageReader& reader, PlannedPart const& wanted) {
+std::vector<Step> steps(StorageReader& reader, PlannedSlice const& wanted) {
   std::vector<Step> steps;
-  reader.for_each_stretch(wanted, [&](Range part, FileReader& file, TensorPlace place) {
-    steps.push_back({part, file.path(), place.origin});
+  reader.for_each_piece(wanted, [&](StoredPiece const& piece, Slice const& slice, FileReader& file) {
+    steps.push_back({slice, file.path(), piece.extent.bytes.begin});
   });
   return steps;
 }
 
 // ---- where things are ----
 
-TEST_F(StorageFiles, AStretchIsOfOneFileAndItsOriginIsThatOfTheWholeTensor) {
+TEST_F(StorageFiles, EveryPieceThatHoldsSomethingOfASliceComesWithItsFile) {
   auto const a = write("a", 200), b = write("b", 200), c = write("c", 200);
   Storage const storage{.form = Form::native,
                         .files = {known(a), known(b), known(c)},
                         .pieces = {piece(kDense, {0, 10}, 1, 180), piece(kStacked, {0, 2}, 0, 7),
                                    piece(kStacked, {2, 5}, 2, 0), piece(kStacked, {5, 6}, 1, 100)}};
-  StorageReader reader(storage, parameters_);
-  EXPECT_THAT(stretches(reader, {kStacked, {1, 6}}),
-              ElementsAre(Step{{1, 2}, a, 7}, Step{{2, 5}, c, 0 - 2 * kExpert}, Step{{5, 6}, b, 100 - 5 * kExpert}));
-  EXPECT_THAT(stretches(reader, {kDense, {3, 4}}), ElementsAre(Step{{3, 4}, b, 180}));
-  EXPECT_THAT(stretches(reader, {kStacked, {6, 6}}), testing::IsEmpty());
+  StorageReader reader(storage, model_);
+  auto const experts = [](std::uint64_t begin, std::uint64_t end) { return slice_of(kStacked, {begin, end}); };
+  EXPECT_THAT(steps(reader, planned(kStacked, {1, 6})),
+              ElementsAre(Step{experts(1, 2), a, 7}, Step{experts(2, 5), c, 0}, Step{experts(5, 6), b, 100}));
+  EXPECT_THAT(steps(reader, planned(kDense, {3, 4})), ElementsAre(Step{slice_of(kDense, {3, 4}), b, 180}));
+  EXPECT_THAT(steps(reader, planned(kStacked, {6, 6})), testing::IsEmpty());
   EXPECT_NO_THROW(reader.check_unchanged());
 }
 
-TEST_F(StorageFiles, PiecesThatAreNeighboursInAFileAreOneStretch) {
-  auto const a = write("a", 200);
-  Storage const storage{.form = Form::hf,
-                        .files = {known(a)},
-                        .pieces = {piece(kStacked, {0, 2}, 0, 10), piece(kStacked, {2, 6}, 0, 10 + 2 * kExpert)}};
-  StorageReader reader(storage, parameters_);
-  EXPECT_THAT(stretches(reader, {kStacked, {1, 5}}), ElementsAre(Step{{1, 5}, a, 10}));
+TEST_F(StorageFiles, APieceGivesOnlyTheRowsThatAreWantedOfIt) {
+  auto const a = write("a", 200), b = write("b", 200);
+  Storage storage{.form = Form::native, .files = {known(a), known(b)}, .pieces = {}};
+  storage.pieces.push_back({.parameter = kStacked, .slice = {{0, 6}, {0, 1}}, .extent = {0, {10, 58}}});
+  storage.pieces.push_back({.parameter = kStacked, .slice = {{0, 6}, {1, 3}}, .extent = {1, {20, 116}}});
+  StorageReader reader(storage, model_);
+  EXPECT_THAT(steps(reader, {kStacked, {{2, 4}, {0, 2}}}),
+              ElementsAre(Step{{{2, 4}, {0, 1}}, a, 10}, Step{{{2, 4}, {1, 2}}, b, 20}));
+  EXPECT_THAT(steps(reader, {kStacked, {{5, 6}, {2, 3}}}), ElementsAre(Step{{{5, 6}, {2, 3}}, b, 20}));
 }
 
 TEST_F(StorageFiles, APartThatNoPieceHoldsIsAnError) {
   auto const a = write("a", 200);
   Storage const storage{
       .form = Form::hf, .files = {known(a)}, .pieces = {piece(kStacked, {0, 2}, 0, 0), piece(kStacked, {3, 6}, 0, 72)}};
-  StorageReader reader(storage, parameters_);
+  StorageReader reader(storage, model_);
   for (auto const part : {Range{1, 4}, Range{2, 3}}) {
-    EXPECT_THROW(stretches(reader, {kStacked, part}), PlanError);
+    EXPECT_THROW(steps(reader, planned(kStacked, part)), PlanError);
   }
-  EXPECT_THROW(stretches(reader, {kDense, {0, 1}}), PlanError);
+  EXPECT_THROW(steps(reader, planned(kDense, {0, 1})), PlanError);
 }
 
 // ---- files that change ----
 
 class ChangingFile : public StorageFiles {
  protected:
-  /// What opening the file for its first stretch ends with.
+  /// What opening the file for its first piece ends with.
   std::string outcome_of_reading(CatalogFile const& as_known) {
     Storage const storage{.form = Form::hf, .files = {as_known}, .pieces = {piece(kDense, {0, 10}, 0, 0)}};
-    StorageReader reader(storage, parameters_);
-    return outcome([&] { stretches(reader, {kDense, {0, 10}}); });
+    StorageReader reader(storage, model_);
+    return outcome([&] { steps(reader, planned(kDense, {0, 10})); });
   }
   /// What the check after reading ends with, when `change` comes between.
   std::string outcome_of_check_after(std::function<void()> const& change) {
     Storage const storage{.form = Form::hf, .files = {known(path_)}, .pieces = {piece(kDense, {0, 10}, 0, 0)}};
-    StorageReader reader(storage, parameters_);
-    stretches(reader, {kDense, {0, 10}});
+    StorageReader reader(storage, model_);
+    steps(reader, planned(kDense, {0, 10}));
     change();
     return outcome([&] { reader.check_unchanged(); });
   }
@@ -214,13 +233,13 @@ TEST_F(ChangingFile, ReplacedWhileItIsReadIsAnIoError) {
 
 TEST_F(ChangingFile, CutWhileItIsReadIsBadData) {
   Storage const storage{.form = Form::hf, .files = {known(path_)}, .pieces = {piece(kDense, {0, 10}, 0, 0)}};
-  StorageReader reader(storage, parameters_);
+  StorageReader reader(storage, model_);
   Bytes out(20);
-  auto const read = [&](Range part, FileReader& file, TensorPlace place) {
+  auto const read = [&](StoredPiece const& piece, Slice const& slice, FileReader& file) {
     fs::resize_file(path_, 10);
-    Transfer().read(parameters_[kDense], part, file, place, out.data(), {});
+    Transfer(model_, Form::hf).read(piece, slice, file, {.data = out.data(), .slice = slice}, {});
   };
-  EXPECT_THAT(outcome([&] { reader.for_each_stretch({kDense, {0, 10}}, read); }), testing::StartsWith("65 "));
+  EXPECT_THAT(outcome([&] { reader.for_each_piece(planned(kDense, {0, 10}), read); }), testing::StartsWith("65 "));
 }
 
 // ---- writing and reading back ----
@@ -228,34 +247,36 @@ TEST_F(ChangingFile, CutWhileItIsReadIsBadData) {
 /// Native values of both parameters.
 class Values final : public NativeSource {
  public:
-  void for_each_piece(PlannedPart const& wanted,
-                      std::function<void(Range part, std::byte const* native)> const& use) override {
+  void for_each_box(PlannedSlice const& wanted, BoxStep const& use) override {
     auto const unit = wanted.parameter == kDense ? 2 : kExpert;
     auto const& bytes = wanted.parameter == kDense ? dense : experts;
-    for (auto i = wanted.part.begin; i < wanted.part.end; ++i) use({i, i + 1}, bytes.data() + i * unit);
+    for (auto i = wanted.slice.part.begin; i < wanted.slice.part.end; ++i) {
+      auto const one = slice_of(wanted.parameter, {i, i + 1});
+      use(one, {.data = bytes.data() + i * unit, .slice = one});
+    }
   }
   Bytes const dense = test::random_bytes(20, 1);
   Bytes const experts = test::random_bytes(6 * kExpert, 2);  // [6, 3, 4]
 };
 
-class WrittenParts : public StorageFiles {
+class WrittenSlices : public StorageFiles {
  protected:
-  WrittenParts() {
+  WrittenSlices() {
     target_ = {.form = Form::hf,
                .files = {{"one", write("one", 101), 101, 0}, {"two", write("two", 200), 200, 0}},
                .pieces = {piece(kDense, {0, 10}, 0, 51), piece(kStacked, {0, 6}, 1, 33)}};
   }
   Digests write_all() {
-    return write_parts(parameters_, plan_, values_, target_, [this](std::uint64_t bytes) { done_ += bytes; });
+    return write_slices(model_, plan_, values_, target_, [this](std::uint64_t bytes) { done_ += bytes; });
   }
 
-  std::vector<PlannedPart> const plan_{{kDense, {2, 9}}, {kStacked, {1, 5}}};
+  std::vector<PlannedSlice> const plan_{planned(kDense, {2, 9}), planned(kStacked, {1, 5})};
   Storage target_;
   Values values_;
   std::uint64_t done_ = 0;
 };
 
-TEST_F(WrittenParts, AreInTheFormOfTheTargetAtTheirPlacesAndNothingElseIsTouched) {
+TEST_F(WrittenSlices, AreInTheFormOfTheTargetAtTheirPlacesAndNothingElseIsTouched) {
   auto one = test::file_bytes(dir_.file("one"));
   auto two = test::file_bytes(dir_.file("two"));
   (void)write_all();
@@ -267,9 +288,9 @@ TEST_F(WrittenParts, AreInTheFormOfTheTargetAtTheirPlacesAndNothingElseIsTouched
   EXPECT_EQ(done_, 7U * 2 + 4 * kExpert);
 }
 
-TEST_F(WrittenParts, DigestAsTheDefinitionSaysWhenWrittenAndWhenReadBack) {
+TEST_F(WrittenSlices, DigestAsTheDefinitionSaysWhenWrittenAndWhenReadBack) {
   auto const written = write_all();
-  auto const read = digest_parts(parameters_, plan_, target_, {});
+  auto const read = digest_slices(model_, plan_, target_, {});
   auto const hf = test::swap_axes(values_.experts, {6, 3, 4}, 2);
   auto const dense = test::naive_digest(2, {10}, values_.dense, {2, 9});
   auto const experts = test::naive_digest(2, {6, 4, 3}, hf, {12, 60});
@@ -277,10 +298,10 @@ TEST_F(WrittenParts, DigestAsTheDefinitionSaysWhenWrittenAndWhenReadBack) {
     EXPECT_TRUE(std::ranges::equal(digests->source.of(kDense), dense));
     EXPECT_TRUE(std::ranges::equal(digests->source.of(kStacked), experts));
   }
-  EXPECT_NO_THROW(check_read_back(parameters_, plan_, target_, written, {}));
+  EXPECT_NO_THROW(check_read_back(model_, plan_, target_, written, {}));
 }
 
-TEST_F(WrittenParts, OneFlippedByteIsFoundAndNamedByTensorAndFile) {
+TEST_F(WrittenSlices, OneFlippedByteIsFoundAndNamedByTensorAndFile) {
   auto const written = write_all();
   struct Place {
     std::string file;
@@ -292,7 +313,7 @@ TEST_F(WrittenParts, OneFlippedByteIsFoundAndNamedByTensorAndFile) {
         Place{"two", 33 + 5 * kExpert - 1, "experts"}}) {
     test::flip_byte(dir_.file(file), offset);
     try {
-      check_read_back(parameters_, plan_, target_, written, {});
+      check_read_back(model_, plan_, target_, written, {});
       ADD_FAILURE() << file << " " << offset;
     } catch (VerifyError const& error) {
       EXPECT_EQ(error.file, file);
@@ -301,26 +322,26 @@ TEST_F(WrittenParts, OneFlippedByteIsFoundAndNamedByTensorAndFile) {
     }
     test::flip_byte(dir_.file(file), offset);
   }
-  EXPECT_NO_THROW(check_read_back(parameters_, plan_, target_, written, {}));
+  EXPECT_NO_THROW(check_read_back(model_, plan_, target_, written, {}));
 }
 
-TEST_F(WrittenParts, WhatOthersWriteBesideThemDoesNotMatter) {
+TEST_F(WrittenSlices, WhatOthersWriteBesideThemDoesNotMatter) {
   auto const written = write_all();
   test::flip_byte(dir_.file("one"), 51 + 3);
   test::flip_byte(dir_.file("two"), 33 + 5 * kExpert);
-  EXPECT_NO_THROW(check_read_back(parameters_, plan_, target_, written, {}));
+  EXPECT_NO_THROW(check_read_back(model_, plan_, target_, written, {}));
 }
 
-TEST_F(WrittenParts, ATargetThatIsNotThereIsAnError) {
+TEST_F(WrittenSlices, ATargetThatIsNotThereIsAnError) {
   fs::remove(dir_.file("two"));
   EXPECT_THROW((void)write_all(), IoError);
 }
 
-TEST_F(WrittenParts, PlansAreCountedInTheBytesOfAForm) {
-  auto parameters = parameters_;
-  parameters[kDense].dtype = DType::F64;
-  EXPECT_EQ(plan_bytes(parameters, plan_, Form::hf), 7U * 2 + 4 * kExpert);
-  EXPECT_EQ(plan_bytes(parameters, plan_, Form::native), 7U * 8 + 4 * kExpert);
+TEST_F(WrittenSlices, PlansAreCountedInTheBytesOfAForm) {
+  auto model = model_;
+  model.parameters[kDense].dtype = DType::F64;
+  EXPECT_EQ(plan_bytes(model, plan_, Form::hf), 7U * 2 + 4 * kExpert);
+  EXPECT_EQ(plan_bytes(model, plan_, Form::native), 7U * 8 + 4 * kExpert);
 }
 
 // ---- after every block ----

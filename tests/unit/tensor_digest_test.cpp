@@ -343,17 +343,12 @@ TEST(InverseModulo2To64, FindsOneExpertsDataUnderAnothersNumber) {
 
 // ---- the table ----
 
-Parameter parameter_of(DType dtype, Shape shape) {
-  Parameter parameter;
-  parameter.hf_dtype = dtype;
-  parameter.hf_shape = std::move(shape);
-  return parameter;
-}
+HfTensor tensor_of(DType dtype, Shape shape) { return {.key = {}, .dtype = dtype, .shape = std::move(shape)}; }
 
 TEST(DigestTableTest, HasANumberForEachExpertAndOneForOtherTensors) {
-  DigestTable table({parameter_of(DType::BF16, {4, 2, 2}), parameter_of(DType::BF16, {5, 7}),
-                     parameter_of(DType::F32, {}), parameter_of(DType::U8, {0, 2, 2}),
-                     parameter_of(DType::F4, {4, 2, 2}), parameter_of(DType::F32, {3, 1, 2, 2})});
+  DigestTable table({tensor_of(DType::BF16, {4, 2, 2}), tensor_of(DType::BF16, {5, 7}), tensor_of(DType::F32, {}),
+                     tensor_of(DType::U8, {0, 2, 2}), tensor_of(DType::F4, {4, 2, 2}),
+                     tensor_of(DType::F32, {3, 1, 2, 2})});
   EXPECT_EQ(table.tensors(), 6U);
   std::vector<std::size_t> sizes;
   for (std::size_t i = 0; i < table.tensors(); ++i) sizes.push_back(table.of(i).size());
@@ -362,7 +357,7 @@ TEST(DigestTableTest, HasANumberForEachExpertAndOneForOtherTensors) {
 }
 
 TEST(DigestTableTest, TensorsShareOneArrayInOrderAndSumOverTheirOwnEntries) {
-  DigestTable table({parameter_of(DType::BF16, {3, 2, 2}), parameter_of(DType::BF16, {5, 7})});
+  DigestTable table({tensor_of(DType::BF16, {3, 2, 2}), tensor_of(DType::BF16, {5, 7})});
   table.of(0)[0] = UINT64_MAX;
   table.of(0)[2] = 11;
   table.of(1)[0] = 5;
@@ -374,7 +369,7 @@ TEST(DigestTableTest, TensorsShareOneArrayInOrderAndSumOverTheirOwnEntries) {
 
 TEST(DigestTableTest, WithoutTensorsIsEmpty) {
   EXPECT_EQ(DigestTable().tensors(), 0U);
-  EXPECT_EQ(DigestTable(std::vector<Parameter>{}).tensors(), 0U);
+  EXPECT_EQ(DigestTable(std::vector<HfTensor>{}).tensors(), 0U);
   EXPECT_THAT(DigestTable().values(), IsEmpty());
 }
 
