@@ -8,7 +8,7 @@ usage() {
 Usage: tests/run.sh [--all] [CTEST-OPTION…]
 
   --all           first the unit and MPI tests once more under the address and undefined-behaviour sanitizers
-  CTEST-OPTION…   to ctest: -R REGEX, -L LABEL (unit, mpi, system, check, gpu), --rerun-failed, …
+  CTEST-OPTION…   to ctest: -R REGEX, -L LABEL (unit, mpi, system, package, check, gpu), --rerun-failed, …
 
 Tests that cannot run here are skipped, with the reason, and do not count as failures.
 TEXT

@@ -122,10 +122,11 @@ void add_synth(CLI::App& app, Options& o) {
   option(sub, "--layers", o.layers, "Number of decoder layers [the preset's]");
   option(sub, "--experts", o.experts, "Number of experts [the preset's]");
   option(sub, "--expert-layout", o.expert_layout,
-         "auto; hub: as released; transformers: experts, dtypes and config.json as save_pretrained writes them")
+         "hub (auto is that too): as released; transformers: as save_pretrained writes a model built from scratch")
       ->check(CLI::IsMember({"auto", "hub", "transformers"}))
       ->capture_default_str();
-  option(sub, "--mtp-experts", o.mtp_experts, "auto: as in the preset's model; one tensor for all, or three for each")
+  option(sub, "--mtp-experts", o.mtp_experts,
+         "Two tensors for all of them, or three for each; auto: as in the preset's model")
       ->check(CLI::IsMember({"auto", "grouped", "split"}))
       ->capture_default_str();
   flag(sub, "--headers-only", o.headers_only, "Sparse files: real headers and sizes, no values");

@@ -25,7 +25,7 @@ struct Preset {
 
 /// @param family its name, or `auto`: that of the preset, where only one family has it.
 /// @throws UsageError for families and presets that there are not, or not together; it lists those there are.
-[[nodiscard]] Preset const& find_preset(std::string_view family, std::string_view name);
+[[nodiscard]] Preset const& find_preset(std::string_view family, std::string_view preset);
 
 /// The files of a checkpoint: those of the preset when `model` is its own; as large when it was cut down.
 [[nodiscard]] std::vector<HubFile> files_of(Preset const& preset, SynthModel const& model);

@@ -143,7 +143,7 @@ SynthReport synthesize(std::string const& out_dir, SynthOptions const& options) 
   WeightWriter weights(options, report.bytes);
   for (auto const& file : files) weights.write_file(folder / file.name, file);
   for (auto const& file : side_files(model)) write_text(folder / file.name, file.text);
-  write_text(folder / "model.safetensors.index.json", index_json(files, model.layout));
+  if (files.size() > 1) write_text(folder / "model.safetensors.index.json", index_json(files, model.layout));
   output.publish();
   return report;
 }

@@ -38,6 +38,7 @@ FOREIGN_NAMES = [
     (r"MPI_COMM_WORLD|MPI_Init(_thread)?|MPI_Finalize", r"src/cli/main\.cpp"),
     (r"(secure_)?getenv|environ", r"src/cli/[^/]*"),
 ]
+STANDARD_HEADER = re.compile(r"[a-z_]+")  # of C++
 SOURCE_LINES = 500
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^">]+)[">]')
@@ -53,6 +54,9 @@ def include_problem(file, bracket, path):
     for header, places in FOREIGN_HEADERS:
         if re.fullmatch(header, path) and not re.fullmatch(places, file):
             return f"<{path}> belongs into {places}"
+    foreign = any(re.fullmatch(header, path) for header, _ in FOREIGN_HEADERS)
+    if bracket == "<" and file.startswith("include/") and not foreign and not STANDARD_HEADER.fullmatch(path):
+        return f"<{path}>: those who include public headers need not have it"
     if bracket == "<" or path.startswith("rankslice/"):
         return None
     if file.startswith("include/"):
@@ -105,6 +109,7 @@ def self_test():
     }
     bad = {
         "include/rankslice/bad.hpp": ('#include "core/x.hpp"\n', 1),
+        "include/rankslice/json.hpp": ("#include <nlohmann/json.hpp>\n", 1),
         "src/core/up.cpp": ('\n#include "io/file.hpp"\n', 2),
         "src/synth/sideways.cpp": ('#include "plan/plan.hpp"\n', 1),
         "src/to_hf.cpp": ('#include "cli/options.hpp"\n', 1),

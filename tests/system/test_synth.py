@@ -262,6 +262,14 @@ def test_transformers_builds_the_real_models_from_their_configs(preset, family, 
     assert shapes_in_headers(tmp_path / "ckpt") == (with_rows_as_inputs(expected) if family == QWEN3VL else expected)
 
 
+@pytest.mark.parametrize("preset, experts", [("qwen3.6-35b-a3b", 256)])
+def test_a_job_of_4096_ranks_can_be_planned_with_a_real_model(preset, experts, tmp_path):
+    run_ok("synth", tmp_path / "ckpt", "--preset", preset, "--headers-only")
+    ranks = run_ok("plan", tmp_path / "ckpt", "--ranks", 4096, "--json").json["rank"]
+    owned = [rank["experts"] for rank in ranks]
+    assert owned == [[x, x + 1] for x in range(experts)] + [[experts, experts]] * (4096 - experts)
+
+
 def test_a_real_model_can_be_cut_down(tmp_path):
     run_ok("synth", tmp_path / "ckpt", "--preset", "qwen3.5-35b-a3b", "--layers", 4, "--experts", 2, "--headers-only")
     state = shapes_of(on_meta_device(tmp_path / "ckpt"))

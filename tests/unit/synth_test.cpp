@@ -294,6 +294,14 @@ TEST(Synthesize, RefusesFilesThatTheFileSystemCannotHoldAndLeavesNothing) {
   EXPECT_TRUE(fs::is_empty(folder.path()));
 }
 
+TEST(Synthesize, WritesNoIndexBesideASingleFile) {
+  test::TempDir folder;
+  synthesize(folder.file("out"),
+             {.family = "auto", .preset = "qwen3-vl-30b-a3b", .layers = 1, .experts = 1, .headers_only = true});
+  EXPECT_TRUE(fs::exists(folder.path() / "out" / "model.safetensors"));
+  EXPECT_FALSE(fs::exists(folder.path() / "out" / "model.safetensors.index.json"));
+}
+
 TEST(Synthesize, MakesNothingInADryRun) {
   test::TempDir folder;
   auto const report =

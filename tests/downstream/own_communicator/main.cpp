@@ -19,7 +19,7 @@ struct Paths {
   std::string exported;
 };
 
-// Returns an exit code. The same on all ranks of `comm`, whichever of them an error came from.
+// Returns an exit code: the same on all ranks of `comm`, as is an error, whichever of them it came from.
 int load_together(MPI_Comm comm, Paths const& paths) try {
   auto const loaders = rankslice::make_mpi_communicator(comm);  // works on a duplicate
   auto const mesh = rankslice::make_mesh(loaders->size());
@@ -34,7 +34,9 @@ int load_together(MPI_Comm comm, Paths const& paths) try {
               << " expert blocks\n";
   return 0;
 } catch (rankslice::Error const& error) {
-  std::cerr << "loading rank " << error.rank << ": " << error.what() << '\n';
+  int rank = 0;
+  MPI_Comm_rank(comm, &rank);
+  if (rank == 0) std::cerr << "loading rank " << error.rank << ": " << error.what() << '\n';
   return static_cast<int>(error.code);
 }
 
@@ -49,6 +51,7 @@ int main(int argc, char** argv) {
   int code = 0;
   if (argc != 4) {
     code = 2;
+    if (rank == 0) std::cerr << "usage: own_communicator CHECKPOINT STORE.h5 EXPORTED\n";
   } else if (loaders != MPI_COMM_NULL) {
     code = load_together(loaders, {argv[1], argv[2], argv[3]});
   }
