@@ -18,7 +18,7 @@ namespace {
 using test::append_tensor;
 using test::make_catalog;
 using test::make_config;
-using test::make_parameters;
+using test::make_model;
 using test::remove_tensor;
 using test::tensor_named;
 using test::tiny_qwen35;
@@ -29,10 +29,14 @@ std::string const kDown = "model.language_model.layers.2.mlp.experts.down_proj";
 std::string const kMtpGateUp = "mtp.layers.0.mlp.experts.gate_up_proj";
 std::string const kMtpDown = "mtp.layers.0.mlp.experts.down_proj";
 
-Parameter const& named(std::vector<Parameter> const& parameters, std::string_view hf_key) {
-  auto const found = std::ranges::find(parameters, hf_key, &Parameter::hf_key);
-  if (found == parameters.end()) throw std::out_of_range(std::string(hf_key));
+HfTensor const& tensor_of(Model const& model, std::string_view key) {
+  auto const found = std::ranges::find(model.tensors, key, &HfTensor::key);
+  if (found == model.tensors.end()) throw std::out_of_range(std::string(key));
   return *found;
+}
+
+Parameter const& parameter_of(Model const& model, std::string_view key) {
+  return model.parameters[tensor_of(model, key).parameter];
 }
 
 struct Refusal {
@@ -47,7 +51,7 @@ Refusal refusal(std::function<void(TensorCatalog&, ModelConfig&)> const& spoil) 
   auto config = make_config(tiny_qwen35());
   spoil(catalog, config);
   try {
-    (void)map_parameters(qwen3_5_moe(), catalog, config);
+    (void)map_tensors(qwen3_5_moe(), catalog, config);
     return {};
   } catch (FormatError const& error) {
     return {.message = error.what(), .tensor = error.tensor, .file = error.file};
@@ -61,93 +65,114 @@ ModelConfig without_sizes() {
 }
 
 // The published numbers of the 35B (adapters.md D): they check the generator and the key set at once.
-TEST(MapParameters, Qwen36_35BHasThePublishedNumberOfTensorsAndBytes) {
-  test::Qwen35Shape const shape;
-  auto const parameters = make_parameters(shape);
-  EXPECT_EQ(parameters.size(), 1045U);
+TEST(MapTensors, Qwen36_35BHasThePublishedNumberOfTensorsAndBytes) {
+  auto const model = make_model(test::Qwen35Shape{});
+  EXPECT_EQ(model.tensors.size(), 1045U);
+  EXPECT_EQ(model.parameters.size(), 1045U);
   std::uint64_t bytes = 0;
   std::uint64_t expert_bytes = 0;
   std::uint64_t vision = 0;
-  for (auto const& parameter : parameters) {
-    auto const size = byte_size(parameter.hf_dtype, parameter.hf_shape);
+  for (auto const& tensor : model.tensors) {
+    auto const size = byte_size(tensor.dtype, tensor.shape);
     bytes += size;
-    if (parameter.stacked_experts) expert_bytes += size;
-    if (parameter.hf_key.starts_with("model.visual.")) ++vision;
+    if (model.parameters[tensor.parameter].stacked_experts) expert_bytes += size;
+    if (tensor.key.starts_with("model.visual.")) ++vision;
   }
   EXPECT_EQ(bytes, 71'903'655'008U);
   EXPECT_EQ(expert_bytes, 41U * (std::uint64_t{1536} << 20));  // 1 GiB + 0.5 GiB per layer, 40 layers and the MTP's
   EXPECT_EQ(vision, 333U);
 }
 
-TEST(MapParameters, Rule57_UpstreamsF32BiasesWouldMakeThe35B1920BytesLarger) {
+TEST(MapTensors, Rule57_UpstreamsF32BiasesWouldMakeThe35B1920BytesLarger) {
   std::uint64_t growth = 0;
-  for (auto const& parameter : make_parameters({})) {
-    growth += byte_size(parameter.dtype, parameter.shape) - byte_size(parameter.hf_dtype, parameter.hf_shape);
+  for (auto const& parameter : make_model(test::Qwen35Shape{}).parameters) {
+    growth += byte_size(parameter.dtype, parameter.shape) - byte_size(parameter.hf_dtype, parameter.shape);
   }
   EXPECT_EQ(growth, 1'920U);
 }
 
-TEST(MapParameters, KeepsTheOrderAndTheSpellingOfTheCatalog) {
+TEST(MapTensors, KeepsTheOrderAndTheSpellingOfTheCatalog) {
   auto catalog = make_catalog(tiny_qwen35());
   tensor_named(catalog, "lm_head.weight").name = "model.lm_head.weight";
   for (auto& tensor : catalog.tensors) {
     if (tensor.name.starts_with("mtp.")) tensor.name.insert(0, "model.");
   }
-  auto const parameters = map_parameters(qwen3_5_moe(), catalog, make_config(tiny_qwen35()));
-  ASSERT_EQ(parameters.size(), catalog.tensors.size());
-  for (std::size_t i = 0; i < parameters.size(); ++i) EXPECT_EQ(parameters[i].hf_key, catalog.tensors[i].name);
-  EXPECT_EQ(named(parameters, "model.lm_head.weight").fqn, "lm_head.weight");
-  EXPECT_EQ(named(parameters, "model.mtp.fc.weight").fqn, "mtp.layers.0.eh_proj.weight");
+  auto const model = map_tensors(qwen3_5_moe(), catalog, make_config(tiny_qwen35()));
+  ASSERT_EQ(model.tensors.size(), catalog.tensors.size());
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+    EXPECT_EQ(model.tensors[i].key, catalog.tensors[i].name);
+    EXPECT_EQ(model.tensors[i].dtype, catalog.tensors[i].dtype);
+    EXPECT_EQ(model.tensors[i].shape, catalog.tensors[i].shape);
+  }
+  EXPECT_EQ(parameter_of(model, "model.lm_head.weight").fqn, "lm_head.weight");
+  EXPECT_EQ(parameter_of(model, "model.mtp.fc.weight").fqn, "mtp.layers.0.eh_proj.weight");
 }
 
-TEST(MapParameters, EveryNameOfTheTinyModelLeadsBackToItsKey) {
-  for (auto const& parameter : make_parameters(tiny_qwen35())) {
-    EXPECT_EQ(qwen3_5_moe().to_hf(parameter.fqn).name, parameter.hf_key);
+TEST(MapTensors, AGroupedTensorIsAllOfItsParameter) {
+  auto const model = make_model(tiny_qwen35());
+  ASSERT_EQ(model.parameters.size(), model.tensors.size());
+  for (std::uint32_t i = 0; i < model.tensors.size(); ++i) {
+    auto const& tensor = model.tensors[i];
+    auto const& parameter = model.parameters[tensor.parameter];
+    EXPECT_EQ(parameter.tensors, std::vector{i}) << tensor.key;
+    EXPECT_EQ(parameter.hf_dtype, tensor.dtype) << tensor.key;
+    auto const stacked = tensor.key.find(".mlp.experts.") != std::string::npos;
+    EXPECT_EQ(parameter.stacked_experts, stacked) << tensor.key;
+    EXPECT_EQ(tensor.experts, (stacked ? Range{0, 4} : Range{0, 1})) << tensor.key;
+    EXPECT_EQ(tensor.columns, (stacked ? Range{0, 16} : Range{0, 1})) << tensor.key;  // 2I = H = 16
   }
 }
 
-TEST(MapParameters, Rules1And3_StackedExpertsSwapAxes1And2) {
-  auto const parameters = make_parameters(tiny_qwen35());
-  auto const& gate_up = named(parameters, kGateUp);
+TEST(MapTensors, EveryNameOfTheTinyModelLeadsBackToItsKey) {
+  auto const model = make_model(tiny_qwen35());
+  for (auto const& tensor : model.tensors) {
+    EXPECT_EQ(qwen3_5_moe().to_hf(model.parameters[tensor.parameter].fqn).name, tensor.key);
+  }
+}
+
+TEST(MapTensors, Rules1And3_StackedExpertsSwapAxes1And2) {
+  auto const model = make_model(tiny_qwen35());
+  auto const& gate_up = parameter_of(model, kGateUp);
   EXPECT_TRUE(gate_up.stacked_experts);
   EXPECT_EQ(gate_up.layout, Layout::swapped);
-  EXPECT_EQ(gate_up.hf_shape, (Shape{4, 16, 16}));  // [E, 2I, H]
-  auto const& down = named(parameters, kDown);
-  EXPECT_EQ(down.hf_shape, (Shape{4, 16, 8}));  // [E, H, I]
-  EXPECT_EQ(down.shape, (Shape{4, 8, 16}));     // [E, I, H]
+  EXPECT_EQ(tensor_of(model, kGateUp).shape, (Shape{4, 16, 16}));  // [E, 2I, H]
+  auto const& down = parameter_of(model, kDown);
+  EXPECT_EQ(tensor_of(model, kDown).shape, (Shape{4, 16, 8}));  // [E, H, I]
+  EXPECT_EQ(down.shape, (Shape{4, 8, 16}));                     // [E, I, H]
   EXPECT_EQ(down.dtype, DType::BF16);
-  EXPECT_EQ(named(parameters, kMtpDown).shape, (Shape{4, 8, 16}));  // rule 5
+  EXPECT_EQ(parameter_of(model, kMtpDown).shape, (Shape{4, 8, 16}));  // rule 5
 }
 
-TEST(MapParameters, DenseTensorsKeepTheirShape) {
-  auto const parameters = make_parameters(tiny_qwen35());
-  auto const& conv = named(parameters, "model.language_model.layers.0.linear_attn.conv1d.weight");
+TEST(MapTensors, DenseTensorsKeepTheirShape) {
+  std::string const key = "model.language_model.layers.0.linear_attn.conv1d.weight";
+  auto const model = make_model(tiny_qwen35());
+  auto const& conv = parameter_of(model, key);
   EXPECT_FALSE(conv.stacked_experts);
   EXPECT_EQ(conv.layout, Layout::same);
-  EXPECT_EQ(conv.hf_shape, (Shape{32, 1, 4}));
-  EXPECT_EQ(conv.shape, conv.hf_shape);
+  EXPECT_EQ(tensor_of(model, key).shape, (Shape{32, 1, 4}));
+  EXPECT_EQ(conv.shape, (Shape{32, 1, 4}));
 }
 
-TEST(MapParameters, Rule57_TheSourceDtypeIsRemembered) {
-  auto const parameters = make_parameters(tiny_qwen35());
-  auto const& bias = named(parameters, "model.language_model.layers.0.linear_attn.dt_bias");
+TEST(MapTensors, Rule57_TheSourceDtypeIsRemembered) {
+  auto const model = make_model(tiny_qwen35());
+  auto const& bias = parameter_of(model, "model.language_model.layers.0.linear_attn.dt_bias");
   EXPECT_EQ(bias.hf_dtype, DType::BF16);
   EXPECT_EQ(bias.dtype, DType::F32);
-  auto const& log = named(parameters, "model.language_model.layers.0.linear_attn.A_log");
+  auto const& log = parameter_of(model, "model.language_model.layers.0.linear_attn.A_log");
   EXPECT_EQ(log.hf_dtype, DType::F32);
   EXPECT_EQ(log.dtype, DType::F32);
 }
 
-TEST(MapParameters, Rule32_ACheckpointWithoutPrefixStaysWithoutPrefix) {
+TEST(MapTensors, Rule32_ACheckpointWithoutPrefixStaysWithoutPrefix) {
   auto catalog = make_catalog(tiny_qwen35());
   for (auto& tensor : catalog.tensors) {
     if (tensor.name.starts_with("model.")) tensor.name.erase(0, 6);
   }
-  auto const parameters = map_parameters(qwen3_5_moe(), catalog, make_config(tiny_qwen35()));
-  EXPECT_EQ(named(parameters, kDown.substr(6)).fqn, "language_model.layers.2.mlp.experts.down_projs");
+  auto const model = map_tensors(qwen3_5_moe(), catalog, make_config(tiny_qwen35()));
+  EXPECT_EQ(parameter_of(model, kDown.substr(6)).fqn, "language_model.layers.2.mlp.experts.down_projs");
 }
 
-TEST(MapParameters, Rules39And43_TwoKeysOfOneParameterAreRefusedWithAllThreeNames) {
+TEST(MapTensors, Rules39And43_TwoKeysOfOneParameterAreRefusedWithAllThreeNames) {
   struct Collision {
     std::string hf_key;
     std::string other;
@@ -175,7 +200,7 @@ TEST(MapParameters, Rules39And43_TwoKeysOfOneParameterAreRefusedWithAllThreeName
                                          "model.language_model.layers.2.mlp.experts.down_projs");
 }
 
-TEST(MapParameters, Rule42_AWrongShapeOfExpertsNamesWhatWasExpectedAndWhy) {
+TEST(MapTensors, Rule42_AWrongShapeOfExpertsNamesWhatWasExpectedAndWhy) {
   struct Wrong {
     std::string key;
     Shape shape;
@@ -198,9 +223,9 @@ TEST(MapParameters, Rule42_AWrongShapeOfExpertsNamesWhatWasExpectedAndWhy) {
   }
 }
 
-TEST(MapParameters, WithoutSizesInConfigJsonTheFirstStackedTensorsSetThem) {
+TEST(MapTensors, WithoutSizesInConfigJsonTheFirstStackedTensorsSetThem) {
   auto const catalog = make_catalog(tiny_qwen35());
-  EXPECT_EQ(map_parameters(qwen3_5_moe(), catalog, without_sizes()).size(), catalog.tensors.size());
+  EXPECT_EQ(map_tensors(qwen3_5_moe(), catalog, without_sizes()).tensors.size(), catalog.tensors.size());
   auto const refused = refusal([](auto& changed, auto& config) {
     config = without_sizes();
     tensor_named(changed, kDown).shape = {5, 16, 8};
@@ -211,7 +236,7 @@ TEST(MapParameters, WithoutSizesInConfigJsonTheFirstStackedTensorsSetThem) {
                                  ", H is 16 by " + first + ", I is 8 by " + first);
 }
 
-TEST(MapParameters, WithoutSizesInConfigJsonExpertsNeedAnEvenWidthAndElements) {
+TEST(MapTensors, WithoutSizesInConfigJsonExpertsNeedAnEvenWidthAndElements) {
   for (auto const& shape : {Shape{4, 15, 16}, Shape{0, 16, 16}, Shape{4, 0, 16}, Shape{4, 16, 0}}) {
     auto const refused = refusal([&](auto& catalog, auto& config) {
       config = without_sizes();
@@ -221,7 +246,7 @@ TEST(MapParameters, WithoutSizesInConfigJsonExpertsNeedAnEvenWidthAndElements) {
   }
 }
 
-TEST(MapParameters, StackedExpertsNeedThreeAxesAndWholeBytes) {
+TEST(MapTensors, StackedExpertsNeedThreeAxesAndWholeBytes) {
   for (auto const& shape : {Shape{}, Shape{4}, Shape{4, 256}, Shape{4, 16, 16, 1}}) {
     auto const refused = refusal([&](auto& catalog, auto&) { tensor_named(catalog, kGateUp).shape = shape; });
     EXPECT_EQ(refused.message,
@@ -231,7 +256,7 @@ TEST(MapParameters, StackedExpertsNeedThreeAxesAndWholeBytes) {
   EXPECT_THAT(refused.message, HasSubstr(kGateUp + ": stacked experts need a dtype of whole bytes, found F6_E2M3"));
 }
 
-TEST(MapParameters, Rule42_AMissingHalfOfALayerIsNamed) {
+TEST(MapTensors, Rule42_AMissingHalfOfALayerIsNamed) {
   for (auto const& [missing, present] :
        {std::pair{kGateUp, kDown}, {kDown, kGateUp}, {kMtpGateUp, kMtpDown}, {kMtpDown, kMtpGateUp}}) {
     for (auto const& config : {make_config(tiny_qwen35()), without_sizes()}) {
@@ -245,7 +270,7 @@ TEST(MapParameters, Rule42_AMissingHalfOfALayerIsNamed) {
   }
 }
 
-TEST(MapParameters, Rule42_ALayerThatConfigJsonAnnouncesHasExperts) {
+TEST(MapTensors, Rule42_ALayerThatConfigJsonAnnouncesHasExperts) {
   auto const without_layer = [](auto& catalog, auto&) {
     remove_tensor(catalog, kGateUp);
     remove_tensor(catalog, kDown);
@@ -258,7 +283,7 @@ TEST(MapParameters, Rule42_ALayerThatConfigJsonAnnouncesHasExperts) {
   EXPECT_EQ(absurd.tensor, "model.language_model.layers.4.mlp.experts.gate_up_proj");
 }
 
-TEST(MapParameters, DenseLayersNeedNoExperts) {
+TEST(MapTensors, DenseLayersNeedNoExperts) {
   auto const refused = refusal([](auto& catalog, auto& config) {
     remove_tensor(catalog, kGateUp);
     remove_tensor(catalog, kDown);
@@ -267,7 +292,7 @@ TEST(MapParameters, DenseLayersNeedNoExperts) {
   EXPECT_EQ(refused.message, "accepted");
 }
 
-TEST(MapParameters, MtpLayersAreDemandedOnlyWhereThereIsAnMtp) {
+TEST(MapTensors, MtpLayersAreDemandedOnlyWhereThereIsAnMtp) {
   auto const without_mtp = refusal([](auto& catalog, auto&) {
     std::erase_if(catalog.tensors, [](CatalogTensor const& tensor) { return tensor.name.starts_with("mtp."); });
   });
@@ -282,7 +307,7 @@ TEST(MapParameters, MtpLayersAreDemandedOnlyWhereThereIsAnMtp) {
   EXPECT_EQ(one_more.tensor, "mtp.layers.1.mlp.experts.gate_up_proj");
 }
 
-TEST(MapParameters, ACheckpointWithoutStackedExpertsIsRefused) {
+TEST(MapTensors, ACheckpointWithoutStackedExpertsIsRefused) {
   for (auto const& config : {make_config(tiny_qwen35()), without_sizes()}) {
     auto const refused = refusal([&](auto& catalog, auto& used) {
       used = config;
@@ -293,7 +318,7 @@ TEST(MapParameters, ACheckpointWithoutStackedExpertsIsRefused) {
   }
 }
 
-TEST(MapParameters, QuantisedWeightsAreRefusedByName) {
+TEST(MapTensors, QuantisedWeightsAreRefusedByName) {
   for (auto const dtype : {DType::F8_E4M3, DType::F8_E5M2, DType::F8_E8M0, DType::F8_E4M3FNUZ, DType::F4}) {
     std::string const key = "model.language_model.layers.3.self_attn.q_proj.weight";
     auto const refused = refusal([&](auto& catalog, auto&) { tensor_named(catalog, key).dtype = dtype; });
@@ -306,7 +331,7 @@ TEST(MapParameters, QuantisedWeightsAreRefusedByName) {
   EXPECT_EQ(experts.tensor, kDown);
 }
 
-TEST(MapParameters, AQuantisationNamedInConfigJsonIsRefused) {
+TEST(MapTensors, AQuantisationNamedInConfigJsonIsRefused) {
   auto const refused = refusal([](auto&, auto& config) { config.quant_method = "fp8"; });
   EXPECT_EQ(refused.message,
             "config.json: quantization_config.quant_method is fp8: quantised checkpoints are not supported in this "
@@ -314,7 +339,7 @@ TEST(MapParameters, AQuantisationNamedInConfigJsonIsRefused) {
   EXPECT_EQ(refused.file, "config.json");
 }
 
-TEST(MapParameters, KeysThatTheFamilyRefusesNameTheirFile) {
+TEST(MapTensors, KeysThatTheFamilyRefusesNameTheirFile) {
   std::string const key = "model.language_model.layers.0.mlp.experts.3.gate_proj.weight";
   auto const refused = refusal([&](auto& catalog, auto&) { append_tensor(catalog, key, DType::BF16, {8, 16}); });
   EXPECT_THAT(refused.message, HasSubstr(key + ": per-expert checkpoints are not supported"));
