@@ -25,16 +25,15 @@ json to_json(HfLayout const& hf) {
   for (auto const& side : hf.side_files) {
     side_files.push_back({side.name, side.size, side.path, side.offset, side.checksum, side.modified_ns});
   }
-  return {{"files", files},
-          {"index_name", hf.index_name},
-          {"index", to_binary(hf.index)},
-          {"config", to_binary(hf.config)},
-          {"side_files", side_files},
+  return {{"headers", hf.headers},          {"files", files},
+          {"index_name", hf.index_name},    {"index", to_binary(hf.index)},
+          {"config", to_binary(hf.config)}, {"side_files", side_files},
           {"left_out", hf.left_out}};
 }
 
 HfLayout hf_layout_from(json const& value) {
   HfLayout hf;
+  hf.headers = value["headers"];
   for (auto const& file : value["files"]) {
     hf.files.push_back({.name = file[0], .size = file[1], .header = from_binary(file[2]), .modified_ns = file[3]});
   }
@@ -83,6 +82,7 @@ std::vector<std::byte> pack(CheckpointParts const& parts) {
                    {"family", parts.family},
                    {"hf", to_json(parts.hf)},
                    {"hf_folder", parts.hf_folder},
+                   {"selected", parts.selected},
                    {"files", files},
                    {"native", native},
                    {"source_digests", to_json(parts.source_digests)},
@@ -103,6 +103,7 @@ CheckpointParts unpack(std::vector<std::byte> const& bytes) {
   parts.family = value["family"];
   parts.hf = hf_layout_from(value["hf"]);
   parts.hf_folder = value["hf_folder"];
+  parts.selected = value["selected"].get<std::vector<std::string>>();
   for (auto const& file : value["files"]) {
     parts.files.push_back({.name = file[0], .path = file[1], .size = file[2], .modified_ns = file[3]});
   }

@@ -12,6 +12,7 @@
 #include "hf_storage.hpp"
 #include "model/family.hpp"
 #include "plan/plan.hpp"
+#include "select.hpp"
 
 namespace rankslice {
 
@@ -125,6 +126,14 @@ void require_harmless_names(HfLayout const& layout, std::string const& path) {
   if (!layout.index_name.empty()) require(layout.index_name, top_level_fault(layout.index_name));
 }
 
+/// Which tensors make up the parameters of a list.
+std::vector<bool> tensors_of(std::vector<std::string> const& list, Model const& model) {
+  std::set<std::string_view> const fqns(list.begin(), list.end());
+  std::vector<bool> taken;
+  for (auto const& tensor : model.tensors) taken.push_back(fqns.contains(model.parameters[tensor.parameter].fqn));
+  return taken;
+}
+
 }  // namespace
 
 std::string fingerprint(HfLayout const& layout) {
@@ -142,10 +151,14 @@ std::string fingerprint(HfLayout const& layout) {
 Checkpoint assemble(CheckpointParts parts) {
   require_harmless_names(parts.hf, parts.path);
   Checkpoint checkpoint;
-  auto const config = parts.hf.config.empty() ? ModelConfig{} : parse_model_config(parts.hf.config);
+  auto config = parts.hf.config.empty() ? ModelConfig{} : parse_model_config(parts.hf.config);
+  config.partial = parts.hf.headers == HeaderOrigin::selection;
   auto const& family = find_family(parts.family, config);
   checkpoint.catalog = make_catalog(parts.hf, parts.hf_folder, parts.warnings);
   checkpoint.model = map_tensors(family, checkpoint.catalog, config);
+  checkpoint.hf = std::move(parts.hf);
+  checkpoint.fingerprint = checkpoint.source_fingerprint = fingerprint(checkpoint.hf);
+  if (!parts.selected.empty()) checkpoint = with_tensors(checkpoint, tensors_of(parts.selected, checkpoint.model));
   auto const& model = checkpoint.model;
   checkpoint.storage = !parts.native.empty() ? native_storage(parts, model)
                                              : Storage{.form = Form::hf,
@@ -158,10 +171,8 @@ Checkpoint assemble(CheckpointParts parts) {
   }
   checkpoint.format = parts.format;
   checkpoint.family = family.name();
-  checkpoint.fingerprint = fingerprint(parts.hf);
   checkpoint.source = parts.format == CheckpointFormat::shards ? std::move(parts.source) : parts.path;
   checkpoint.path = std::move(parts.path);
-  checkpoint.hf = std::move(parts.hf);
   checkpoint.warnings = std::move(parts.warnings);
   return checkpoint;
 }

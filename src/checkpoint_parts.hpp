@@ -26,9 +26,10 @@ struct CheckpointParts {
   std::string source;  ///< Of shards: the checkpoint that gave `hf`.
   std::string family = "auto";
   HfLayout hf;
-  std::string hf_folder;           ///< Where the files of `hf` are, if anywhere.
-  std::vector<CatalogFile> files;  ///< Of `native`.
-  std::vector<Native> native;      ///< Empty when the HF files hold the tensors.
+  std::string hf_folder;              ///< Where the files of `hf` are, if anywhere.
+  std::vector<std::string> selected;  ///< FQNs of a selection of what `hf` has; empty: all.
+  std::vector<CatalogFile> files;     ///< Of `native`.
+  std::vector<Native> native;         ///< Empty when the HF files hold the tensors.
   std::vector<StoreContents::RecordedDigest> source_digests;
   std::vector<StoreContents::RecordedDigest> stored_digests;
   std::vector<std::string> warnings;

@@ -49,6 +49,16 @@ CheckpointParts read_store(std::string const& path, OpenOptions const& options) 
   return parts;
 }
 
+/// A selection is known by what the metadata speaks of; a tensor that got lost must not look like one left out.
+void require_announced(SafetensorsHeader const& header, ShardMetadata const& shard, std::string const& path) {
+  std::set<std::string_view> found;
+  for (auto const& tensor : header.tensors) found.insert(tensor.name);
+  for (auto const& [fqn, place] : shard.tensors) {
+    if (found.contains(fqn)) continue;
+    throw FormatError(fmt::format("{}: {}: missing, though __metadata__ says where it belongs", path, fqn), path, fqn);
+  }
+}
+
 /// One shard's tensors, appended to `parts`; what its metadata says is returned.
 ShardMetadata read_shard(std::string const& folder, int rank, CheckpointParts& parts) {
   auto const name = shard_file_name(rank);
@@ -64,6 +74,7 @@ ShardMetadata read_shard(std::string const& folder, int rank, CheckpointParts& p
         path);
   }
   auto const file = static_cast<std::uint32_t>(parts.files.size());
+  require_announced(header, shard, path);
   parts.files.push_back({.name = name, .path = path, .size = size, .modified_ns = identity.modified_ns});
   for (auto const& tensor : header.tensors) {
     auto const place = shard.tensors.find(tensor.name);
@@ -115,10 +126,13 @@ CheckpointParts read_shards(std::string const& folder, OpenOptions const& option
   shards.source = source.source;
   shards.hf = source.hf;
   shards.hf_folder = source.hf_folder;
+  if (first.fingerprint != first.source_fingerprint) {
+    for (auto const& [fqn, place] : first.tensors) shards.selected.push_back(fqn);
+  }
   shards.warnings = source.warnings;
   for (int rank = 1; rank < first.mesh.ranks(); ++rank) {
     auto const shard = read_shard(folder, rank, shards);
-    if (shard.mesh != first.mesh || shard.source_fingerprint != first.source_fingerprint) {
+    if (shard.mesh != first.mesh || shard.fingerprint != first.fingerprint) {
       throw FormatError(fmt::format("{}/{}: belongs to another load than {}: other mesh or source", folder,
                                     shard_file_name(rank), shard_file_name(0)),
                         folder);

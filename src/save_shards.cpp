@@ -28,7 +28,8 @@ ShardMetadata describe(StateDict const& state) {
                       .coordinate = state.coordinate,
                       .family = state.source->family,
                       .source = unresolved ? source : absolute.string(),
-                      .source_fingerprint = state.source->fingerprint,
+                      .source_fingerprint = state.source->source_fingerprint,
+                      .fingerprint = state.source->fingerprint,
                       .tensors = {}};
   for (auto const& [fqn, tensor] : state.tensors) shard.tensors[fqn] = {tensor.parameter.shape, tensor.offsets};
   return shard;

@@ -1,9 +1,16 @@
+#include "select.hpp"
+
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <string_view>
+#include <unordered_map>
 
 #include "rankslice/checkpoint.hpp"
 #include "rankslice/error.hpp"
+
+#include "checkpoint_parts.hpp"
+#include "hf_target.hpp"
 
 namespace rankslice {
 
@@ -12,8 +19,10 @@ namespace {
 /// Where the kept tensors and parameters of a model go; nothing for the others.
 struct Renumbering {
   std::vector<std::optional<std::uint32_t>> tensors, parameters;
+  std::uint32_t parameter_count = 0;
 };
 
+<<<<<<< HEAD
 void require_whole(Model const& model, Parameter const& parameter, Renumbering const& kept) {
   auto const is_kept = [&](std::uint32_t tensor) { return kept.tensors[tensor].has_value(); };
   auto const left_out = std::ranges::find_if_not(parameter.tensors, is_kept);
@@ -21,11 +30,28 @@ void require_whole(Model const& model, Parameter const& parameter, Renumbering c
   throw PlanError(fmt::format("{} is made of {} tensors, of which the selection leaves out {}", parameter.fqn,
                               parameter.tensors.size(), model.tensors[*left_out].key),
                   parameter.fqn);
+=======
+void require_whole(Model const& model, std::vector<bool> const& taken) {
+  for (auto const& parameter : model.parameters) {
+    auto const is_taken = [&](std::uint32_t tensor) { return taken[tensor]; };
+    auto const count = std::ranges::count_if(parameter.tensors, is_taken);
+    if (count == 0 || count == std::ssize(parameter.tensors)) continue;
+    auto const left_out = *std::ranges::find_if_not(parameter.tensors, is_taken);
+    throw PlanError(
+        fmt::format("{} is made of {} tensors, of which the selection leaves out {}: {}", parameter.fqn,
+                    parameter.tensors.size(), std::ssize(parameter.tensors) - count, model.tensors[left_out].key),
+        parameter.fqn);
+  }
+>>>>>>> 885b125 (Select tensors by key: fresh headers and index, --include and --exclude, exports that leave out split experts one by one)
 }
 
-Renumbering select_in(Model const& model, KeySelection const& keys) {
+/// Tensors as the fresh catalog has them, parameters by their first tensor there.
+Renumbering number_as(TensorCatalog const& fresh, Model const& model) {
+  std::unordered_map<std::string_view, std::size_t> old_place;
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) old_place.emplace(model.tensors[i].key, i);
   Renumbering kept{.tensors = decltype(Renumbering::tensors)(model.tensors.size()),
                    .parameters = decltype(Renumbering::parameters)(model.parameters.size())};
+<<<<<<< HEAD
   std::uint32_t tensors = 0, parameters = 0;
   for (std::size_t i = 0; i < model.tensors.size(); ++i) {
     if (!keys(model.tensors[i].key)) continue;
@@ -35,25 +61,44 @@ Renumbering select_in(Model const& model, KeySelection const& keys) {
   }
   for (std::size_t i = 0; i < model.parameters.size(); ++i) {
     if (kept.parameters[i]) require_whole(model, model.parameters[i], kept);
+=======
+  for (std::uint32_t i = 0; i < fresh.tensors.size(); ++i) {
+    auto const old = old_place.at(fresh.tensors[i].name);
+    kept.tensors[old] = i;
+    auto& parameter = kept.parameters[model.tensors[old].parameter];
+    if (!parameter) parameter = kept.parameter_count++;
+>>>>>>> 885b125 (Select tensors by key: fresh headers and index, --include and --exclude, exports that leave out split experts one by one)
   }
   return kept;
 }
 
-Model renumbered(Model const& model, Renumbering const& kept) {
-  Model result;
+Model renumbered(Model const& model, Renumbering const& kept, std::size_t tensor_count) {
+  Model result{.tensors = std::vector<HfTensor>(tensor_count),
+               .parameters = std::vector<Parameter>(kept.parameter_count)};
   for (std::size_t i = 0; i < model.tensors.size(); ++i) {
     if (!kept.tensors[i]) continue;
-    result.tensors.push_back(model.tensors[i]);
-    result.tensors.back().parameter = *kept.parameters[model.tensors[i].parameter];
+    auto& tensor = result.tensors[*kept.tensors[i]] = model.tensors[i];
+    tensor.parameter = *kept.parameters[tensor.parameter];
   }
-  result.parameters.resize(static_cast<std::size_t>(
-      std::ranges::count_if(kept.parameters, [](auto const& place) { return place.has_value(); })));
   for (std::size_t i = 0; i < model.parameters.size(); ++i) {
     if (!kept.parameters[i]) continue;
     auto& parameter = result.parameters[*kept.parameters[i]] = model.parameters[i];
     for (auto& tensor : parameter.tensors) tensor = *kept.tensors[tensor];
   }
   return result;
+}
+
+/// The bytes stay where they are, under other numbers.
+std::vector<StoredPiece> renumbered(Storage const& storage, Renumbering const& kept) {
+  std::vector<StoredPiece> pieces;
+  for (auto piece : storage.pieces) {
+    if (!kept.parameters[piece.parameter]) continue;
+    piece.parameter = *kept.parameters[piece.parameter];
+    if (storage.form == Form::hf) piece.tensor = *kept.tensors[piece.tensor];
+    pieces.push_back(piece);
+  }
+  std::ranges::stable_sort(pieces, {}, &StoredPiece::parameter);
+  return pieces;
 }
 
 void copy_numbers(DigestTable const& from, std::vector<std::optional<std::uint32_t>> const& kept, DigestTable& to) {
@@ -64,30 +109,31 @@ void copy_numbers(DigestTable const& from, std::vector<std::optional<std::uint32
 
 }  // namespace
 
+Checkpoint with_tensors(Checkpoint const& checkpoint, std::vector<bool> const& taken) {
+  auto const& model = checkpoint.model;
+  require_whole(model, taken);
+  auto target = make_target(checkpoint, taken);
+  auto const kept = number_as(target.catalog, model);
+
+  auto selected = checkpoint;
+  selected.model = renumbered(model, kept, target.catalog.tensors.size());
+  selected.storage.pieces = renumbered(checkpoint.storage, kept);
+  if (checkpoint.digests) {
+    auto& digests = selected.digests.emplace(selected.model);
+    copy_numbers(checkpoint.digests->source, kept.tensors, digests.source);
+    copy_numbers(checkpoint.digests->stored, kept.tensors, digests.stored);
+  }
+  selected.fingerprint = fingerprint(target.hf);
+  selected.catalog = std::move(target.catalog);
+  selected.hf = std::move(target.hf);
+  return selected;
+}
+
 std::shared_ptr<Checkpoint const> select_tensors(std::shared_ptr<Checkpoint const> const& checkpoint,
                                                  KeySelection const& keys) {
-  auto const kept = select_in(checkpoint->model, keys);
-  auto selected = std::make_shared<Checkpoint>(*checkpoint);
-  selected->model = renumbered(checkpoint->model, kept);
-  selected->catalog.tensors.clear();
-  for (std::size_t i = 0; i < kept.tensors.size(); ++i) {
-    if (kept.tensors[i]) selected->catalog.tensors.push_back(checkpoint->catalog.tensors[i]);
-  }
-  selected->storage.pieces.clear();
-  for (auto piece : checkpoint->storage.pieces) {
-    auto const parameter = kept.parameters[piece.parameter];
-    if (!parameter) continue;
-    piece.parameter = *parameter;
-    if (checkpoint->storage.form == Form::hf) piece.tensor = *kept.tensors[piece.tensor];
-    selected->storage.pieces.push_back(piece);
-  }
-  std::ranges::stable_sort(selected->storage.pieces, {}, &StoredPiece::parameter);
-  if (checkpoint->digests) {
-    auto& digests = selected->digests.emplace(selected->model);
-    copy_numbers(checkpoint->digests->source, kept.tensors, digests.source);
-    copy_numbers(checkpoint->digests->stored, kept.tensors, digests.stored);
-  }
-  return selected;
+  auto const taken = taken_tensors(checkpoint->model, keys);
+  if (std::ranges::find(taken, false) == taken.end()) return checkpoint;
+  return std::make_shared<Checkpoint const>(with_tensors(*checkpoint, taken));
 }
 
 }  // namespace rankslice

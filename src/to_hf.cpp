@@ -1,10 +1,12 @@
 #include "rankslice/to_hf.hpp"
 
+#include <algorithm>
 #include <optional>
 
 #include "copies.hpp"
 #include "hf_files.hpp"
 #include "hf_storage.hpp"
+#include "hf_target.hpp"
 #include "native_source.hpp"
 #include "plan/plan.hpp"
 #include "shared_output.hpp"
@@ -18,72 +20,109 @@ namespace rankslice {
 
 namespace {
 
-/// Where the tensors go: the source's own files, below `folder`.
-Storage target_files(Checkpoint const& source, std::string const& folder) {
-  Storage target{.form = Form::hf, .files = {}, .pieces = {}};
-  for (auto const& file : source.catalog.files) {
-    target.files.push_back({.name = file.name, .path = folder + "/" + file.name, .size = file.size});
+/// What is to be written, and of which tensors.
+struct Target {
+  HfTarget files;
+  std::vector<bool> taken;  // by tensor of the source
+  std::vector<PlannedSlice> plan;
+};
+
+/// The slices of a plan of whose parameters anything is taken.
+std::vector<PlannedSlice> needed(std::vector<PlannedSlice> plan, Model const& model, std::vector<bool> const& taken) {
+  std::erase_if(plan, [&](PlannedSlice const& planned) {
+    auto const& tensors = model.parameters[planned.parameter].tensors;
+    return std::ranges::none_of(tensors, [&](std::uint32_t tensor) { return taken[tensor]; });
+  });
+  return plan;
+}
+
+Target plan_target(Checkpoint const& source, Mesh const& mesh, MeshCoordinate const& coordinate,
+                   ExportOptions const& options) {
+  auto taken = taken_tensors(source.model, options.keys);
+  auto files = make_target(source, taken, options.max_file_bytes);
+  auto plan = needed(make_save_plan(source.model, mesh, coordinate), source.model, taken);
+  return {.files = std::move(files), .taken = std::move(taken), .plan = std::move(plan)};
+}
+
+/// Where the tensors go, below `folder`.
+Storage target_storage(Model const& model, HfTarget const& target, std::string const& folder) {
+  Storage storage{.form = Form::hf, .files = {}, .pieces = {}};
+  for (auto const& file : target.catalog.files) {
+    storage.files.push_back({.name = file.name, .path = folder + "/" + file.name, .size = file.size});
   }
-  target.pieces = hf_pieces(source.catalog, source.model);
-  return target;
+  storage.pieces = hf_pieces(target.catalog, model);
+  storage.partial = target.catalog.tensors.size() < model.tensors.size();
+  return storage;
+}
+
+/// The digests of what is written; zero for what is left out.
+DigestTable only(std::vector<bool> const& taken, DigestTable table) {
+  for (std::size_t i = 0; i < taken.size(); ++i) {
+    if (!taken[i]) std::ranges::fill(table.of(i), 0);
+  }
+  return table;
 }
 
 /// What stands between the written bytes and their final name. Collective.
 using Check = std::function<void(Digests written)>;
 
-ExportReport write_checkpoint(Checkpoint const& source, std::vector<PlannedSlice> const& plan, NativeSource& tensors,
-                              std::string const& out_dir, Communicator& world, SaveOptions const& options,
+ExportReport write_checkpoint(Model const& model, Target const& target, NativeSource& tensors,
+                              std::string const& out_dir, Communicator& world, ExportOptions const& options,
                               Check const& check) {
+  auto const& hf = target.files.hf;
   SharedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite, world);
-  auto const bytes = plan_bytes(source.model, plan, Form::hf);
+  auto const bytes = plan_bytes(model, target.plan, Form::hf);
   auto const done = watch(options.call, "to_hf", 2 * bytes, &world);
   auto const alive = watch({.stop = options.call.stop}, "to_hf", 0, &world);  // of what is no tensor
   on_every_rank(world, [&] {
-    if (world.rank() == 0) create_shards(source.hf, output.path(), alive);
+    if (world.rank() == 0) create_shards(hf, output.path(), alive);
   });
 
-  auto const target = target_files(source, output.path());
+  auto const storage = target_storage(model, target.files, output.path());
   Digests written;
-  on_every_rank(world, [&] { written = write_slices(source.model, plan, tensors, target, done); });
-  on_every_rank(world, [&] { check_read_back(source.model, plan, target, written, done); });
+  on_every_rank(world, [&] { written = write_slices(model, target.plan, tensors, storage, done); });
+  on_every_rank(world, [&] { check_read_back(model, target.plan, storage, written, done); });
   check(std::move(written));
 
   on_every_rank(world, [&] {
-    if (world.rank() == 0) add_other_files(source.hf, output.path(), alive);
+    if (world.rank() == 0) add_other_files(hf, output.path(), alive);
   });
   output.publish();
-  return {.bytes_read = 0, .bytes_written = bytes, .files = source.hf.files.size()};
+  return {.headers = hf.headers, .bytes_read = 0, .bytes_written = bytes, .files = hf.files.size()};
 }
 
 }  // namespace
 
 ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communicator& world,
-                   SaveOptions const& options) {
+                   ExportOptions const& options) {
   auto const& model = state.source->model;
   std::optional<HeldTensors> held;
-  std::vector<PlannedSlice> plan;
+  Target target;
   on_every_rank(world, [&] {
     require_consistent(state, world);
     held.emplace(state);
-    plan = make_save_plan(model, state.mesh, state.coordinate);
+    target = plan_target(*state.source, state.mesh, state.coordinate, options);
   });
   auto const expected = digest_all_held(state, options.call, world);
-  return write_checkpoint(*state.source, plan, *held, out_dir, world, options, [&](Digests written) {
+  return write_checkpoint(model, target, *held, out_dir, world, options, [&](Digests written) {
     world.all_reduce(written.source.values(), Reduce::sum);
-    on_every_rank(world, [&] { require_equal(model, {"held", expected.source}, {"written", written.source}); });
+    auto const expected_source = only(target.taken, expected.source);
+    on_every_rank(world, [&] { require_equal(model, {"held", expected_source}, {"written", written.source}); });
   });
 }
 
 ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Communicator& world,
-                   SaveOptions const& options, VerifyLevel verify) {
+                   ExportOptions const& options, VerifyLevel verify) {
   auto const& model = checkpoint.model;
   auto const mesh = make_mesh(world.size());
-  std::vector<PlannedSlice> plan;
-  on_every_rank(world, [&] { plan = make_save_plan(model, mesh, mesh.coordinate(world.rank())); });
+  Target target;
+  on_every_rank(world, [&] { target = plan_target(checkpoint, mesh, mesh.coordinate(world.rank()), options); });
   if (verify == VerifyLevel::full) require_equal_copies(checkpoint, world, options.call);
   StreamedTensors streamed(checkpoint.storage, model);
-  auto report = write_checkpoint(checkpoint, plan, streamed, out_dir, world, options, [&](Digests const& written) {
-    auto read = streamed.read();
+  auto report = write_checkpoint(model, target, streamed, out_dir, world, options, [&](Digests const& written) {
+    Digests read;
+    read.source = only(target.taken, streamed.read().source);
+    read.stored = only(target.taken, streamed.read().stored);
     on_every_rank(world, [&] {
       streamed.check_unchanged();
       // Of converted tensors only the values as the files hold them: a trained one need not be exact in fewer bits.
@@ -93,11 +132,11 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
     world.all_reduce(read.source.values(), Reduce::sum);
     world.all_reduce(read.stored.values(), Reduce::sum);
     on_every_rank(world, [&] {
-      require_equal(model, {"recorded", checkpoint.digests->source}, {"read", read.source});
-      require_equal(model, {"recorded", checkpoint.digests->stored}, {"read", read.stored});
+      require_equal(model, {"recorded", only(target.taken, checkpoint.digests->source)}, {"read", read.source});
+      require_equal(model, {"recorded", only(target.taken, checkpoint.digests->stored)}, {"read", read.stored});
     });
   });
-  report.bytes_read = plan_bytes(model, plan, checkpoint.storage.form);
+  report.bytes_read = plan_bytes(model, target.plan, checkpoint.storage.form);
   return report;
 }
 

@@ -33,8 +33,26 @@ struct SideFile {
   std::int64_t modified_ns = 0;  ///< Time of the file's last change when the checkpoint was opened; 0 when not known.
 };
 
+/// Whose headers and index a Hugging Face checkpoint gets. Fresh ones are made as safetensors and huggingface_hub do.
+enum class HeaderOrigin : std::uint8_t {
+  source,     ///< Those of the files that were opened, byte for byte.
+  selection,  ///< Fresh: some of the tensors were left out.
+  state,      ///< Fresh: the tensors came without a checkpoint.
+};
+
+/// "source", "selection", …
+[[nodiscard]] std::string_view name(HeaderOrigin origin);
+/// The inverse of `name`; nothing for an unknown one.
+[[nodiscard]] std::optional<HeaderOrigin> parse_header_origin(std::string_view name);
+/// Why headers are fresh, in a few words; empty for those of a source.
+[[nodiscard]] std::string_view why_fresh(HeaderOrigin origin);
+
+/// Tensor bytes at which a fresh checkpoint starts a new file, as huggingface_hub does unless told otherwise.
+inline constexpr std::uint64_t kMaxFileBytes = 5'000'000'000;
+
 /// What is needed, beside the tensor bytes, to write the Hugging Face checkpoint byte for byte.
 struct HfLayout {
+  HeaderOrigin headers = HeaderOrigin::source;
   std::vector<HfFile> files;          ///< By name.
   std::string index_name;             ///< Empty when there is no index.
   std::vector<std::byte> index;       ///< The raw index.
@@ -56,6 +74,7 @@ struct Storage {
   Form form = Form::hf;
   std::vector<CatalogFile> files;
   std::vector<StoredPiece> pieces;  ///< By (parameter, slice.part.begin, slice.rows.begin).
+  bool partial = false;             ///< Pieces may be missing: an export that leaves out some of an expert's tensors.
 };
 
 /// An opened checkpoint: what is in it and where, no tensor bytes. Immutable and the same on all ranks.
@@ -70,6 +89,7 @@ struct Checkpoint {
   Storage storage;
   std::optional<Digests> digests;     ///< Recorded by a store.
   std::string fingerprint;            ///< Of names, sizes, headers and index of the HF files: XXH3-128, 32 hex digits.
+  std::string source_fingerprint;     ///< The same of what stands at `source`, of which this may be a selection.
   std::vector<std::string> warnings;  ///< What is odd but no error.
 };
 
@@ -97,8 +117,16 @@ struct OpenOptions {
 /// Which tensors, by HF key.
 using KeySelection = std::function<bool(std::string_view hf_key)>;
 
-/// The same checkpoint as if it had only the tensors that `keys` takes, with headers and index of its own. Pure.
-/// @throws PlanError when of split experts some tensors of a parameter are taken and some not.
+/// The keys that match `include` and do not match `exclude`; an empty pattern takes, or leaves out, nothing. Patterns
+/// are PCRE2, whose common part with Python's `re` is nearly all of that, and must match from the key's first character
+/// on, but not to its last (rule 25): `mod` matches `model.norm.weight`, `norm` does not.
+/// Empty, which stands for all keys, when both patterns are.
+/// @throws UsageError for a pattern that cannot be read, with the place and the reason.
+[[nodiscard]] KeySelection key_selection(std::string const& include, std::string const& exclude = {});
+
+/// The same checkpoint as if it had only the tensors that `keys` takes, with fresh headers and index, and all side
+/// files. The checkpoint itself when it takes all of them, or is empty. Pure.
+/// @throws PlanError when nothing is taken, or of split experts some tensors of a parameter and some not.
 [[nodiscard]] std::shared_ptr<Checkpoint const> select_tensors(std::shared_ptr<Checkpoint const> const& checkpoint,
                                                                KeySelection const& keys);
 

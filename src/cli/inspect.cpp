@@ -207,7 +207,7 @@ void print(Json const& summary) {
 }  // namespace
 
 void inspect(Job& job) {
-  auto const checkpoint = open_checkpoint(job.options.input, job.world, job.open_options());
+  auto const checkpoint = select_tensors(open_checkpoint(job.options.input, job.world, job.open_options()), job.keys());
   auto const summary = summarize(*checkpoint);
   job.listed = true;
   if (job.options.json) {

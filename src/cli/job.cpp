@@ -143,6 +143,16 @@ std::shared_ptr<Checkpoint const> Job::open_input() {
   return checkpoint;
 }
 
+std::shared_ptr<Checkpoint const> Job::open_selected() { return select(open_input()); }
+
+std::shared_ptr<Checkpoint const> Job::select(std::shared_ptr<Checkpoint const> const& checkpoint) {
+  std::shared_ptr<Checkpoint const> selected;
+  on_every_rank(world, [&] { selected = select_tensors(checkpoint, keys()); });
+  report_selection(*checkpoint);
+  report_headers(selected->hf.headers);
+  return selected;
+}
+
 void Job::expect_free(std::string const& output, StagedOutput::Kind kind, bool overwrite) {
   on_every_rank(world, [&] {
     if (output.empty() || world.rank() != 0) return;
@@ -209,6 +219,31 @@ void Job::report_checkpoint(Checkpoint const& checkpoint) {
   report["bytes"]["checkpoint"] = bytes;
   if (!checkpoint.hf.left_out.empty()) report["left_out"] = checkpoint.hf.left_out;
   if (!checkpoint.warnings.empty()) report["warnings"] = checkpoint.warnings;
+}
+
+void Job::report_selection(Checkpoint const& checkpoint) {
+  auto const taken = keys();
+  if (!taken) return;
+  auto const& all = checkpoint.model.tensors;
+  std::uint64_t tensors = 0, bytes = 0;
+  for (auto const& tensor : all) {
+    if (!taken(tensor.key)) continue;
+    ++tensors;
+    bytes += byte_size(tensor.dtype, tensor.shape);
+  }
+  report["selection"] = {{"include", options.include},
+                         {"exclude", options.exclude},
+                         {"tensors", tensors},
+                         {"of_tensors", all.size()},
+                         {"bytes", bytes}};
+  console.say(fmt::format("selected {} of {} tensors, {}", tensors, all.size(), human_bytes(bytes)));
+}
+
+void Job::report_headers(HeaderOrigin headers) {
+  report["headers"] = {{"origin", name(headers)}};
+  if (headers == HeaderOrigin::source) return;
+  report["headers"]["fresh_because"] = why_fresh(headers);
+  console.detail(fmt::format("headers and index are fresh: {}", why_fresh(headers)));
 }
 
 void Job::report_verify(VerifyReport const& verified) {

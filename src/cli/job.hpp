@@ -35,8 +35,13 @@ class Job {
   /// Progress, and stopping by SIGINT or SIGTERM, for the library's calls.
   [[nodiscard]] CallOptions call();
   [[nodiscard]] OpenOptions open_options() const;
+  /// What `--include` and `--exclude` say.
+  [[nodiscard]] KeySelection keys() const { return key_selection(options.include, options.exclude); }
   /// Open the input, and say what it is. Collective.
   [[nodiscard]] std::shared_ptr<Checkpoint const> open_input();
+  /// The same, but for tensors that are not selected. Collective.
+  [[nodiscard]] std::shared_ptr<Checkpoint const> open_selected();
+  [[nodiscard]] std::shared_ptr<Checkpoint const> select(std::shared_ptr<Checkpoint const> const& checkpoint);
 
   /// Look for an output that is in the way before hours of reading, not after, and for what killed runs left beside it.
   /// An output that is, holds, or lies as an existing file in one of the inputs is refused even with `overwrite`. An
@@ -56,6 +61,9 @@ class Job {
   void report_ranks(RankBytes const& bytes, double seconds_load);
   void report_mesh(Mesh const& mesh);
   void report_checkpoint(Checkpoint const& checkpoint);
+  /// What the patterns take of a checkpoint, and that headers are fresh where they are.
+  void report_selection(Checkpoint const& checkpoint);
+  void report_headers(HeaderOrigin headers);
   void report_verify(VerifyReport const& verified);
 
   /// Write and print the report. Rank 0 does it.

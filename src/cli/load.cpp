@@ -57,7 +57,7 @@ void load(Job& job) {
   LoadPlan planned;
   StateDict state;
   auto const seconds_load = job.timed("load", [&] {
-    source = job.open_input();
+    source = job.open_selected();
     job.timed("plan", [&] { planned = make_load_plan(source->model, source->storage.form, mesh, coordinate); });
     if (options.dry_run) return;
     LoadOptions const load_options{.verify = options.verify_level(), .call = job.call()};

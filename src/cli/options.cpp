@@ -10,6 +10,7 @@
 #include <map>
 #include <utility>
 
+#include "rankslice/checkpoint.hpp"
 #include "rankslice/error.hpp"
 
 #include "cli/version.hpp"
@@ -56,8 +57,14 @@ void add_model_options(CLI::App& app, Options& o) {
       ->capture_default_str();
 }
 
+void add_selection_options(CLI::App& app, Options& o) {
+  option(app, "--include", o.include, "Only tensors whose HF key matches this regex, from its first character on");
+  option(app, "--exclude", o.exclude, "No tensors whose HF key matches this regex, from its first character on");
+}
+
 void add_job_options(CLI::App& app, Options& o) {
   add_model_options(app, o);
+  add_selection_options(app, o);
   option(app, "--dtype", o.dtype, "preserve; conversions are not in this version")
       ->check(CLI::IsMember({"preserve", "bfloat16", "float16", "float32"}))
       ->capture_default_str();
@@ -70,8 +77,6 @@ void add_job_options(CLI::App& app, Options& o) {
   option(app, "--verify", o.verify, "What is proved: off or full")
       ->check(CLI::IsMember({"off", "coverage", "full", "reread"}))
       ->capture_default_str();
-  option(app, "--include", o.include, "Not in this version");
-  option(app, "--exclude", o.exclude, "Not in this version");
   option(app, "--timeout", o.timeout_s, "Seconds that a rank may go without progress before all give up")
       ->check(CLI::Range(1e-3, 1e7))
       ->capture_default_str();
@@ -96,6 +101,7 @@ void add_inspect(CLI::App& app, Options& o) {
       *app.add_subcommand("inspect", "What is in a checkpoint: family, layouts, tensors, experts, bytes, oddities");
   add_input(sub, o, "CKPT", "Folder of safetensors files, native store, or folder of shards");
   add_model_options(sub, o);
+  add_selection_options(sub, o);
   add_output_options(sub, o);
   sub.footer("Example:\n  rankslice inspect Qwen3.6-35B-A3B");
 }
@@ -108,6 +114,7 @@ void add_plan(CLI::App& app, Options& o) {
   option(sub, "--rank", o.rank, "List the byte ranges of this rank")->check(CLI::NonNegativeNumber);
   add_mesh_options(sub, o);
   add_model_options(sub, o);
+  add_selection_options(sub, o);
   add_output_options(sub, o);
   sub.footer("Example:\n  rankslice plan Qwen3.6-35B-A3B --ranks 64 --ep 8");
 }
@@ -217,9 +224,14 @@ void check_command_name(CLI::App const& app, int argc, char** argv) {
 void check_options(Options const& o) {
   if (o.device == "cuda") throw DeviceError("--device cuda: not in this version; tensors are loaded on the CPU");
   if (o.comm == "nccl") throw DeviceError("--comm nccl: not in this version; ranks talk through MPI");
+<<<<<<< HEAD
   refuse(!o.include.empty(), "--include");
   refuse(!o.exclude.empty(), "--exclude");
   refuse(o.command != "synth" && o.expert_layout != "auto", "--expert-layout " + o.expert_layout);
+=======
+  (void)key_selection(o.include, o.exclude);  // refuses bad patterns before any file is opened
+  refuse(o.expert_layout != "auto", "--expert-layout " + o.expert_layout);
+>>>>>>> 885b125 (Select tensors by key: fresh headers and index, --include and --exclude, exports that leave out split experts one by one)
   refuse(o.dtype != "preserve", "--dtype " + o.dtype);
   refuse(o.verify == "coverage" || o.verify == "reread", "--verify " + o.verify);
   refuse(o.gather, "--gather");

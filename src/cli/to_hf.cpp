@@ -2,8 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "cli/commands.hpp"
 #include "cli/listing.hpp"
+#include "hf_target.hpp"
 
 namespace rankslice::cli {
 
@@ -16,17 +19,23 @@ void to_hf(Job& job) {
     throw UsageError("--source goes with a folder of shards; " + options.input + " brings its own headers");
   });
   job.report_mesh(make_mesh(job.world.size()));
+  job.report_selection(*checkpoint);
+  std::vector<bool> taken;
+  on_every_rank(job.world, [&] { taken = taken_tensors(checkpoint->model, job.keys()); });
   if (options.dry_run) {
-    job.console.say(fmt::format("to-hf would write {} and {} to {}", counted(checkpoint->hf.files.size(), "file"),
-                                counted(checkpoint->hf.side_files.size(), "side file"), options.output));
+    auto const target = make_target(*checkpoint, taken);
+    job.report_headers(target.hf.headers);
+    job.console.say(fmt::format("to-hf would write {} and {} to {}", counted(target.hf.files.size(), "file"),
+                                counted(target.hf.side_files.size(), "side file"), options.output));
     return;
   }
   job.report["verify"]["level"] = options.verify;
   ExportReport exported;
-  SaveOptions const save{.overwrite = options.overwrite, .call = job.call()};
+  ExportOptions const save{.overwrite = options.overwrite, .keys = job.keys(), .call = job.call()};
   auto const seconds = job.timed("to_hf", [&] {
     exported = rankslice::to_hf(*checkpoint, options.output, job.world, save, options.verify_level());
   });
+  job.report_headers(exported.headers);
   job.report_ranks({.wanted = exported.bytes_read, .read = exported.bytes_read}, 0);
   std::vector<std::uint64_t> written{exported.bytes_written};
   job.world.all_reduce(written, Reduce::sum);
@@ -34,8 +43,9 @@ void to_hf(Job& job) {
   VerifyReport verified;  // an export that differs is an error, so there is nothing else to report
   verified.level = options.verify_level();
   verified.reference = checkpoint->digests && verified.level == VerifyLevel::full ? "store" : "none";
-  verified.tensors = checkpoint->model.parameters.size();
   for (auto const& parameter : checkpoint->model.parameters) {
+    if (std::ranges::none_of(parameter.tensors, [&](std::uint32_t tensor) { return taken[tensor]; })) continue;
+    ++verified.tensors;
     if (parameter.stacked_experts) verified.experts += parameter.part_count();
   }
   job.report_verify(verified);

@@ -10,10 +10,11 @@ namespace rankslice::cli {
 
 void verify(Job& job) {
   auto const& options = job.options;
-  auto const checkpoint = job.open_input();
+  auto const checkpoint = job.open_selected();
   std::shared_ptr<Checkpoint const> against;
   if (!options.against.empty()) {
     job.timed("open_against", [&] { against = open_checkpoint(options.against, job.world, job.open_options()); });
+    on_every_rank(job.world, [&] { against = select_tensors(against, job.keys()); });
   }
   auto const mesh = make_mesh(job.world.size());
   job.report_mesh(mesh);

@@ -23,6 +23,7 @@ inline constexpr std::string_view kFormatVersion = "native/1";
 
 inline constexpr auto kFormatAttribute = "rankslice_format";
 inline constexpr auto kFamilyAttribute = "family";
+inline constexpr auto kHeadersAttribute = "headers";  ///< Of fresh ones only.
 inline constexpr auto kCompleteAttribute = "complete";
 inline constexpr auto kDTypeAttribute = "safetensors_dtype";
 inline constexpr auto kShapeAttribute = "safetensors_shape";  ///< Of sub-byte tensors only.

@@ -41,6 +41,7 @@ void add(Fields& fields, std::vector<StoreContents::RecordedDigest> const& diges
 }
 
 void add(Fields& fields, HfLayout const& hf) {
+  if (hf.headers != HeaderOrigin::source) fields.add(rankslice::name(hf.headers));
   fields.add(std::uint64_t{hf.files.size()});
   for (auto const& file : hf.files) {
     fields.add(std::string_view(file.name));

@@ -61,9 +61,18 @@ std::optional<std::string> StoreFile::seal() const {
   return read_text(file_.get(), kCompleteAttribute, root_);
 }
 
+HeaderOrigin StoreFile::read_headers() const {
+  if (!has_attribute(file_.get(), kHeadersAttribute, root_)) return HeaderOrigin::source;
+  auto const text = read_text(file_.get(), kHeadersAttribute, root_);
+  auto const origin = parse_header_origin(text);
+  if (!origin) refuse(root_, fmt::format("attribute '{}': '{}' is not known here", kHeadersAttribute, text));
+  return *origin;
+}
+
 StoreContents StoreFile::contents() {
   StoreContents contents;
   contents.family = read_text(file_.get(), kFamilyAttribute, root_);
+  contents.hf.headers = read_headers();
   contents.file_size = size_;
   read_tensors(contents);
   contents.source = read_digests(kDigestSourceGroup);

@@ -44,6 +44,7 @@ class StoreFile {
   [[nodiscard]] Member open_member(char const* group, Link const& link) const;
   [[nodiscard]] std::vector<Member> byte_members(char const* group);
   [[nodiscard]] std::vector<Member> digest_members(char const* group);
+  [[nodiscard]] HeaderOrigin read_headers() const;
   void read_tensors(StoreContents& contents);
   void read_source(StoreContents& contents);
   [[nodiscard]] std::vector<StoreContents::RecordedDigest> read_digests(char const* group);

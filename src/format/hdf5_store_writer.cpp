@@ -118,6 +118,9 @@ void NewStore::add_side_file(SideFile side) {
 }
 
 void NewStore::add_source(HfLayout const& hf) {
+  if (hf.headers != HeaderOrigin::source) {
+    write_text(file_.get(), kHeadersAttribute, std::string(rankslice::name(hf.headers)), root_);
+  }
   for (auto const& file : hf.files) {
     auto const subject = member(kFilesGroup, file.name);
     auto const dataset = add_bytes(file.header, subject);

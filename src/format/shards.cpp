@@ -117,6 +117,7 @@ Metadata to_metadata(ShardMetadata const& shard) {
           {"family", shard.family},
           {"source", shard.source},
           {"source_fingerprint", shard.source_fingerprint},
+          {"fingerprint", shard.fingerprint},
           {"tensors", tensors.dump()}};
 }
 
@@ -131,6 +132,7 @@ ShardMetadata parse_shard_metadata(Metadata const& metadata, std::string const& 
           .family = text("family"),
           .source = text("source"),
           .source_fingerprint = text("source_fingerprint"),
+          .fingerprint = text("fingerprint"),
           .tensors = places_of(metadata, {file, "tensors"})};
 }
 

@@ -20,6 +20,7 @@ struct ShardMetadata {
   std::string family;
   std::string source;                    ///< Path of the checkpoint that was loaded.
   std::string source_fingerprint;        ///< Of that checkpoint.
+  std::string fingerprint;               ///< Of what was loaded of it: another one when it was a selection.
   std::map<std::string, Place> tensors;  ///< By FQN.
 };
 

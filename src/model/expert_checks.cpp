@@ -161,6 +161,7 @@ void check_expert_shapes(KeyTable const& table, TensorCatalog const& catalog, Mo
 
 void check_expert_layers(KeyTable const& table, TensorCatalog const& catalog, Model const& model,
                          ModelConfig const& config) {
+  if (config.partial) return;
   if (std::ranges::none_of(model.parameters, &Parameter::stacked_experts)) {
     throw FormatError(fmt::format("no stacked experts ({}) in the checkpoint", table.stacked.front().hf));
   }

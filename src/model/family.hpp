@@ -21,6 +21,7 @@ struct ModelConfig {
   std::uint64_t mtp_layers = 0;
   std::vector<std::uint64_t> dense_layers;  ///< Decoder layers without experts (`mlp_only_layers`).
   std::string quant_method;                 ///< `quantization_config.quant_method`; empty when there is none.
+  bool partial = false;                     ///< Tensors may be missing: a selection of those that the config speaks of.
 };
 
 /// @throws FormatError for bytes that are no JSON object, or fields of the wrong type.

@@ -36,13 +36,21 @@ void append_rest(std::vector<Slice>& rest, Slice const& slice, Slice const& take
 std::vector<LocatedSlice> locate(Storage const& storage, Model const& model, PlannedSlice const& wanted) {
   auto const& parameter = model.parameters[wanted.parameter];
   std::vector<LocatedSlice> located;
+  auto const pieces = std::ranges::equal_range(storage.pieces, wanted.parameter, {}, &StoredPiece::parameter);
+  if (storage.partial) {
+    for (auto const& piece : pieces) {
+      auto const common = intersection(piece.slice, wanted.slice);
+      if (!common.empty()) located.push_back({&piece, common});
+    }
+    return located;
+  }
   // Of split experts several pieces fill the columns of one slice; that they do was checked when they were mapped.
   auto const fills_columns = [&](StoredPiece const& piece) {
     return storage.form == Form::native || model.tensors[piece.tensor].columns.begin == 0;
   };
   std::vector<Slice> missing;
   if (!wanted.slice.empty()) missing.push_back(wanted.slice);
-  for (auto const& piece : std::ranges::equal_range(storage.pieces, wanted.parameter, {}, &StoredPiece::parameter)) {
+  for (auto const& piece : pieces) {
     if (!fills_columns(piece)) {
       auto const common = intersection(piece.slice, wanted.slice);
       if (!common.empty()) located.push_back({&piece, common});

@@ -46,7 +46,7 @@ struct RankBytes {
 [[nodiscard]] std::uint64_t plan_bytes(Model const& model, std::vector<PlannedSlice> const& plan, Form form);
 
 /// The pieces that hold a slice, and what of it each holds, in the order of the pieces; of copies only the first.
-/// @throws PlanError when the pieces do not cover the slice.
+/// @throws PlanError when the pieces do not cover the slice, unless the storage is partial.
 struct LocatedSlice {
   StoredPiece const* piece = nullptr;
   Slice slice;
