@@ -132,7 +132,8 @@ CheckpointParts read_shards(std::string const& folder, OpenOptions const& option
   shards.warnings = source.warnings;
   for (int rank = 1; rank < first.mesh.ranks(); ++rank) {
     auto const shard = read_shard(folder, rank, shards);
-    if (shard.mesh != first.mesh || shard.fingerprint != first.fingerprint) {
+    if (shard.mesh != first.mesh || shard.source_fingerprint != first.source_fingerprint ||
+        shard.fingerprint != first.fingerprint) {
       throw FormatError(fmt::format("{}/{}: belongs to another load than {}: other mesh or source", folder,
                                     shard_file_name(rank), shard_file_name(0)),
                         folder);

@@ -22,15 +22,6 @@ struct Renumbering {
   std::uint32_t parameter_count = 0;
 };
 
-<<<<<<< HEAD
-void require_whole(Model const& model, Parameter const& parameter, Renumbering const& kept) {
-  auto const is_kept = [&](std::uint32_t tensor) { return kept.tensors[tensor].has_value(); };
-  auto const left_out = std::ranges::find_if_not(parameter.tensors, is_kept);
-  if (left_out == parameter.tensors.end()) return;
-  throw PlanError(fmt::format("{} is made of {} tensors, of which the selection leaves out {}", parameter.fqn,
-                              parameter.tensors.size(), model.tensors[*left_out].key),
-                  parameter.fqn);
-=======
 void require_whole(Model const& model, std::vector<bool> const& taken) {
   for (auto const& parameter : model.parameters) {
     auto const is_taken = [&](std::uint32_t tensor) { return taken[tensor]; };
@@ -42,7 +33,6 @@ void require_whole(Model const& model, std::vector<bool> const& taken) {
                     parameter.tensors.size(), std::ssize(parameter.tensors) - count, model.tensors[left_out].key),
         parameter.fqn);
   }
->>>>>>> 885b125 (Select tensors by key: fresh headers and index, --include and --exclude, exports that leave out split experts one by one)
 }
 
 /// Tensors as the fresh catalog has them, parameters by their first tensor there.
@@ -51,23 +41,11 @@ Renumbering number_as(TensorCatalog const& fresh, Model const& model) {
   for (std::size_t i = 0; i < model.tensors.size(); ++i) old_place.emplace(model.tensors[i].key, i);
   Renumbering kept{.tensors = decltype(Renumbering::tensors)(model.tensors.size()),
                    .parameters = decltype(Renumbering::parameters)(model.parameters.size())};
-<<<<<<< HEAD
-  std::uint32_t tensors = 0, parameters = 0;
-  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
-    if (!keys(model.tensors[i].key)) continue;
-    kept.tensors[i] = tensors++;
-    auto& parameter = kept.parameters[model.tensors[i].parameter];
-    if (!parameter) parameter = parameters++;
-  }
-  for (std::size_t i = 0; i < model.parameters.size(); ++i) {
-    if (kept.parameters[i]) require_whole(model, model.parameters[i], kept);
-=======
   for (std::uint32_t i = 0; i < fresh.tensors.size(); ++i) {
     auto const old = old_place.at(fresh.tensors[i].name);
     kept.tensors[old] = i;
     auto& parameter = kept.parameters[model.tensors[old].parameter];
     if (!parameter) parameter = kept.parameter_count++;
->>>>>>> 885b125 (Select tensors by key: fresh headers and index, --include and --exclude, exports that leave out split experts one by one)
   }
   return kept;
 }

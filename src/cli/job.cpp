@@ -243,7 +243,7 @@ void Job::report_headers(HeaderOrigin headers) {
   report["headers"] = {{"origin", name(headers)}};
   if (headers == HeaderOrigin::source) return;
   report["headers"]["fresh_because"] = why_fresh(headers);
-  console.detail(fmt::format("headers and index are fresh: {}", why_fresh(headers)));
+  console.say(fmt::format("headers and index are fresh: {}", why_fresh(headers)));
 }
 
 void Job::report_verify(VerifyReport const& verified) {

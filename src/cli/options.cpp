@@ -224,14 +224,8 @@ void check_command_name(CLI::App const& app, int argc, char** argv) {
 void check_options(Options const& o) {
   if (o.device == "cuda") throw DeviceError("--device cuda: not in this version; tensors are loaded on the CPU");
   if (o.comm == "nccl") throw DeviceError("--comm nccl: not in this version; ranks talk through MPI");
-<<<<<<< HEAD
-  refuse(!o.include.empty(), "--include");
-  refuse(!o.exclude.empty(), "--exclude");
-  refuse(o.command != "synth" && o.expert_layout != "auto", "--expert-layout " + o.expert_layout);
-=======
   (void)key_selection(o.include, o.exclude);  // refuses bad patterns before any file is opened
-  refuse(o.expert_layout != "auto", "--expert-layout " + o.expert_layout);
->>>>>>> 885b125 (Select tensors by key: fresh headers and index, --include and --exclude, exports that leave out split experts one by one)
+  refuse(o.command != "synth" && o.expert_layout != "auto", "--expert-layout " + o.expert_layout);
   refuse(o.dtype != "preserve", "--dtype " + o.dtype);
   refuse(o.verify == "coverage" || o.verify == "reread", "--verify " + o.verify);
   refuse(o.gather, "--gather");

@@ -301,8 +301,6 @@ def test_a_store_that_ends_early_is_refused(store, size):
 # Wrong usage --------------------------------------------------------------------------------------------------------
 
 LATER = [
-    ["load", "CKPT", "--include", "lm_head.*"],
-    ["load", "CKPT", "--exclude", "lm_head.*"],
     ["load", "CKPT", "--dtype", "float32"],
     ["load", "CKPT", "--expert-layout", "hub"],
     ["load", "CKPT", "--family", "qwen3_vl_moe"],

@@ -349,9 +349,22 @@ TEST_F(Shards, AMissingTensorIsNamed) {
       header["renamed"] = header[kDense];
       header.erase(kDense);
     });
-    edit_metadata(rank, "tensors", [](Json& tensors) { tensors["renamed"] = tensors[kDense]; });
+    edit_metadata(rank, "tensors", [](Json& tensors) {
+      tensors["renamed"] = tensors[kDense];
+      tensors.erase(kDense);
+    });
   }
   EXPECT_THAT(refusal(shards()), AllOf(HasSubstr("65 "), HasSubstr("renamed")));
+}
+
+// It must not look like one that was left out when the shards were saved.
+TEST_F(Shards, ATensorThatOnlyTheMetadataKnowIsMissing) {
+  edit(1, [](Json& header, Bytes& data) {
+    data.clear();
+    auto const metadata = header["__metadata__"];
+    header = Json{{"__metadata__", metadata}};
+  });
+  EXPECT_THAT(refusal(shards()), AllOf(HasSubstr("65 "), HasSubstr("rank-00001"), HasSubstr("missing")));
 }
 
 TEST_F(Shards, WhoseSourceIsGoneSayHowToGoOn) {

@@ -25,6 +25,7 @@ Metadata example() {
           {"family", "qwen3_5_moe"},
           {"source", "/data/ünïcode \"checkpoint\""},
           {"source_fingerprint", "0123456789abcdef0123456789abcdef"},
+          {"fingerprint", "fedcba9876543210fedcba9876543210"},
           {"tensors", R"({"a.scalar":{"global_shape":[],"offsets":[]},)"
                       R"("experts.G":{"global_shape":[7,4,6],"offsets":[3,0,0]}})"}};
 }
@@ -58,6 +59,7 @@ TEST(ShardsMetadata, EveryFieldIsRead) {
   EXPECT_EQ(shard.family, "qwen3_5_moe");
   EXPECT_EQ(shard.source, "/data/ünïcode \"checkpoint\"");
   EXPECT_EQ(shard.source_fingerprint, "0123456789abcdef0123456789abcdef");
+  EXPECT_EQ(shard.fingerprint, "fedcba9876543210fedcba9876543210");
   ASSERT_EQ(shard.tensors.size(), 2U);
   EXPECT_EQ(shard.tensors.at("experts.G").global_shape, (Shape{7, 4, 6}));
   EXPECT_EQ(shard.tensors.at("experts.G").offsets, (Shape{3, 0, 0}));
@@ -69,8 +71,13 @@ TEST(ShardsMetadata, WhatIsWrittenIsTheFormatAndIsReadBack) {
 }
 
 TEST(ShardsMetadata, AFolderWithoutTensorsIsTheFormatToo) {
-  ShardMetadata const empty{
-      .mesh = {}, .coordinate = {}, .family = "f", .source = "s", .source_fingerprint = "p", .tensors = {}};
+  ShardMetadata const empty{.mesh = {},
+                            .coordinate = {},
+                            .family = "f",
+                            .source = "s",
+                            .source_fingerprint = "p",
+                            .fingerprint = "q",
+                            .tensors = {}};
   auto const metadata = to_metadata(empty);
   EXPECT_EQ(metadata.at("tensors"), "{}");
   EXPECT_TRUE(parse_shard_metadata(metadata, kFile).tensors.empty());
