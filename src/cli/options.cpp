@@ -56,6 +56,15 @@ void add_model_options(CLI::App& app, Options& o) {
       ->capture_default_str();
 }
 
+void add_rank_options(CLI::App& app, Options& o) {
+  option(app, "--comm", o.comm, "auto or mpi; nccl is not in this version")
+      ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
+      ->capture_default_str();
+  option(app, "--timeout", o.timeout_s, "Seconds that a rank may go without progress before all give up")
+      ->check(CLI::Range(1e-3, 1e7))
+      ->capture_default_str();
+}
+
 void add_job_options(CLI::App& app, Options& o) {
   add_model_options(app, o);
   option(app, "--dtype", o.dtype, "preserve; conversions are not in this version")
@@ -64,17 +73,12 @@ void add_job_options(CLI::App& app, Options& o) {
   option(app, "--device", o.device, "auto or cpu; cuda is not in this version")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
-  option(app, "--comm", o.comm, "auto or mpi; nccl is not in this version")
-      ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
-      ->capture_default_str();
   option(app, "--verify", o.verify, "What is proved: off or full")
       ->check(CLI::IsMember({"off", "coverage", "full", "reread"}))
       ->capture_default_str();
   option(app, "--include", o.include, "Not in this version");
   option(app, "--exclude", o.exclude, "Not in this version");
-  option(app, "--timeout", o.timeout_s, "Seconds that a rank may go without progress before all give up")
-      ->check(CLI::Range(1e-3, 1e7))
-      ->capture_default_str();
+  add_rank_options(app, o);
   flag(app, "--overwrite", o.overwrite, "Replace outputs that exist, each in one step at the end");
   add_output_options(app, o);
 }
@@ -180,6 +184,25 @@ void add_to_hf(CLI::App& app, Options& o) {
   sub.footer("Example:\n  mpirun -n 4 rankslice to-hf qwen.h5 exported");
 }
 
+void add_bench(CLI::App& app, Options& o) {
+  auto& sub = *app.add_subcommand(
+      "bench", "How fast each step is, beside what the machine can do with the same bytes, measured in the same run");
+  sub.add_option("CKPT", o.input, "Folder of safetensors files, native store, or folder of shards [a synthetic one]");
+  option(sub, "--preset", o.preset, "Synthetic checkpoint to make, without CKPT [small]");
+  option(sub, "--scratch", o.scratch,
+         "Folder that all ranks share; what is written goes below it and is removed [$TMPDIR, or the working folder]");
+  option(sub, "--repeats", o.repeats, "How often each run is timed")->check(CLI::Range(1, 1000))->capture_default_str();
+  option(sub, "--steps", o.steps, "Some of load,verify,store,to-hf,transpose,digest [all]")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"load", "verify", "store", "to-hf", "transpose", "digest"}));
+  add_model_options(sub, o);
+  add_rank_options(sub, o);
+  add_output_options(sub, o);
+  sub.footer(
+      "Examples:\n  mpirun -n 2 rankslice bench --preset tiny --repeats 3\n"
+      "  mpirun -n 8 rankslice bench Qwen3.6-35B-A3B --steps load,verify --report bench.json");
+}
+
 void refuse(bool asked, std::string const& what) {
   if (asked) throw UsageError(what + ": not in this version");
 }
@@ -203,7 +226,7 @@ void check_command_name(CLI::App const& app, int argc, char** argv) {
   if (argc < 2 || argv[1][0] == '-') return;
   std::string const word = argv[1];
   // Names that are promised for later: asking for them is no typing error.
-  for (auto const* reserved : {"bench", "doctor", "serve", "ctl"}) refuse(word == reserved, word);
+  for (auto const* reserved : {"doctor", "serve", "ctl"}) refuse(word == reserved, word);
   std::string known;
   for (auto const* const command : app.get_subcommands({})) {
     if (command->get_name() == word) return;
@@ -236,6 +259,9 @@ void check_options(Options const& o) {
   if (o.command == "load" && o.rank && !o.store.empty()) {
     throw UsageError("--store needs all ranks; a rank-local load can be kept with --save-shards");
   }
+  if (o.command == "bench" && !o.input.empty() && !o.preset.empty()) {
+    throw UsageError(fmt::format("--preset {}: is for a synthetic checkpoint, and {} is given", o.preset, o.input));
+  }
 }
 
 std::chrono::milliseconds Options::timeout() const {
@@ -258,10 +284,12 @@ std::optional<Options> parse_options(int argc, char** argv) {
       "RANKSLICE_… variables stand behind every option: RANKSLICE_TIMEOUT=60 is --timeout 60; the command line wins.");
   add_inspect(app, of_command["inspect"]);
   add_plan(app, of_command["plan"]);
+  of_command["synth"].preset = "tiny";
   add_synth(app, of_command["synth"]);
   add_load(app, of_command["load"]);
   add_verify(app, of_command["verify"]);
   add_to_hf(app, of_command["to-hf"]);
+  add_bench(app, of_command["bench"]);
   check_command_name(app, argc, argv);
   try {
     app.parse(argc, argv);
