@@ -13,6 +13,7 @@
 #include "cli/listing.hpp"
 #include "core/literals.hpp"
 #include "plan/plan.hpp"
+#include "synth/presets.hpp"
 #include "synth/synth.hpp"
 
 namespace rankslice::cli {
@@ -36,6 +37,14 @@ std::string scratch_place(Options const& options) {
   if (!options.scratch.empty()) return options.scratch;
   auto const* const temporary = std::getenv("TMPDIR");
   return temporary != nullptr && *temporary != '\0' ? temporary : ".";
+}
+
+/// Of presets that several families have, qwen3_5_moe's is taken.
+std::string usual_family(std::string const& preset) {
+  auto const is_one = [&](Preset const& known) {
+    return known.name == preset && known.model.family == SynthFamily::qwen3_5_moe;
+  };
+  return std::ranges::any_of(presets(), is_one) ? "qwen3_5_moe" : "auto";
 }
 
 /// A folder of ours would not be a part of the checkpoint, but would be seen in it.
@@ -111,8 +120,9 @@ class Bench {
 
   [[nodiscard]] SynthOptions synth_options() const {
     auto const& options = job_.options;
-    return {.family = options.family == "auto" ? "qwen3_5_moe" : options.family,
-            .preset = options.preset.empty() ? "small" : options.preset,
+    auto const preset = options.preset.empty() ? "small" : options.preset;
+    return {.family = options.family == "auto" ? usual_family(preset) : options.family,
+            .preset = preset,
             .call = subject_.call};
   }
 

@@ -188,7 +188,7 @@ void add_bench(CLI::App& app, Options& o) {
   auto& sub = *app.add_subcommand(
       "bench", "How fast each step is, beside what the machine can do with the same bytes, measured in the same run");
   sub.add_option("CKPT", o.input, "Folder of safetensors files, native store, or folder of shards [a synthetic one]");
-  option(sub, "--preset", o.preset, "Synthetic checkpoint to make, without CKPT [small]");
+  option(sub, "--preset", o.preset, "Without CKPT: the synthetic checkpoint to make, as of `rankslice synth` [small]");
   option(sub, "--scratch", o.scratch,
          "Folder that all ranks share; what is written goes below it and is removed [$TMPDIR, or the working folder]");
   option(sub, "--repeats", o.repeats, "How often each run is timed")->check(CLI::Range(1, 1000))->capture_default_str();
