@@ -3,11 +3,12 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
-#include <optional>
+#include <memory>
 
 #include "rankslice/load.hpp"
 
 #include "cli/bench_report.hpp"
+#include "cli/bench_scratch.hpp"
 #include "cli/bench_steps.hpp"
 #include "cli/commands.hpp"
 #include "cli/listing.hpp"
@@ -22,7 +23,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr auto kRoomForTheRest = 64_MiB;  // headers, side files, what a file system keeps for itself
+constexpr auto kRoomForTheRest = 64_MiB;  // headers, small files, what a file system keeps for itself
 
 std::vector<BenchStep> selected_steps(Options const& options) {
   std::vector<BenchStep> steps;
@@ -59,6 +60,12 @@ void require_outside(std::string const& place, std::string const& checkpoint) {
 std::uint64_t tensor_bytes(Checkpoint const& checkpoint) {
   std::uint64_t bytes = 0;
   for (auto const& tensor : checkpoint.catalog.tensors) bytes += tensor.extent.bytes.size();
+  return bytes;
+}
+
+std::uint64_t carried_bytes(Checkpoint const& checkpoint) {
+  auto bytes = tensor_bytes(checkpoint);
+  for (auto const& side : checkpoint.hf.side_files) bytes += side.size;
   return bytes;
 }
 
@@ -105,6 +112,7 @@ class Bench {
 
   void open(std::string const& path);
   void take_scratch();
+  void make_scratch(std::string const& place);
   [[nodiscard]] std::string synthesize_checkpoint();
   void prepare();
   void hold();
@@ -129,7 +137,7 @@ class Bench {
   Job& job_;
   std::vector<BenchStep> steps_;
   bool writes_;
-  std::optional<ScratchFolder> scratch_;  // outlives whatever lies in it
+  std::unique_ptr<ScratchFolder> scratch_;  // on rank 0
   BenchSubject subject_;
   BenchReport report_;
 };
@@ -146,7 +154,7 @@ void Bench::take_scratch() {
     if (job_.world.rank() != 0) return;
     auto dry = synth_options();
     dry.dry_run = true;
-    auto const bytes = input.empty() ? synthesize("", dry).bytes : tensor_bytes(*subject_.checkpoint);
+    auto const bytes = input.empty() ? synthesize("", dry).bytes : carried_bytes(*subject_.checkpoint);
     auto const wanted = (input.empty() ? bytes : 0) + (writes_ ? bytes + bytes / 16 : 0) + kRoomForTheRest;
     if (!input.empty()) require_outside(place, input);
     require_free_space(place, wanted);
@@ -154,12 +162,30 @@ void Bench::take_scratch() {
                                  job_.options.dry_run ? "would write" : "writes", human_bytes(wanted),
                                  fs::weakly_canonical(place).string()));
   });
-  if (!job_.options.dry_run) scratch_.emplace(place, job_.world);
+  if (!job_.options.dry_run) make_scratch(place);
+}
+
+void Bench::make_scratch(std::string const& place) {
+  std::vector<std::byte> name;
+  on_every_rank(job_.world, [&] {
+    if (job_.world.rank() != 0) return;
+    scratch_ = std::make_unique<ScratchFolder>(place);
+    auto const bytes = std::as_bytes(std::span(scratch_->path()));
+    name.assign(bytes.begin(), bytes.end());
+  });
+  broadcast_vector(job_.world, name, 0);
+  auto& path = subject_.scratch;
+  path.assign(reinterpret_cast<char const*>(name.data()), name.size());
+  on_every_rank(job_.world, [&] {
+    std::error_code error;
+    if (fs::is_directory(path, error)) return;
+    throw IoError(ExitCode::cannot_create, path + ": not seen by this rank; --scratch must be shared by all", path);
+  });
 }
 
 std::string Bench::synthesize_checkpoint() {
   auto const options = synth_options();
-  auto const path = scratch_->path() + "/checkpoint";
+  auto const path = subject_.scratch + "/checkpoint";
   on_every_rank(job_.world, [&] {
     if (job_.world.rank() != 0) return;
     auto alive = options;
@@ -182,7 +208,6 @@ void Bench::prepare() {
     subject.plain = std::make_unique<PlainReader>(checkpoint.storage, owned_extents(checkpoint, plan));
     subject.plain->warm_page_cache(subject.alive);
     subject.owned_bytes = plan.bytes_owned;
-    if (scratch_) subject.scratch = &*scratch_;
   });
 }
 
@@ -218,7 +243,7 @@ void Bench::describe() {
   report_.mesh = subject_.mesh;
   report_.comm = job_.world.kind();
   report_.repeats = options.repeats;
-  if (scratch_) {
+  if (!subject_.scratch.empty()) {
     report_.scratch = fs::weakly_canonical(scratch_place(options)).string();
     report_.scratch_file_system = file_system_of(report_.scratch);
   }

@@ -7,6 +7,7 @@
 #include "rankslice/to_hf.hpp"
 #include "rankslice/verify.hpp"
 
+#include "cli/bench_scratch.hpp"
 #include "cli/bench_steps.hpp"
 #include "cli/listing.hpp"
 
@@ -68,7 +69,7 @@ class Writing {
             .bytes = plain_->bytes(),
             .collective = true,
             .work = std::move(work),
-            .prepare = on_rank_0([scratch = subject_.scratch] { scratch->settle(); }),
+            .prepare = on_rank_0([scratch = subject_.scratch] { settle_file_system(scratch); }),
             .clean = on_rank_0([output] { std::filesystem::remove_all(output); })};
   }
   [[nodiscard]] Run limit(std::string name, std::string meaning, PlainWriter::Sync sync) const {
@@ -79,7 +80,7 @@ class Writing {
                      &subject = subject_] { plain->write(*blocks, sync, subject.alive); },
             .prepare = on_rank_0([plain = plain_, scratch = subject_.scratch] {
               plain->create_files();
-              scratch->settle();
+              settle_file_system(scratch);
             }),
             .clean = on_rank_0([plain = plain_] { plain->remove_files(); })};
   }
@@ -142,8 +143,8 @@ Step store_step(BenchSubject& subject) {
   for (auto const& [fqn, tensor] : subject.held.tensors) {
     size += byte_size(tensor.parameter.dtype, tensor.parameter.shape);
   }
-  auto const output = subject.scratch->path() + "/store.h5";
-  Writing const writing(subject, {{.path = subject.scratch->path() + "/plain", .size = size}});
+  auto const output = subject.scratch + "/store.h5";
+  Writing const writing(subject, {{.path = subject.scratch + "/plain", .size = size}});
   return {.name = "store",
           .runs = {writing.ours(
                        "store", "the held tensors digested, written, synced, read back and renamed", output,
@@ -157,9 +158,9 @@ Step store_step(BenchSubject& subject) {
 Step to_hf_step(BenchSubject& subject) {
   std::vector<PlainWriter::File> files;
   for (auto const& file : subject.checkpoint->hf.files) {
-    files.push_back({.path = fmt::format("{}/plain-{}", subject.scratch->path(), files.size()), .size = file.size});
+    files.push_back({.path = fmt::format("{}/plain-{}", subject.scratch, files.size()), .size = file.size});
   }
-  auto const output = subject.scratch->path() + "/exported";
+  auto const output = subject.scratch + "/exported";
   Writing const writing(subject, std::move(files));
   return {
       .name = "to-hf",

@@ -9,7 +9,6 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
-#include <vector>
 
 #include "rankslice/error.hpp"
 
@@ -27,44 +26,21 @@ namespace {
   throw IoError(ExitCode::cannot_create, fmt::format("{}: {}", path, why), path);
 }
 
-std::vector<std::byte> make_folder(std::string const& place) {
-  auto name = (fs::path(place) / "rankslice-bench-XXXXXX").string();
-  if (::mkdtemp(name.data()) == nullptr) refuse(place, "no scratch folder can be made there: " + reason(errno));
-  auto const bytes = std::as_bytes(std::span(name));
-  return {bytes.begin(), bytes.end()};
-}
-
 }  // namespace
 
-ScratchFolder::ScratchFolder(std::string const& place, Communicator& world) {
-  std::vector<std::byte> name;
-  on_every_rank(world, [&] {
-    if (world.rank() == 0) name = make_folder(place);
-  });
-  owns_ = world.rank() == 0;
-  broadcast_vector(world, name, 0);
-  path_.assign(reinterpret_cast<char const*>(name.data()), name.size());
-  try {
-    on_every_rank(world, [&] {
-      std::error_code error;
-      if (!fs::is_directory(path_, error)) refuse(path_, "not seen by this rank: --scratch must be shared by all");
-    });
-  } catch (...) {
-    if (owns_) fs::remove(path_);
-    throw;
-  }
+ScratchFolder::ScratchFolder(std::string const& place) : path_((fs::path(place) / "rankslice-bench-XXXXXX").string()) {
+  if (::mkdtemp(path_.data()) == nullptr) refuse(place, "no scratch folder can be made there: " + reason(errno));
 }
 
 ScratchFolder::~ScratchFolder() {
   std::error_code ignored;  // nobody is left to be told
-  if (owns_) fs::remove_all(path_, ignored);
+  fs::remove_all(path_, ignored);
 }
 
-void ScratchFolder::settle() const {
-  UniqueFd const folder(::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!folder.valid() || ::syncfs(folder.get()) != 0) {
-    throw IoError(ExitCode::io, fmt::format("{}: syncfs failed: {}", path_, reason(errno)), path_);
-  }
+void settle_file_system(std::string const& folder) {
+  UniqueFd const fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (fd.valid() && ::syncfs(fd.get()) == 0) return;
+  throw IoError(ExitCode::io, fmt::format("{}: syncfs failed: {}", folder, reason(errno)), folder);
 }
 
 void require_free_space(std::string const& folder, std::uint64_t bytes) {

@@ -13,7 +13,6 @@
 
 #include "cli/bench_limits.hpp"
 #include "cli/bench_measure.hpp"
-#include "cli/bench_scratch.hpp"
 
 namespace rankslice::cli {
 
@@ -24,10 +23,10 @@ struct BenchSubject {
   Alive alive;
   std::shared_ptr<Checkpoint const> checkpoint{};
   Mesh mesh{};
-  std::unique_ptr<PlainReader> plain{};    ///< Of the extents that this rank owns.
-  std::uint64_t owned_bytes = 0;           ///< In the native form.
-  ScratchFolder const* scratch = nullptr;  ///< Of the steps that write.
-  StateDict held{};                        ///< Of the steps that do not load.
+  std::unique_ptr<PlainReader> plain{};  ///< Of the extents that this rank owns.
+  std::uint64_t owned_bytes = 0;         ///< In the native form.
+  std::string scratch{};                 ///< Folder for the steps that write.
+  StateDict held{};                      ///< Of the steps that do not load.
 };
 
 /// What can be measured, and what has to be there for it.

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cctype>
@@ -12,6 +13,7 @@
 
 #include "rankslice/error.hpp"
 
+#include "cli/bench_steps.hpp"
 #include "cli/version.hpp"
 
 namespace rankslice::cli {
@@ -192,9 +194,11 @@ void add_bench(CLI::App& app, Options& o) {
   option(sub, "--scratch", o.scratch,
          "Folder that all ranks share; what is written goes below it and is removed [$TMPDIR, or the working folder]");
   option(sub, "--repeats", o.repeats, "How often each run is timed")->check(CLI::Range(1, 1000))->capture_default_str();
-  option(sub, "--steps", o.steps, "Some of load,verify,store,to-hf,transpose,digest [all]")
+  std::vector<std::string> steps;
+  for (auto const& step : bench_steps()) steps.emplace_back(step.name);
+  option(sub, "--steps", o.steps, fmt::format("Some of {} [all]", fmt::join(steps, ",")))
       ->delimiter(',')
-      ->check(CLI::IsMember({"load", "verify", "store", "to-hf", "transpose", "digest"}));
+      ->check(CLI::IsMember(steps));
   add_model_options(sub, o);
   add_rank_options(sub, o);
   add_output_options(sub, o);

@@ -1,16 +1,19 @@
 """`bench`: what it measures, that its figures follow from its samples, and that it leaves nothing behind."""
 
+import collections
 import os
 import re
 import shlex
 import signal
 import statistics
 
+import numpy as np
 import pytest
 
 import reference
 from program import OnRank, Run, expect, run, run_ok, wait_until
 from reference import Mesh
+from test_reads import own_bytes, tensor_bytes, times_read, traced
 
 TWICE = ["--repeats", 2]
 PREAD = {"pread, 4 KiB pages", "pread, 2 MiB pages"}
@@ -112,6 +115,37 @@ def test_ours_and_its_limit_move_the_same_bytes(measured, tiny, tiny_tensors):
     for step in report["steps"]:
         assert {entry["bytes"] for entry in step["runs"]} == {expected[step["step"]]}, step["step"]
     assert report["checkpoint"]["bytes"] == sum(value.nbytes for value in tiny_tensors.values())
+
+
+@pytest.mark.usefixtures("strace")
+def test_all_kinds_of_loading_read_the_very_same_bytes(tiny, tiny_tensors, tmp_path):
+    """Once to warm the cache, three times ours, and twice plainly."""
+    on_rank = traced("bench", tiny, "--repeats", 1, "--steps", "load", folder=tmp_path, ranks=2)
+    everything = tensor_bytes(tiny)
+    for rank in range(2):
+        counts = times_read(on_rank, rank, reference.shard_files(tiny))
+        for file, owned in own_bytes(tiny, tiny_tensors, Mesh(1, 2), rank).items():
+            assert np.array_equal(counts[file] * everything[file], 6 * owned), f"rank {rank}, {file}"
+
+
+@pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize("step", ["store", "to-hf"])
+def test_the_plain_writers_write_every_byte_and_sync_where_they_say_so(step, tiny, tiny_tensors, scratch, tmp_path):
+    """All ranks together, once with fsync and once without."""
+    on_rank = OnRank(tmp_path / "ranks", traced="all", strace="-e trace=pwrite64,fsync")
+    run_ok("bench", tiny, "--repeats", 1, "--steps", step, "--scratch", scratch, ranks=2, on_rank=on_rank)
+    if step == "store":
+        native = reference.local_state(tiny_tensors, Mesh(1, 1), 0)
+        sizes = {"plain": sum(value.nbytes for value in native.values())}
+    else:
+        sizes = {f"plain-{i}": path.stat().st_size for i, path in enumerate(reference.shard_files(tiny))}
+    written = {name: np.zeros(size, "u1") for name, size in sizes.items()}
+    calls = "".join(trace.read_text() for rank in range(2) for trace in on_rank.traces(rank))
+    for name, offset, put in re.findall(r"pwrite64\(\d+<[^>]*/(plain[-\d]*)>, .*, (\d+)\)\s+= (\d+)", calls):
+        written[name][int(offset) : int(offset) + int(put)] += 1
+    synced = collections.Counter(re.findall(r"fsync\(\d+<[^>]*/(plain[-\d]*)>\)\s+= 0", calls))
+    assert all((counts == 2).all() for counts in written.values())
+    assert synced == dict.fromkeys(sizes, 2)  # by two ranks
 
 
 def test_peak_memory_of_loading_is_that_of_each_rank(measured, tiny_tensors):
