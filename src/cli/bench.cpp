@@ -129,9 +129,7 @@ class Bench {
   [[nodiscard]] SynthOptions synth_options() const {
     auto const& options = job_.options;
     auto const preset = options.preset.empty() ? "small" : options.preset;
-    return {.family = options.family == "auto" ? usual_family(preset) : options.family,
-            .preset = preset,
-            .call = subject_.call};
+    return {.family = options.family == "auto" ? usual_family(preset) : options.family, .preset = preset};
   }
 
   Job& job_;
@@ -158,6 +156,10 @@ void Bench::take_scratch() {
     auto const wanted = (input.empty() ? bytes : 0) + (writes_ ? bytes + bytes / 16 : 0) + kRoomForTheRest;
     if (!input.empty()) require_outside(place, input);
     require_free_space(place, wanted);
+    for (auto const& leftover : ScratchFolder::others_in(place)) {
+      job_.console.warn(leftover +
+                        ": belongs to a run that still goes on, or to one that was killed and left it behind");
+    }
     job_.console.say(fmt::format("bench    {} up to {} into a folder of its own below {}, and removes it",
                                  job_.options.dry_run ? "would write" : "writes", human_bytes(wanted),
                                  fs::weakly_canonical(place).string()));
@@ -184,16 +186,15 @@ void Bench::make_scratch(std::string const& place) {
 }
 
 std::string Bench::synthesize_checkpoint() {
-  auto const options = synth_options();
   auto const path = subject_.scratch + "/checkpoint";
   on_every_rank(job_.world, [&] {
     if (job_.world.rank() != 0) return;
-    auto alive = options;
-    alive.call.progress = [this](Progress const& progress) {
+    auto options = synth_options();
+    options.call.progress = [this](Progress const& progress) {
       subject_.alive();
       job_.console.progress(progress);
     };
-    synthesize(path, alive);
+    synthesize(path, options);
   });
   return path;
 }

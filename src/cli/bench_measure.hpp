@@ -70,10 +70,11 @@ struct StepResult {
   }
 };
 
-/// Time the runs of a step one after the other, all of them in every repeat, each repeat beginning with another one.
-/// `next` is called before every run with the bytes of this rank that are done and those of the whole step; it may
-/// throw. Collective.
+/// Called before every run with the bytes of this rank that are done, and those of the whole step. May throw.
 using NextRun = std::function<void(std::uint64_t done, std::uint64_t total)>;
+
+/// Time the runs of a step one after the other, all of them in every repeat, each repeat beginning with another one.
+/// Collective.
 [[nodiscard]] StepResult measure(Step const& step, int repeats, Communicator& world, NextRun const& next);
 
 }  // namespace rankslice::cli

@@ -22,19 +22,31 @@ namespace fs = std::filesystem;
 
 namespace {
 
+constexpr auto kPrefix = "rankslice-bench-";
+
 [[noreturn]] void refuse(std::string const& path, std::string const& why) {
   throw IoError(ExitCode::cannot_create, fmt::format("{}: {}", path, why), path);
 }
 
 }  // namespace
 
-ScratchFolder::ScratchFolder(std::string const& place) : path_((fs::path(place) / "rankslice-bench-XXXXXX").string()) {
+ScratchFolder::ScratchFolder(std::string const& place)
+    : path_((fs::path(place) / (kPrefix + std::string("XXXXXX"))).string()) {
   if (::mkdtemp(path_.data()) == nullptr) refuse(place, "no scratch folder can be made there: " + reason(errno));
 }
 
 ScratchFolder::~ScratchFolder() {
   std::error_code ignored;  // nobody is left to be told
   fs::remove_all(path_, ignored);
+}
+
+std::vector<std::string> ScratchFolder::others_in(std::string const& place) {
+  std::vector<std::string> others;
+  std::error_code unreadable;  // then they cannot be named, which stops nobody
+  for (auto const& entry : fs::directory_iterator(place, unreadable)) {
+    if (entry.path().filename().string().starts_with(kPrefix)) others.push_back(entry.path().string());
+  }
+  return others;
 }
 
 void settle_file_system(std::string const& folder) {

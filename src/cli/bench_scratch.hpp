@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace rankslice::cli {
 
@@ -15,6 +16,8 @@ class ScratchFolder {
   ScratchFolder& operator=(ScratchFolder const&) = delete;
 
   [[nodiscard]] std::string const& path() const { return path_; }
+  /// Those of other runs, which go on or were killed.
+  [[nodiscard]] static std::vector<std::string> others_in(std::string const& place);
 
  private:
   std::string path_;

@@ -198,6 +198,7 @@ void add_bench(CLI::App& app, Options& o) {
   for (auto const& step : bench_steps()) steps.emplace_back(step.name);
   option(sub, "--steps", o.steps, fmt::format("Some of {} [all]", fmt::join(steps, ",")))
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->check(CLI::IsMember(steps));
   add_model_options(sub, o);
   add_rank_options(sub, o);

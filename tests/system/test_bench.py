@@ -188,7 +188,7 @@ def test_a_rank_without_experts_is_no_hindrance(mini, scratch):
 
 
 def test_steps_are_measured_once_in_the_usual_order(tiny):
-    report = run_ok("bench", tiny, *TWICE, "--steps", "digest,verify", "--steps", "digest", "--json").json
+    report = run_ok("bench", *TWICE, "--json", "--steps", "digest", "--steps", "digest,verify", tiny).json
     assert [step["step"] for step in report["steps"]] == ["verify", "digest"]
     from_environment = run_ok("bench", tiny, *TWICE, "--json", env={"RANKSLICE_STEPS": "digest,verify"}).json
     assert [step["step"] for step in from_environment["steps"]] == ["verify", "digest"]
@@ -239,10 +239,12 @@ def test_nothing_is_left_of_a_run_that_ends_well(measured):
     assert list(folder.iterdir()) == []
 
 
-def test_other_files_stay(tiny, scratch):
+def test_what_others_left_stays_and_is_named(tiny, scratch):
     (scratch / "precious.txt").write_text("mine")
-    run_ok("bench", tiny, *TWICE, "--scratch", scratch, "--steps", "store,to-hf", "-q", ranks=2)
-    assert [path.name for path in scratch.iterdir()] == ["precious.txt"]
+    (scratch / "rankslice-bench-killed").mkdir()
+    result = run_ok("bench", tiny, *TWICE, "--scratch", scratch, "--steps", "store,to-hf", ranks=2)
+    assert sorted(path.name for path in scratch.iterdir()) == ["precious.txt", "rankslice-bench-killed"]
+    assert result.stderr.count("rankslice-bench-killed") == 1 and "precious" not in result.stderr
 
 
 @pytest.mark.parametrize(("variable", "where"), [("TMPDIR", "temporary"), (None, "working")])
