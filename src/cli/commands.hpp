@@ -11,5 +11,6 @@ void synth(Job& job);
 void load(Job& job);
 void verify(Job& job);
 void to_hf(Job& job);
+void bench(Job& job);
 
 }  // namespace rankslice::cli

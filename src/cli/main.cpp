@@ -95,13 +95,15 @@ using Command = void (*)(Job&);
 
 Command find_command(std::string const& name) {
   static std::map<std::string, Command> const commands{{"inspect", inspect}, {"plan", plan},     {"synth", synth},
-                                                       {"load", load},       {"verify", verify}, {"to-hf", to_hf}};
+                                                       {"load", load},       {"verify", verify}, {"to-hf", to_hf},
+                                                       {"bench", bench}};
   return commands.at(name);
 }
 
 /// Commands that ranks share. The others do their work in one process, whoever starts it.
 bool uses_ranks(Options const& options) {
-  return options.command == "verify" || options.command == "to-hf" || (options.command == "load" && !options.rank);
+  return options.command == "verify" || options.command == "to-hf" || options.command == "bench" ||
+         (options.command == "load" && !options.rank);
 }
 
 /// Tell and report an error. One that the ranks agreed on is told by rank 0, any other by the rank that has it.

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cctype>
@@ -13,6 +14,7 @@
 #include "rankslice/checkpoint.hpp"
 #include "rankslice/error.hpp"
 
+#include "cli/bench_steps.hpp"
 #include "cli/version.hpp"
 
 namespace rankslice::cli {
@@ -62,6 +64,15 @@ void add_selection_options(CLI::App& app, Options& o) {
   option(app, "--exclude", o.exclude, "No tensors whose HF key matches this regex, from its first character on");
 }
 
+void add_rank_options(CLI::App& app, Options& o) {
+  option(app, "--comm", o.comm, "auto or mpi; nccl is not in this version")
+      ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
+      ->capture_default_str();
+  option(app, "--timeout", o.timeout_s, "Seconds that a rank may go without progress before all give up")
+      ->check(CLI::Range(1e-3, 1e7))
+      ->capture_default_str();
+}
+
 void add_job_options(CLI::App& app, Options& o) {
   add_model_options(app, o);
   add_selection_options(app, o);
@@ -71,15 +82,10 @@ void add_job_options(CLI::App& app, Options& o) {
   option(app, "--device", o.device, "auto or cpu; cuda is not in this version")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
-  option(app, "--comm", o.comm, "auto or mpi; nccl is not in this version")
-      ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
-      ->capture_default_str();
   option(app, "--verify", o.verify, "What is proved: off or full")
       ->check(CLI::IsMember({"off", "coverage", "full", "reread"}))
       ->capture_default_str();
-  option(app, "--timeout", o.timeout_s, "Seconds that a rank may go without progress before all give up")
-      ->check(CLI::Range(1e-3, 1e7))
-      ->capture_default_str();
+  add_rank_options(app, o);
   flag(app, "--overwrite", o.overwrite, "Replace outputs that exist, each in one step at the end");
   add_output_options(app, o);
 }
@@ -187,6 +193,28 @@ void add_to_hf(CLI::App& app, Options& o) {
   sub.footer("Example:\n  mpirun -n 4 rankslice to-hf qwen.h5 exported");
 }
 
+void add_bench(CLI::App& app, Options& o) {
+  auto& sub = *app.add_subcommand(
+      "bench", "How fast each step is, beside what the machine can do with the same bytes, measured in the same run");
+  sub.add_option("CKPT", o.input, "Folder of safetensors files, native store, or folder of shards [a synthetic one]");
+  option(sub, "--preset", o.preset, "Without CKPT: the synthetic checkpoint to make, as of `rankslice synth` [small]");
+  option(sub, "--scratch", o.scratch,
+         "Folder that all ranks share; what is written goes below it and is removed [$TMPDIR, or the working folder]");
+  option(sub, "--repeats", o.repeats, "How often each run is timed")->check(CLI::Range(1, 1000))->capture_default_str();
+  std::vector<std::string> steps;
+  for (auto const& step : bench_steps()) steps.emplace_back(step.name);
+  option(sub, "--steps", o.steps, fmt::format("Some of {} [all]", fmt::join(steps, ",")))
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(CLI::IsMember(steps));
+  add_model_options(sub, o);
+  add_rank_options(sub, o);
+  add_output_options(sub, o);
+  sub.footer(
+      "Examples:\n  mpirun -n 2 rankslice bench --preset tiny --repeats 3\n"
+      "  mpirun -n 8 rankslice bench Qwen3.6-35B-A3B --steps load,verify --report bench.json");
+}
+
 void refuse(bool asked, std::string const& what) {
   if (asked) throw UsageError(what + ": not in this version");
 }
@@ -210,7 +238,7 @@ void check_command_name(CLI::App const& app, int argc, char** argv) {
   if (argc < 2 || argv[1][0] == '-') return;
   std::string const word = argv[1];
   // Names that are promised for later: asking for them is no typing error.
-  for (auto const* reserved : {"bench", "doctor", "serve", "ctl"}) refuse(word == reserved, word);
+  for (auto const* reserved : {"doctor", "serve", "ctl"}) refuse(word == reserved, word);
   std::string known;
   for (auto const* const command : app.get_subcommands({})) {
     if (command->get_name() == word) return;
@@ -241,6 +269,9 @@ void check_options(Options const& o) {
   if (o.command == "load" && o.rank && !o.store.empty()) {
     throw UsageError("--store needs all ranks; a rank-local load can be kept with --save-shards");
   }
+  if (o.command == "bench" && !o.input.empty() && !o.preset.empty()) {
+    throw UsageError(fmt::format("--preset {}: is for a synthetic checkpoint, and {} is given", o.preset, o.input));
+  }
 }
 
 std::chrono::milliseconds Options::timeout() const {
@@ -263,10 +294,12 @@ std::optional<Options> parse_options(int argc, char** argv) {
       "RANKSLICE_… variables stand behind every option: RANKSLICE_TIMEOUT=60 is --timeout 60; the command line wins.");
   add_inspect(app, of_command["inspect"]);
   add_plan(app, of_command["plan"]);
+  of_command["synth"].preset = "tiny";
   add_synth(app, of_command["synth"]);
   add_load(app, of_command["load"]);
   add_verify(app, of_command["verify"]);
   add_to_hf(app, of_command["to-hf"]);
+  add_bench(app, of_command["bench"]);
   check_command_name(app, argc, argv);
   try {
     app.parse(argc, argv);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "rankslice/options.hpp"
 
@@ -41,11 +42,15 @@ struct Options {
   bool gather = false;
   std::optional<std::string> write_manifest, manifest;
 
-  std::string preset = "tiny";
+  std::string preset;  ///< Empty: the command's own
   std::uint64_t seed = 0;
   std::optional<std::uint64_t> layers, experts;
   std::string mtp_experts = "auto";
   bool headers_only = false;
+
+  std::string scratch;
+  int repeats = 5;
+  std::vector<std::string> steps;  ///< Empty: all
 
   [[nodiscard]] std::chrono::milliseconds timeout() const;
   [[nodiscard]] VerifyLevel verify_level() const;

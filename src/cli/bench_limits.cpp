@@ -1,0 +1,156 @@
+#include "cli/bench_limits.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <new>
+
+#include "rankslice/error.hpp"
+#include "rankslice/mesh.hpp"
+
+#include "core/literals.hpp"
+#include "io/memory.hpp"
+#include "io/positional.hpp"
+
+namespace rankslice::cli {
+
+namespace {
+
+constexpr auto kBlockBytes = 1_MiB;
+
+void write_fully(int fd, std::string const& path, std::span<std::byte const> bytes, std::uint64_t offset) {
+  while (!bytes.empty()) {
+    auto const put = ::pwrite(fd, bytes.data(), bytes.size(), static_cast<::off_t>(offset));
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) throw IoError(ExitCode::io, fmt::format("{}: writing failed: {}", path, reason(errno)), path);
+    bytes = bytes.subspan(static_cast<std::size_t>(put));
+    offset += static_cast<std::uint64_t>(put);
+  }
+}
+
+}  // namespace
+
+Buffer allocate_small_pages(std::uint64_t bytes) {
+  auto const length = std::max<std::uint64_t>(bytes, 1);
+  auto* const memory = ::mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  ::madvise(memory, length, MADV_NOHUGEPAGE);  // fails only where there are no huge pages at all
+  return {{static_cast<std::byte*>(memory), [length](std::byte* mapped) { ::munmap(mapped, length); }}, bytes};
+}
+
+Buffer allocate_huge_pages(std::uint64_t bytes) {
+  return allocate_host(std::max<std::uint64_t>(bytes, 2_MiB));  // smaller memory may have been used before
+}
+
+PlainReader::PlainReader(Storage const& storage, std::vector<Extent> extents)
+    : extents_(std::move(extents)), files_(storage.files.size()) {
+  for (auto const& extent : extents_) {
+    auto& file = files_[extent.file];
+    if (!file) file = open_reader(storage.files[extent.file].path);
+    bytes_ += extent.bytes.size();
+  }
+}
+
+template <typename Place>
+void PlainReader::for_each_block(Place const& place, Alive const& alive) const {
+  for (auto const& [file, bytes] : extents_) {
+    for (auto begin = bytes.begin; begin < bytes.end; begin += kBlockBytes) {
+      files_[file]->read(place(std::min(kBlockBytes, bytes.end - begin)), begin);
+      alive();
+    }
+  }
+}
+
+void PlainReader::read(std::span<std::byte> out, Alive const& alive) const {
+  for_each_block(
+      [&](std::uint64_t size) {
+        auto const block = out.first(size);
+        out = out.subspan(size);
+        return block;
+      },
+      alive);
+}
+
+void PlainReader::warm_page_cache(Alive const& alive) const {
+  std::vector<std::byte> memory(kBlockBytes);
+  for_each_block([&](std::uint64_t size) { return std::span(memory).first(size); }, alive);
+}
+
+void read_memory(std::span<std::byte const> bytes) {
+  typedef std::uint64_t Words __attribute__((vector_size(64)));
+  Words sums[4] = {};
+  std::size_t at = 0;
+  for (; at + sizeof(sums) <= bytes.size(); at += sizeof(sums)) {
+    Words words[4];
+    std::memcpy(words, bytes.data() + at, sizeof(words));
+    for (std::size_t i = 0; i < 4; ++i) sums[i] += words[i];
+  }
+  for (; at < bytes.size(); ++at) sums[0][0] += std::to_integer<std::uint64_t>(bytes[at]);
+  sums[0] += sums[1] + sums[2] + sums[3];
+  std::uint64_t total = 0;
+  for (std::size_t lane = 0; lane < sizeof(Words) / sizeof(std::uint64_t); ++lane) total += sums[0][lane];
+  std::uint64_t volatile used = total;  // or the compiler leaves the reading out
+  static_cast<void>(used);
+}
+
+std::vector<std::span<std::byte const>> blocks_of(StateDict const& held) {
+  std::vector<std::span<std::byte const>> blocks;
+  for (auto const& [fqn, tensor] : held.tensors) {
+    for (std::span<std::byte const> rest = tensor.data.span(); !rest.empty();) {
+      auto const size = std::min<std::size_t>(rest.size(), kBlockBytes);
+      blocks.push_back(rest.first(size));
+      rest = rest.subspan(size);
+    }
+  }
+  return blocks;
+}
+
+Range PlainWriter::share_of(File const& file) const {
+  return balanced_part(file.size, static_cast<std::uint64_t>(ranks_), static_cast<std::uint64_t>(rank_));
+}
+
+std::uint64_t PlainWriter::bytes() const {
+  std::uint64_t sum = 0;
+  for (auto const& file : files_) sum += share_of(file).size();
+  return sum;
+}
+
+void PlainWriter::create_files() const {
+  for (auto const& file : files_) {
+    auto made = FileWriter::create(file.path);
+    made.allocate(file.size);
+    made.close();
+  }
+}
+
+void PlainWriter::write(std::vector<std::span<std::byte const>> const& blocks, Sync sync, Alive const& alive) const {
+  std::size_t next = 0;
+  for (auto const& file : files_) {
+    UniqueFd fd(::open(file.path.c_str(), O_WRONLY | O_CLOEXEC));
+    if (!fd.valid()) {
+      throw IoError(ExitCode::io, fmt::format("{}: cannot be opened: {}", file.path, reason(errno)), file.path);
+    }
+    for (auto share = share_of(file); !share.empty();) {
+      auto const& block = blocks[next++ % blocks.size()];
+      auto const size = std::min<std::uint64_t>(block.size(), share.size());
+      write_fully(fd.get(), file.path, block.first(size), share.begin);
+      share.begin += size;
+      alive();
+    }
+    if ((sync == Sync::every_file && ::fsync(fd.get()) != 0) || ::close(fd.release()) != 0) {
+      throw IoError(ExitCode::io, fmt::format("{}: fsync or close failed: {}", file.path, reason(errno)), file.path);
+    }
+  }
+}
+
+void PlainWriter::remove_files() const {
+  for (auto const& file : files_) std::filesystem::remove(file.path);
+}
+
+}  // namespace rankslice::cli

@@ -1,0 +1,85 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "rankslice/checkpoint.hpp"
+#include "rankslice/state_dict.hpp"
+
+#include "io/file.hpp"
+
+namespace rankslice::cli {
+
+// What the machine can do with the same bytes: nothing in here knows of tensors.
+
+/// Called with every block; may throw.
+using Alive = std::function<void()>;
+
+/// Fresh private memory on 4 KiB pages, not touched yet, whatever the system prefers. @throws std::bad_alloc
+[[nodiscard]] Buffer allocate_small_pages(std::uint64_t bytes);
+
+/// Fresh private memory on 2 MiB pages, not touched yet, where the system has them. @throws std::bad_alloc
+[[nodiscard]] Buffer allocate_huge_pages(std::uint64_t bytes);
+
+/// Plain `pread` of byte ranges.
+class PlainReader {
+ public:
+  /// Opens the files that have extents. @throws IoError
+  PlainReader(Storage const& storage, std::vector<Extent> extents);
+
+  [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
+  /// One extent after the other into `out`, of at least `bytes()`.
+  void read(std::span<std::byte> out, Alive const& alive) const;
+  /// Into the same small memory again and again: the page cache has them then, if it has the room.
+  void warm_page_cache(Alive const& alive) const;
+
+ private:
+  template <typename Place>
+  void for_each_block(Place const& place, Alive const& alive) const;
+
+  std::vector<Extent> extents_;
+  std::vector<std::unique_ptr<FileReader>> files_;
+  std::uint64_t bytes_ = 0;
+};
+
+/// Read memory once, as fast as one thread can without leaving anything behind.
+void read_memory(std::span<std::byte const> bytes);
+
+/// The memory of a state dict in blocks of at most 1 MiB.
+[[nodiscard]] std::vector<std::span<std::byte const>> blocks_of(StateDict const& held);
+
+/// Plain `pwrite` into files that exist at their full size, all ranks together: of each file each rank writes one
+/// stretch.
+class PlainWriter {
+ public:
+  struct File {
+    std::string path;
+    std::uint64_t size = 0;
+  };
+  enum class Sync { none, every_file };
+
+  PlainWriter(std::vector<File> files, int rank, int ranks) : files_(std::move(files)), rank_(rank), ranks_(ranks) {}
+
+  /// Make the files, with their blocks. On one rank. @throws IoError
+  void create_files() const;
+  /// The share of this rank, in bytes.
+  [[nodiscard]] std::uint64_t bytes() const;
+  /// Write it from `blocks`, one after the other, from the first one again when they are used up; close the files.
+  /// @throws IoError
+  void write(std::vector<std::span<std::byte const>> const& blocks, Sync sync, Alive const& alive) const;
+  /// On one rank.
+  void remove_files() const;
+
+ private:
+  [[nodiscard]] Range share_of(File const& file) const;
+
+  std::vector<File> files_;
+  int rank_, ranks_;
+};
+
+}  // namespace rankslice::cli
