@@ -99,16 +99,24 @@ std::vector<Range> ExampleParameter::hf_elements(std::uint32_t tensor, Slice con
   return elements;
 }
 
-std::vector<std::uint64_t> ExampleParameter::digest(std::uint32_t tensor, Slice const& slice, Form values) const {
-  auto const size = element_bytes(values);
-  auto const& bytes = values == Form::hf ? hf[tensor] : native;
-  auto const shape = sub_byte(parameter().hf_dtype) ? Shape{bytes.size()} : model.tensors[tensor].shape;
-  auto sums = naive_digest(size, shape, bytes, {0, 0});
-  for (auto const& elements : hf_elements(tensor, slice)) {
-    auto const more = naive_digest(size, shape, bytes, elements);
-    std::ranges::transform(sums, more, sums.begin(), std::plus<>());
+ExampleDigests ExampleParameter::digests(Slice const& slice) const {
+  ExampleDigests digests;
+  auto const digest = [&](std::uint32_t tensor, Bytes const& bytes, std::uint64_t size) {
+    auto const shape = sub_byte(parameter().hf_dtype) ? Shape{bytes.size()} : model.tensors[tensor].shape;
+    auto sums = naive_digest(size, shape, bytes, {0, 0});
+    for (auto const& elements : hf_elements(tensor, slice)) {
+      auto const more = naive_digest(size, shape, bytes, elements);
+      std::ranges::transform(sums, more, sums.begin(), std::plus<>());
+    }
+    return sums;
+  };
+  auto const converts = parameter().dtype != parameter().hf_dtype;
+  for (auto const tensor : parameter().tensors) {
+    auto const& sums = digests.source.emplace_back(digest(tensor, hf[tensor], element_bytes(Form::hf)));
+    digests.stored.push_back(converts ? digest(tensor, native, element_bytes(Form::native))
+                                      : std::vector<std::uint64_t>(sums.size()));
   }
-  return sums;
+  return digests;
 }
 
 ExampleParameter dense(DType dtype, Shape const& shape) {

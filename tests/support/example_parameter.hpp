@@ -10,6 +10,12 @@
 
 namespace rankslice::test {
 
+/// digest/1 by the definition of parts of the tensors of a parameter, by tensor.
+struct ExampleDigests {
+  std::vector<std::vector<std::uint64_t>> source;  ///< Of the values in the checkpoint.
+  std::vector<std::vector<std::uint64_t>> stored;  ///< Of converted values (rule 55); zeros when there are none.
+};
+
 /// A parameter with random values in both its forms, and where which of them belong, all worked out element by element
 /// and without the code under test.
 struct ExampleParameter {
@@ -26,8 +32,7 @@ struct ExampleParameter {
   [[nodiscard]] Bytes native_of(Slice const& slice) const;
   /// Which elements of one of its tensors, as the checkpoint stores it, belong to a slice.
   [[nodiscard]] std::vector<Range> hf_elements(std::uint32_t tensor, Slice const& slice) const;
-  /// digest/1 of these elements, of the values in the checkpoint or as its native form has them.
-  [[nodiscard]] std::vector<std::uint64_t> digest(std::uint32_t tensor, Slice const& slice, Form values) const;
+  [[nodiscard]] ExampleDigests digests(Slice const& slice) const;
 };
 
 /// Not stacked, the same in both forms.

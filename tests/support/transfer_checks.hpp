@@ -23,24 +23,18 @@ struct Reported {
 class Sums {
  public:
   /// `example` outlives the result.
-  explicit Sums(ExampleParameter const& example)
-      : example_(example), digest_(example.model, example.parameter()), sums_(example.model) {}
+  explicit Sums(ExampleParameter const& example) : digest_(example.model, example.parameter()), sums_(example.model) {}
   [[nodiscard]] DigestSink sink() { return {.digest = &digest_, .sums = &sums_}; }
-  [[nodiscard]] Digests const& sums() const { return sums_; }
-
-  /// They are those of this slice, by the definition.
-  void expect(Slice const& slice) const { expect(example_, slice); }
-  /// … if the parameter had these values.
-  void expect(ExampleParameter const& values, Slice const& slice) const;
+  void expect(ExampleDigests const& expected) const;
 
  private:
-  ExampleParameter const& example_;
   ParameterDigest digest_;
   Digests sums_;
 };
 
 /// Reading, digesting and writing the slice move the right bytes to the right place and nothing else, report every byte
-/// that they read or write, and digest by the definition. Memory holds just the slice, and then more than it.
+/// that they read or write, read what the plan says, and digest by the definition. Memory holds just the slice, and
+/// then more than it.
 void expect_all_ways(ExampleParameter const& example, Form form, ExampleFile const& stored, Slice const& wanted);
 
 }  // namespace rankslice::test
