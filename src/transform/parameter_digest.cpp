@@ -1,6 +1,10 @@
 #include "transform/parameter_digest.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+
+#include "rankslice/error.hpp"
 
 #include "transform/convert.hpp"
 
@@ -23,11 +27,22 @@ void ParameterDigest::add_native(std::uint64_t first_element, std::span<std::byt
   if (stored_) return add_converted(Form::native, first_element, bytes, digests);
   auto const& tensors = parameter_.tensors;
   if (tensors.size() == 1) return add_run(tensors.front(), first_element, bytes, digests);
+  add_split(first_element, bytes, digests);
+}
 
-  // Split experts: every row of the native tensor runs through one tensor after the other.
+/// Of split experts: every row of the native tensor runs through one tensor after the other.
+void ParameterDigest::add_split(std::uint64_t first_element, std::span<std::byte const> bytes, Digests& digests) {
+  auto const& tensors = parameter_.tensors;
   auto const columns = parameter_.columns();
   auto const rows = parameter_.row_count();
   auto const unit = parameter_.unit_bytes(Form::native);
+  auto const elements = bytes.size() / unit;
+  auto const total = parameter_.part_count() * rows * columns;
+  if (first_element > total || elements > total - first_element) {
+    throw PlanError(fmt::format("{}: a digest of {} elements from element {} on, of a tensor that has {}",
+                                parameter_.fqn, elements, first_element, total),
+                    parameter_.fqn);
+  }
   auto const per_expert = tensors.size() / parameter_.part_count();
   while (!bytes.empty()) {
     auto const column = first_element % columns;

@@ -25,10 +25,12 @@ class ParameterDigest {
   void add_stored(std::uint32_t tensor, std::uint64_t first_element, std::span<std::byte const> bytes,
                   Digests& digests);
 
-  /// Add a run of the native tensor, row-major, from `first_element` of the global tensor on.
+  /// Add a run of the native tensor, row-major, from `first_element` of the global tensor on. @throws PlanError for a
+  /// run that leaves the tensor, here and above.
   void add_native(std::uint64_t first_element, std::span<std::byte const> bytes, Digests& digests);
 
  private:
+  void add_split(std::uint64_t first_element, std::span<std::byte const> bytes, Digests& digests);
   void add_converted(Form form, std::uint64_t first_element, std::span<std::byte const> bytes, Digests& digests);
   void add_run(std::uint32_t tensor, std::uint64_t first_element, std::span<std::byte const> bytes, Digests& digests);
 

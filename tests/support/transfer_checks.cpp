@@ -77,6 +77,7 @@ struct Move {
   /// What is to be read of a piece to get at a slice (idea 3 of the design: pieces under 64 KiB are read as whole
   /// rows).
   [[nodiscard]] std::vector<Range> reads_of(StoredPiece const& piece, Slice const& slice) const {
+    if (slice.empty()) return {};
     auto read = slice;
     auto const strided =
         form == Form::hf && example.parameter().stacked_experts && example.parameter().layout == Layout::swapped;
