@@ -71,14 +71,14 @@ ExportReport write_checkpoint(Model const& model, Target const& target, NativeSo
                               Check const& check) {
   auto const& hf = target.files.hf;
   SharedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite, world);
-  auto const bytes = plan_bytes(model, target.plan, Form::hf);
-  auto const done = watch(options.call, "to_hf", 2 * bytes, &world);
+  auto const storage = target_storage(model, target.files, output.path());
+  auto const bytes = stored_bytes(storage, model, target.plan);
+  auto const done = watch(options.call, "to_hf", bytes.wanted + bytes.read, &world);
   auto const alive = watch({.stop = options.call.stop}, "to_hf", 0, &world);  // of what is no tensor
   on_every_rank(world, [&] {
     if (world.rank() == 0) create_shards(hf, output.path(), alive);
   });
 
-  auto const storage = target_storage(model, target.files, output.path());
   Digests written;
   on_every_rank(world, [&] { written = write_slices(model, target.plan, tensors, storage, done); });
   on_every_rank(world, [&] { check_read_back(model, target.plan, storage, written, done); });
@@ -88,7 +88,7 @@ ExportReport write_checkpoint(Model const& model, Target const& target, NativeSo
     if (world.rank() == 0) add_other_files(hf, output.path(), alive);
   });
   output.publish();
-  return {.headers = hf.headers, .bytes_read = 0, .bytes_written = bytes, .files = hf.files.size()};
+  return {.headers = hf.headers, .bytes_read = 0, .bytes_written = bytes.wanted, .files = hf.files.size()};
 }
 
 }  // namespace

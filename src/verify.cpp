@@ -143,7 +143,7 @@ VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions c
   if (options.level == VerifyLevel::full) require_equal_copies(*state.source, world, options.call);
   if (check_alike(state, world, report.mismatches)) {
     MeshTables mesh(state, world);
-    check_coverage(state, mesh, world.rank() == 0, report.mismatches);
+    check_coverage(state, mesh, report.mismatches);
     if (options.level == VerifyLevel::full) verify_contents(state, mesh, world, options, report);
   }
   share_mismatches(report.mismatches, world);

@@ -57,6 +57,7 @@ struct Parameter {
   bool stacked_experts = false;        ///< Axis 0 is the experts: sharded over the mesh. All others are replicated.
   std::vector<std::uint32_t> tensors;  ///< What it is made of, in `Model::tensors`, by (experts, columns).
 
+  bool operator==(Parameter const&) const = default;
   [[nodiscard]] bool converted() const { return dtype != hf_dtype; }
   [[nodiscard]] DType dtype_in(Form form) const { return form == Form::hf ? hf_dtype : dtype; }
 

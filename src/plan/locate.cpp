@@ -72,6 +72,21 @@ std::vector<LocatedSlice> locate(Storage const& storage, Model const& model, Pla
   return located;
 }
 
+StoredBytes stored_bytes(Storage const& storage, Model const& model, std::vector<PlannedSlice> const& plan) {
+  StoredBytes bytes;
+  for (auto const& item : plan) {
+    auto const& parameter = model.parameters[item.parameter];
+    for (auto const& located : locate(storage, model, item)) {
+      auto const columns =
+          storage.form == Form::hf ? model.tensors[located.piece->tensor].columns.size() : parameter.columns();
+      auto const row_bytes = columns * parameter.unit_bytes(storage.form);
+      bytes.wanted += located.slice.size() * row_bytes;
+      bytes.read += parameter.read_for(located.slice, storage.form).size() * row_bytes;
+    }
+  }
+  return bytes;
+}
+
 std::vector<Range> read_ranges(Model const& model, Form storage_form, LocatedSlice const& located) {
   auto const& piece = *located.piece;
   auto const& parameter = model.parameters[piece.parameter];

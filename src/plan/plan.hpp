@@ -53,6 +53,15 @@ struct LocatedSlice {
 };
 [[nodiscard]] std::vector<LocatedSlice> locate(Storage const& storage, Model const& model, PlannedSlice const& wanted);
 
+/// Bytes of the slices of a plan in a storage that may be partial: those that it has, and the same with what lies
+/// between and is read with them (`Parameter::read_for`). Pure. @throws PlanError as `locate`.
+struct StoredBytes {
+  std::uint64_t wanted = 0;
+  std::uint64_t read = 0;
+};
+[[nodiscard]] StoredBytes stored_bytes(Storage const& storage, Model const& model,
+                                       std::vector<PlannedSlice> const& plan);
+
 /// The bytes of the piece's file that are read for a located slice (`Parameter::read_for`), in order. Pure.
 [[nodiscard]] std::vector<Range> read_ranges(Model const& model, Form storage_form, LocatedSlice const& located);
 

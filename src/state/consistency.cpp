@@ -31,9 +31,7 @@ void require_place(ShardedTensor const& tensor) {
 
 void require_consistent(ShardedTensor const& tensor, Checkpoint const& source) {
   auto const& parameters = source.model.parameters;
-  if (tensor.index >= parameters.size() || parameters[tensor.index].fqn != tensor.parameter.fqn ||
-      parameters[tensor.index].dtype != tensor.parameter.dtype ||
-      parameters[tensor.index].shape != tensor.parameter.shape) {
+  if (tensor.index >= parameters.size() || parameters[tensor.index] != tensor.parameter) {
     refuse(tensor, fmt::format("is not parameter {} of {}", tensor.index, source.path));
   }
   require_place(tensor);

@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-
 #include "core/fingerprint.hpp"
 #include "transform/tensor_digest.hpp"
 
@@ -20,42 +18,65 @@ std::string describe(StateDict const& state) {
   return text;
 }
 
-/// A number that only these rows make: the sum of one number for each.
-std::uint64_t number_of(Range rows) {
-  std::uint64_t number = 0;
-  for (auto row = rows.begin; row < rows.end; ++row) number += expert_factor(row);
-  return number;
+/// Rows of one expert: how many, and a number that only these rows make, the sum of one for each.
+struct Rows {
+  std::uint64_t count = 0, number = 0;
+  bool operator==(Rows const&) const = default;
+};
+
+Rows count(Range rows) {
+  Rows counted{.count = rows.size()};
+  for (auto row = rows.begin; row < rows.end; ++row) counted.number += expert_factor(row);
+  return counted;
 }
 
-/// What is wrong with the rows of an expert, of which `found` is the number and `whole` should be.
-std::string describe(std::uint64_t found, std::uint64_t whole) {
-  if (found == 0) return "held by no rank";
-  constexpr std::uint64_t kMostCopies = 4096;
-  for (std::uint64_t ranks = 2; ranks <= kMostCopies; ++ranks) {
-    if (found == ranks * whole) return fmt::format("held by {} ranks, expected 1", ranks);
-  }
-  return "some of its rows are held by no rank or by several";
-}
+/// What the ranks of a replica together hold of each expert.
+struct Held {
+  DigestTable counts, numbers;
+};
 
-void append_uncovered(Model const& model, std::size_t index, DigestTable const& covered,
-                      std::vector<Mismatch>& mismatches) {
-  auto const& tensor = model.tensors[index];
-  auto const& parameter = model.parameters[tensor.parameter];
-  auto const numbers = covered.of(index);
-  if (!parameter.stacked_experts) {
-    if (std::ranges::any_of(numbers, [](std::uint64_t number) { return number != 1; })) {
-      mismatches.push_back({.tensor = tensor.key, .expert = -1, .rank = -1, .what = tensor.key + ": missing"});
+Held held_here(StateDict const& state) {
+  auto const& model = state.source->model;
+  Held held{.counts = DigestTable(model.tensors), .numbers = DigestTable(model.tensors)};
+  for (auto const& [fqn, tensor] : state.tensors) {
+    if (!tensor.parameter.stacked_experts) continue;
+    auto const slice = tensor.slice();
+    auto const rows = count(slice.rows);
+    for (auto const index : tensor.parameter.tensors) {
+      auto const& experts = model.tensors[index].experts;
+      auto const common = intersection(experts, slice.part);
+      for (auto expert = common.begin; expert < common.end; ++expert) {
+        held.counts.of(index)[expert - experts.begin] = rows.count;
+        held.numbers.of(index)[expert - experts.begin] = rows.number;
+      }
     }
-    return;
   }
-  auto const whole = number_of({0, parameter.row_count()});
-  for (std::size_t e = 0; e < numbers.size(); ++e) {
-    if (numbers[e] == whole) continue;
-    auto const expert = tensor.experts.begin + e;
-    mismatches.push_back({.tensor = tensor.key,
-                          .expert = static_cast<std::int64_t>(expert),
-                          .rank = -1,
-                          .what = fmt::format("expert {} of {}: {}", expert, tensor.key, describe(numbers[e], whole))});
+  return held;
+}
+
+std::string describe(Rows const& held, Rows const& whole) {
+  if (held.count == 0) return "held by no rank";
+  auto const ranks = held.count / whole.count;
+  if (held == Rows{ranks * whole.count, ranks * whole.number})
+    return fmt::format("held by {} ranks, expected 1", ranks);
+  return fmt::format("some of its {} rows are held by several ranks or by none: {} in all", whole.count, held.count);
+}
+
+void append_uncovered(Model const& model, Parameter const& parameter, Held const& held, std::string const& where,
+                      std::vector<Mismatch>& mismatches) {
+  auto const whole = count({0, parameter.row_count()});
+  for (auto const index : parameter.tensors) {
+    auto const& tensor = model.tensors[index];
+    for (auto expert = tensor.experts.begin; expert < tensor.experts.end; ++expert) {
+      auto const entry = expert - tensor.experts.begin;
+      Rows const found{.count = held.counts.of(index)[entry], .number = held.numbers.of(index)[entry]};
+      if (found == whole) continue;
+      mismatches.push_back(
+          {.tensor = tensor.key,
+           .expert = static_cast<std::int64_t>(expert),
+           .rank = -1,
+           .what = fmt::format("expert {} of {}: {}{}", expert, tensor.key, describe(found, whole), where)});
+    }
   }
 }
 
@@ -84,26 +105,21 @@ bool check_alike(StateDict const& state, Communicator& world, std::vector<Mismat
   return false;
 }
 
-void check_coverage(StateDict const& state, MeshTables& mesh, bool is_first, std::vector<Mismatch>& mismatches) {
+void check_coverage(StateDict const& state, MeshTables& mesh, std::vector<Mismatch>& mismatches) {
   auto const& model = state.source->model;
-  DigestTable covered(model.tensors);
-  for (auto const& [fqn, tensor] : state.tensors) {
-    auto const held = tensor.slice();
-    auto const rows = number_of(held.rows);
-    for (auto const index : tensor.parameter.tensors) {
-      auto const numbers = covered.of(index);
-      if (!tensor.parameter.stacked_experts) {
-        std::ranges::fill(numbers, 1);
-        continue;
-      }
-      auto const& experts = model.tensors[index].experts;
-      auto const common = intersection(experts, held.part);
-      for (auto e = common.begin; e < common.end; ++e) numbers[e - experts.begin] += rows;
+  auto held = held_here(state);
+  mesh.sum(held.counts);
+  mesh.sum(held.numbers);
+  auto const where =
+      state.mesh.ep_replicate > 1 ? fmt::format(", in replica {}", state.coordinate.ep_replicate) : std::string();
+  for (auto const& parameter : model.parameters) {
+    if (parameter.stacked_experts) {
+      if (mesh.speaks_for_replica()) append_uncovered(model, parameter, held, where, mismatches);
+    } else if (state.mesh.rank(state.coordinate) == 0 && !state.tensors.contains(parameter.fqn)) {
+      auto const& key = model.key_of(parameter);
+      mismatches.push_back({.tensor = key, .expert = -1, .rank = -1, .what = key + ": missing"});
     }
   }
-  mesh.reduce(covered, "held parts", mismatches);
-  if (!is_first) return;
-  for (std::size_t i = 0; i < model.tensors.size(); ++i) append_uncovered(model, i, covered, mismatches);
 }
 
 }  // namespace rankslice

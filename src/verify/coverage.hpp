@@ -14,8 +14,8 @@ namespace rankslice {
 /// `mismatches`. Returns whether all have: only then can tables of numbers be compared. Collective.
 [[nodiscard]] bool check_alike(StateDict const& state, Communicator& world, std::vector<Mismatch>& mismatches);
 
-/// Every row of every expert of every stacked tensor is on exactly one rank of each replica, every dense tensor on
-/// all. Rank 0 says what is not. Collective.
-void check_coverage(StateDict const& state, MeshTables& mesh, bool is_first, std::vector<Mismatch>& mismatches);
+/// Every row of every expert of every stacked tensor is on exactly one rank of each replica, and every dense tensor is
+/// there, on all ranks then, as they are alike. One rank of each replica says what is not. Collective.
+void check_coverage(StateDict const& state, MeshTables& mesh, std::vector<Mismatch>& mismatches);
 
 }  // namespace rankslice

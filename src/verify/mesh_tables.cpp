@@ -41,7 +41,7 @@ void for_each_run(ShardedTensor const& tensor, Step const& step) {
 MeshTables::MeshTables(StateDict const& state, Communicator& world)
     : model_(state.source->model), world_(world), replica_(world.split(state.coordinate.ep_replicate)) {}
 
-void MeshTables::reduce(DigestTable& table, std::string_view what, std::vector<Mismatch>& mismatches) {
+void MeshTables::sum(DigestTable& table) {
   std::vector<std::uint64_t> sharded;
   for_each_stacked(model_, table, [&](std::span<std::uint64_t> values) {
     sharded.insert(sharded.end(), values.begin(), values.end());
@@ -52,6 +52,10 @@ void MeshTables::reduce(DigestTable& table, std::string_view what, std::vector<M
     std::copy_n(next, values.size(), values.begin());
     next += static_cast<std::ptrdiff_t>(values.size());
   });
+}
+
+void MeshTables::reduce(DigestTable& table, std::string_view what, std::vector<Mismatch>& mismatches) {
+  sum(table);
   compare_replicas(table, what, mismatches);
 }
 

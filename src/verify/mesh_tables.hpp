@@ -17,10 +17,16 @@ class MeshTables {
   /// Collective.
   MeshTables(StateDict const& state, Communicator& world);
 
-  /// Sum the stacked tensors over each replica of the mesh; then every replica must have the same numbers, and every
+  /// Sum the stacked tensors over each replica of the mesh. Collective.
+  void sum(DigestTable& table);
+
+  /// The same; then every replica must have the same numbers, and every
   /// rank the same of the dense tensors: what differs is added to `mismatches` by the rank that differs from rank 0.
   /// `what` names the numbers in messages. Collective.
   void reduce(DigestTable& table, std::string_view what, std::vector<Mismatch>& mismatches);
+
+  /// One rank of each replica does.
+  [[nodiscard]] bool speaks_for_replica() const { return replica_->rank() == 0; }
 
  private:
   void compare_replicas(DigestTable const& table, std::string_view what, std::vector<Mismatch>& mismatches);
