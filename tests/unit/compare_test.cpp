@@ -7,6 +7,7 @@
 
 #include "rankslice/error.hpp"
 
+#include "support/example_parameter.hpp"
 #include "support/naive_digest.hpp"
 #include "support/raw_checkpoint.hpp"
 
@@ -156,6 +157,84 @@ TEST(Differences, OfConvertedValuesAreFoundBesideThoseOfTheSource) {
   ASSERT_EQ(mismatches.size(), 1U);
   EXPECT_EQ(mismatches[0].tensor, "dense");
   EXPECT_THAT(mismatches[0].what, HasSubstr("store digest"));
+}
+
+// ---- split experts ----
+
+constexpr std::size_t kSplitExperts = 4;
+
+/// Gate and up of four experts of a layer of MTP, under the names that they have there.
+test::ExampleParameter split_experts() {
+  auto example = test::split(DType::BF16, kSplitExperts, 2, {3, 5});
+  for (std::size_t i = 0; i < example.model.tensors.size(); ++i) {
+    example.model.tensors[i].key =
+        "mtp.layers.0.mlp.experts." + std::to_string(i / 2) + (i % 2 == 0 ? ".gate_proj.weight" : ".up_proj.weight");
+  }
+  return example;
+}
+
+/// The digests of such experts whose matrices are these of the original.
+DigestTable with_matrices(std::vector<std::size_t> const& owners) {
+  auto const example = split_experts();
+  DigestTable table(example.model.tensors);
+  for (std::size_t i = 0; i < owners.size(); ++i) {
+    table.of(i)[0] = test::naive_digest(2, {3, 5}, example.hf[owners[i]]).front();
+  }
+  return table;
+}
+
+std::vector<Mismatch> compare_split(std::vector<std::size_t> const& owners, int rank = -1) {
+  auto const expected = with_matrices({0, 1, 2, 3, 4, 5, 6, 7});
+  auto const found = with_matrices(owners);
+  return differences(split_experts().model, NamedTable{"read", expected}, {"held", found}, rank);
+}
+
+TEST(DifferencesOfSplitExperts, OfEqualTablesThereAreNone) {
+  EXPECT_THAT(compare_split({0, 1, 2, 3, 4, 5, 6, 7}, 3), IsEmpty());
+}
+
+TEST(DifferencesOfSplitExperts, NameLayerExpertAndItsOwnKey) {
+  auto const expected = with_matrices({0, 1, 2, 3, 4, 5, 6, 7});
+  auto found = expected;
+  found.of(5)[0] = 0x00000000deadbeef;
+  auto const mismatches = differences(split_experts().model, NamedTable{"read", expected}, {"held", found}, 2);
+  ASSERT_EQ(mismatches.size(), 1U);
+  EXPECT_EQ(mismatches[0].tensor, "mtp.layers.0.mlp.experts.2.up_proj.weight");
+  EXPECT_EQ(mismatches[0].expert, 2);
+  EXPECT_EQ(mismatches[0].rank, 2);
+  EXPECT_THAT(mismatches[0].what,
+              AllOf(testing::StartsWith("rank 2: layer 0, expert 2 of mtp.layers.0.mlp.experts.2.up_proj.weight: read"),
+                    testing::EndsWith("held 00000000deadbeef")));
+}
+
+TEST(DifferencesOfSplitExperts, ThatChangedPlacesAreRecognised) {
+  auto const mismatches = compare_split({0, 1, 6, 7, 4, 5, 2, 3});
+  ASSERT_EQ(mismatches.size(), 4U);
+  for (auto const i : {0U, 1U}) {
+    EXPECT_EQ(mismatches[i].expert, 1);
+    EXPECT_THAT(mismatches[i].what, HasSubstr("(holds the values of expert 3)"));
+    EXPECT_EQ(mismatches[2 + i].expert, 3);
+    EXPECT_THAT(mismatches[2 + i].what, HasSubstr("(holds the values of expert 1)"));
+  }
+}
+
+// The values of a gate say nothing about which expert an up matrix is of.
+TEST(DifferencesOfSplitExperts, OfGateAndUpThatChangedPlacesNameNoOtherExpert) {
+  auto const mismatches = compare_split({0, 1, 3, 2, 4, 5, 6, 7});
+  ASSERT_EQ(mismatches.size(), 2U);
+  for (auto const& mismatch : mismatches) {
+    EXPECT_EQ(mismatch.expert, 1);
+    EXPECT_THAT(mismatch.what, Not(HasSubstr("holds the values")));
+  }
+}
+
+TEST(DifferencesOfSplitExperts, OfAnExpertThatIsNotThereNameNoOther) {
+  auto const expected = with_matrices({0, 1, 2, 3, 4, 5, 6, 7});
+  auto found = expected;
+  found.of(2)[0] = 0;
+  auto const mismatches = differences(split_experts().model, NamedTable{"read", expected}, {"held", found}, -1);
+  ASSERT_EQ(mismatches.size(), 1U);
+  EXPECT_THAT(mismatches[0].what, Not(HasSubstr("holds the values")));
 }
 
 // ---- by key ----
