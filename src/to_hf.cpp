@@ -72,13 +72,14 @@ ExportReport write_checkpoint(Model const& model, Target const& target, NativeSo
   auto const& hf = target.files.hf;
   SharedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite, world);
   auto const storage = target_storage(model, target.files, output.path());
-  auto const bytes = stored_bytes(storage, model, target.plan);
-  auto const done = watch(options.call, "to_hf", bytes.wanted + bytes.read, &world);
   auto const alive = watch({.stop = options.call.stop}, "to_hf", 0, &world);  // of what is no tensor
+  StoredBytes bytes;
   on_every_rank(world, [&] {
+    bytes = stored_bytes(storage, model, target.plan);
     if (world.rank() == 0) create_shards(hf, output.path(), alive);
   });
 
+  auto const done = watch(options.call, "to_hf", bytes.wanted + bytes.read, &world);
   Digests written;
   on_every_rank(world, [&] { written = write_slices(model, target.plan, tensors, storage, done); });
   on_every_rank(world, [&] { check_read_back(model, target.plan, storage, written, done); });

@@ -186,5 +186,17 @@ TEST_F(SplitExpertsFile, AFlippedByteThatIsReadBackIsNamedByItsOwnKey) {
   }
 }
 
+// An export that leaves out some of an expert's tensors.
+TEST_F(SplitExpertsFile, OfAPartialStorageOnlyTheBytesThatItHasAreCounted) {
+  Storage partial{.form = Form::hf, .files = {}, .pieces = {hf_.pieces[0], hf_.pieces[3]}, .partial = true};
+  constexpr std::uint64_t kMatrix = 5 * 8 * 2;
+  auto const all = stored_bytes(partial, example_.model, all_);
+  EXPECT_EQ(all.wanted, 2 * kMatrix);
+  EXPECT_EQ(all.read, 2 * kMatrix);
+  auto const quarter = stored_bytes(partial, example_.model, {{0, {.part = {0, 1}, .rows = {4, 6}}}});
+  EXPECT_EQ(quarter.wanted, kMatrix / 4);
+  EXPECT_EQ(quarter.read, kMatrix) << "short rows are read whole";
+}
+
 }  // namespace
 }  // namespace rankslice
