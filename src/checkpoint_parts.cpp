@@ -47,7 +47,8 @@ Slice held_slice(CheckpointParts::Native const& tensor, Parameter const& paramet
           .rows = {tensor.offsets[1], tensor.offsets[1] + tensor.local[1]}};
 }
 
-/// Shards of a rank that is missing, or is there twice under two names, must not look like a whole.
+/// Shards of a rank that is missing, or is there twice under two names, must not look like a whole. Of slices that
+/// overlap, those that are the same are copies, which can be compared; of others some would be lost without a word.
 void require_tiling(Storage const& storage, Model const& model, std::string const& path) {
   for (std::uint32_t i = 0; i < model.parameters.size(); ++i) {
     auto const& parameter = model.parameters[i];
@@ -56,6 +57,13 @@ void require_tiling(Storage const& storage, Model const& model, std::string cons
     } catch (PlanError const& error) {
       fail(path, parameter.fqn, error.what());
     }
+    std::uint64_t distinct = 0;
+    Slice last;
+    for (auto const& piece : std::ranges::equal_range(storage.pieces, i, {}, &StoredPiece::parameter)) {
+      if (piece.slice != last) distinct += piece.slice.size();
+      last = piece.slice;
+    }
+    if (distinct != parameter.whole().size()) fail(path, parameter.fqn, "slices in several files overlap");
   }
 }
 
@@ -82,7 +90,7 @@ Storage native_storage(CheckpointParts const& parts, Model const& model) {
     if (!seen.contains(index)) fail(parts.path, std::string(fqn), "missing");
   }
   std::ranges::sort(storage.pieces, {}, [](StoredPiece const& piece) {
-    return std::tuple(piece.parameter, piece.slice.part.begin, piece.slice.rows.begin, piece.extent.file);
+    return std::tuple(piece.parameter, piece.slice, piece.extent.file);
   });
   require_tiling(storage, model, parts.path);
   return storage;

@@ -73,7 +73,7 @@ struct StoredPiece {
 struct Storage {
   Form form = Form::hf;
   std::vector<CatalogFile> files;
-  std::vector<StoredPiece> pieces;  ///< By (parameter, slice.part.begin, slice.rows.begin).
+  std::vector<StoredPiece> pieces;  ///< By (parameter, slice).
   bool partial = false;             ///< Pieces may be missing: an export that leaves out some of an expert's tensors.
 };
 

@@ -326,6 +326,47 @@ TEST_F(Shards, ThatLeaveExpertsOutAreRefused) {
   EXPECT_THAT(refusal(shards()), AllOf(HasSubstr("65 "), HasSubstr(kStacked)));
 }
 
+/// Shards of ranks that hold a stacked tensor as `rebuild` leaves it.
+class RebuiltShards : public Shards {
+ protected:
+  void save_rebuilt(Mesh const& mesh, std::function<void(int rank, ShardedTensor&)> const& rebuild) const {
+    for (int rank = 0; rank < mesh.ranks(); ++rank) {
+      auto state = load(open_checkpoint(folder()), mesh, mesh.coordinate(rank));
+      rebuild(rank, state.tensors.at(kStacked));
+      save_shard(state, rebuilt());
+    }
+  }
+  std::string rebuilt() const { return dir_.file("rebuilt"); }
+};
+
+TEST_F(RebuiltShards, ThatOverlapWithoutBeingCopiesAreRefused) {
+  auto const whole = load(open_checkpoint(folder()), make_mesh(1), {});
+  save_rebuilt(make_mesh(2), [&](int rank, ShardedTensor& tensor) {
+    if (rank == 1) tensor = whole.tensors.at(kStacked);
+  });
+  EXPECT_THAT(refusal(rebuilt()), AllOf(HasSubstr("65 "), HasSubstr(kStacked), HasSubstr("overlap")));
+}
+
+// An empty slice between the copies of another, in the order of the files, does not hide that they differ.
+TEST_F(RebuiltShards, CopiesThatDifferAreFoundBesideEmptySlices) {
+  save_rebuilt({.ep_replicate = 2, .ep_shard = 1, .ep = 2}, [&](int rank, ShardedTensor& tensor) {
+    if (rank == 1) {
+      tensor.local_shape[0] = tensor.offsets[0] = tensor.data.bytes = 0;
+    } else if (rank == 2) {
+      *tensor.data.data ^= std::byte{1};
+    }
+  });
+  auto const checkpoint = open_checkpoint(rebuilt());
+  auto const world = make_solo_communicator();
+  try {
+    (void)verify(*checkpoint, *world);
+    FAIL() << "took one of two different copies";
+  } catch (VerifyError const& error) {
+    EXPECT_EQ(error.tensor, kStacked);
+    EXPECT_THAT(error.what(), AllOf(HasSubstr("rank-00000.safetensors"), HasSubstr("rank-00002.safetensors")));
+  }
+}
+
 TEST_F(Shards, ATensorOfNoSourceIsRefused) {
   for (int rank = 0; rank < 2; ++rank) {
     edit(rank, [](Json& header, Bytes& data) {
