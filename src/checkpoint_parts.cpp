@@ -96,6 +96,23 @@ Storage native_storage(CheckpointParts const& parts, Model const& model) {
   return storage;
 }
 
+Storage find_storage(CheckpointParts const& parts, Checkpoint const& checkpoint) {
+  if (parts.format == CheckpointFormat::state) return {.form = Form::native, .files = {}, .pieces = {}};
+  if (!parts.native.empty()) return native_storage(parts, checkpoint.model);
+  return {
+      .form = Form::hf, .files = checkpoint.catalog.files, .pieces = hf_pieces(checkpoint.catalog, checkpoint.model)};
+}
+
+/// What a state without a source held in the dtype of its file was not converted on loading, whatever training needs.
+void keep_held_dtypes(Model& model, CheckpointParts const& parts) {
+  std::map<std::string_view, DType> held;
+  for (auto const& tensor : parts.native) held.emplace(tensor.fqn, tensor.dtype);
+  for (auto& parameter : model.parameters) {
+    auto const found = held.find(parameter.fqn);
+    if (found != held.end() && found->second == parameter.hf_dtype) parameter.dtype = parameter.hf_dtype;
+  }
+}
+
 void take_digests(std::vector<StoreContents::RecordedDigest> const& recorded, Model const& model,
                   std::string const& path, bool converted_only, DigestTable& table) {
   std::map<std::string_view, std::vector<std::uint64_t> const*> by_key;
@@ -167,11 +184,9 @@ Checkpoint assemble(CheckpointParts parts) {
   checkpoint.hf = std::move(parts.hf);
   checkpoint.fingerprint = checkpoint.source_fingerprint = fingerprint(checkpoint.hf);
   if (!parts.selected.empty()) checkpoint = with_tensors(checkpoint, tensors_of(parts.selected, checkpoint.model));
+  if (checkpoint.hf.headers != HeaderOrigin::source) keep_held_dtypes(checkpoint.model, parts);
   auto const& model = checkpoint.model;
-  checkpoint.storage = !parts.native.empty() ? native_storage(parts, model)
-                                             : Storage{.form = Form::hf,
-                                                       .files = checkpoint.catalog.files,
-                                                       .pieces = hf_pieces(checkpoint.catalog, model)};
+  checkpoint.storage = find_storage(parts, checkpoint);
   if (parts.format == CheckpointFormat::store) {
     auto& digests = checkpoint.digests.emplace(model);
     take_digests(parts.source_digests, model, parts.path, false, digests.source);
@@ -179,7 +194,8 @@ Checkpoint assemble(CheckpointParts parts) {
   }
   checkpoint.format = parts.format;
   checkpoint.family = family.name();
-  checkpoint.source = parts.format == CheckpointFormat::shards ? std::move(parts.source) : parts.path;
+  auto const elsewhere = parts.format == CheckpointFormat::shards || parts.format == CheckpointFormat::state;
+  checkpoint.source = elsewhere ? std::move(parts.source) : parts.path;
   checkpoint.path = std::move(parts.path);
   checkpoint.warnings = std::move(parts.warnings);
   return checkpoint;

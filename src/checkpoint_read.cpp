@@ -1,11 +1,14 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
+#include <iterator>
 #include <set>
 
 #include "checkpoint_parts.hpp"
 #include "format/hf_folder.hpp"
 #include "format/shards.hpp"
+#include "fresh_source.hpp"
 #include "io/file.hpp"
 
 namespace rankslice {
@@ -92,44 +95,76 @@ ShardMetadata read_shard(std::string const& folder, int rank, CheckpointParts& p
   return shard;
 }
 
-/// The checkpoint that shards were loaded from, or the one that is to stand in for it.
-CheckpointParts read_source(ShardMetadata const& shard, std::string const& folder, OpenOptions const& options) {
-  auto const given = !options.source.empty();
-  auto const& path = given ? options.source : shard.source;
-  auto const advice = "; name a checkpoint with the same tensors with --source";
-  CheckpointParts source;
-  try {
-    std::error_code unreadable;  // told by read_hf
-    source = fs::is_regular_file(path, unreadable) ? read_store(path, options) : read_hf(path);
-  } catch (IoError const& error) {
-    throw IoError(
-        ExitCode::input_missing,
-        fmt::format("{}: the source of these shards cannot be read: {}{}", folder, error.what(), given ? "" : advice),
-        path);
+CheckpointParts read_store_or_hf(std::string const& path, OpenOptions const& options) {
+  std::error_code unreadable;  // told by read_hf
+  return fs::is_regular_file(path, unreadable) ? read_store(path, options) : read_hf(path);
+}
+
+/// The checkpoint that `--source` names.
+CheckpointParts read_given_source(std::string const& path, std::string const& folder, OpenOptions const& options) {
+  std::error_code unreadable;  // told by those who read it
+  if (fs::exists(fs::path(path) / shard_file_name(0), unreadable)) {
+    throw UsageError(
+        fmt::format("{}: --source {} is a folder of shards itself, without headers or side files; name the "
+                    "checkpoint that they were loaded from",
+                    folder, path));
   }
-  if (auto const found = fingerprint(source.hf); !given && found != shard.source_fingerprint) {
+  try {
+    return read_store_or_hf(path, options);
+  } catch (IoError const& error) {
+    throw IoError(ExitCode::input_missing, fmt::format("{}: --source cannot be read: {}", folder, error.what()), path);
+  }
+}
+
+/// The checkpoint that shards were loaded from; nothing when it is gone.
+std::optional<CheckpointParts> read_recorded_source(ShardMetadata const& shard, std::string const& folder,
+                                                    OpenOptions const& options, std::vector<std::string>& warnings) {
+  auto const& path = shard.source;
+  std::optional<CheckpointParts> source;
+  if (path.empty()) return source;
+  try {
+    source = read_store_or_hf(path, options);
+  } catch (IoError const& error) {
+    auto const what = fmt::format("{}: the source of these shards cannot be read: {}", folder, error.what());
+    auto const advice = "name a checkpoint with the same tensors with --source";
+    if (error.code != ExitCode::input_missing) throw IoError(error.code, fmt::format("{}; {}", what, advice), path);
+    warnings.push_back(fmt::format("{}; headers and index will be fresh, {}", what, advice));
+    return source;
+  }
+  if (auto const found = fingerprint(source->hf); found != shard.source_fingerprint) {
     throw IoError(ExitCode::input_missing,
-                  fmt::format("{}: the source of these shards, {}, has changed: fingerprint {}, expected {}{}", folder,
-                              path, found, shard.source_fingerprint, advice),
+                  fmt::format("{}: the source of these shards, {}, has changed: fingerprint {}, expected {}; name it, "
+                              "or another checkpoint with the same tensors, with --source to use it all the same",
+                              folder, path, found, shard.source_fingerprint),
                   path);
   }
-  source.source = path;
   return source;
+}
+
+/// What to write shards with: headers and side files of their source, or else fresh headers.
+void add_source(CheckpointParts& shards, ShardMetadata const& first, std::string const& folder,
+                OpenOptions const& options) {
+  shards.family = first.family;
+  auto source = options.source.empty() ? read_recorded_source(first, folder, options, shards.warnings)
+                                       : std::optional(read_given_source(options.source, folder, options));
+  if (!source) {
+    add_fresh_files(shards);
+    if (first.headers == HeaderOrigin::selection) shards.hf.headers = first.headers;
+    shards.warnings.push_back(folder + ": config.json, tokenizer and other side files are missing from exports");
+    return;
+  }
+  shards.source = options.source.empty() ? first.source : options.source;
+  shards.hf = std::move(source->hf);
+  shards.hf_folder = std::move(source->hf_folder);
+  std::ranges::move(source->warnings, std::back_inserter(shards.warnings));
+  if (first.headers != HeaderOrigin::selection) return;
+  for (auto const& [fqn, place] : first.tensors) shards.selected.push_back(fqn);
 }
 
 CheckpointParts read_shards(std::string const& folder, OpenOptions const& options) {
   CheckpointParts shards;
-  auto const first = read_shard(folder, 0, shards);
-  auto const source = read_source(first, folder, options);
   shards.format = CheckpointFormat::shards;
-  shards.family = first.family;
-  shards.source = source.source;
-  shards.hf = source.hf;
-  shards.hf_folder = source.hf_folder;
-  if (first.fingerprint != first.source_fingerprint) {
-    for (auto const& [fqn, place] : first.tensors) shards.selected.push_back(fqn);
-  }
-  shards.warnings = source.warnings;
+  auto const first = read_shard(folder, 0, shards);
   for (int rank = 1; rank < first.mesh.ranks(); ++rank) {
     auto const shard = read_shard(folder, rank, shards);
     if (shard.mesh != first.mesh || shard.source_fingerprint != first.source_fingerprint ||
@@ -139,6 +174,7 @@ CheckpointParts read_shards(std::string const& folder, OpenOptions const& option
                         folder);
     }
   }
+  add_source(shards, first, folder, options);
   return shards;
 }
 

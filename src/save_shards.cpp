@@ -20,16 +20,21 @@ namespace rankslice {
 
 namespace {
 
+/// A path that cannot be made absolute is kept as it was given. Of a state without a source it is empty, and stays so.
+std::string absolute(std::string const& path) {
+  std::error_code unresolved;
+  auto const resolved = std::filesystem::absolute(path, unresolved);
+  return path.empty() || unresolved ? path : resolved.string();
+}
+
 ShardMetadata describe(StateDict const& state) {
-  std::error_code unresolved;  // a path that cannot be made absolute is kept as it was given
-  auto const& source = state.source->source;
-  auto const absolute = std::filesystem::absolute(source, unresolved);
   ShardMetadata shard{.mesh = state.mesh,
                       .coordinate = state.coordinate,
                       .family = state.source->family,
-                      .source = unresolved ? source : absolute.string(),
+                      .source = absolute(state.source->source),
                       .source_fingerprint = state.source->source_fingerprint,
                       .fingerprint = state.source->fingerprint,
+                      .headers = state.source->hf.headers,
                       .tensors = {}};
   for (auto const& [fqn, tensor] : state.tensors) shard.tensors[fqn] = {tensor.parameter.shape, tensor.offsets};
   return shard;
@@ -80,6 +85,7 @@ void require_only_shards(std::string const& folder) {
 }  // namespace
 
 void save_shards(StateDict const& state, std::string const& out_dir, Communicator& world, SaveOptions const& options) {
+  require_same_source(state, world);
   on_every_rank(world, [&] { require_consistent(state, world); });
   (void)digest_all_held(state, options.call, world);  // for the copies of a tensor that must be equal
   SharedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite, world);

@@ -95,6 +95,7 @@ void save_store(StateDict const& state, std::string const& path, Communicator& w
   auto const& source = *state.source;
   std::optional<HeldTensors> held;
   std::vector<PlannedSlice> plan;
+  require_same_source(state, world);
   on_every_rank(world, [&] {
     require_consistent(state, world);
     held.emplace(state);

@@ -99,6 +99,7 @@ ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communica
   auto const& model = state.source->model;
   std::optional<HeldTensors> held;
   Target target;
+  require_same_source(state, world);
   on_every_rank(world, [&] {
     require_consistent(state, world);
     held.emplace(state);

@@ -13,7 +13,12 @@
 
 namespace rankslice {
 
-enum class CheckpointFormat : std::uint8_t { huggingface, store, shards };
+enum class CheckpointFormat : std::uint8_t {
+  huggingface,
+  store,
+  shards,
+  state,  ///< No checkpoint but a state dict without one (`make_state_dict`); has no bytes of its own.
+};
 
 /// One safetensors file of the Hugging Face checkpoint: everything of it but the tensor bytes.
 struct HfFile {

@@ -20,6 +20,8 @@ std::string_view format_name(CheckpointFormat format) {
       return "store";
     case CheckpointFormat::shards:
       return "shards";
+    case CheckpointFormat::state:
+      return "state";
   }
   return "";
 }

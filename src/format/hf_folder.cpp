@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "rankslice/error.hpp"
+#include "rankslice/make_state_dict.hpp"
 
 #include "core/literals.hpp"
 #include "format/hf_index.hpp"
@@ -271,6 +272,14 @@ void read_config(HfLayout& layout) {
 }
 
 }  // namespace
+
+std::vector<SideFile> side_files_in(std::string const& folder) {
+  expect_folder(folder);
+  HfLayout layout;
+  std::vector<std::string> no_concern;  // weights are not what is asked for
+  add_side_files(layout, folder, names_in(folder), no_concern);
+  return layout.side_files;
+}
 
 HfLayout read_hf_folder(std::string const& folder, std::vector<std::string>& warnings) {
   auto const contents = list_folder(folder);

@@ -75,6 +75,13 @@ MeshCoordinate coordinate_of(Metadata const& metadata, Mesh const& mesh, Field c
           .ep = position("ep", mesh.ep)};
 }
 
+HeaderOrigin headers_of(Metadata const& metadata, Field const& field) {
+  auto const& text = text_of(metadata, field);
+  auto const origin = parse_header_origin(text);
+  if (!origin) field.fail("expected source, selection or state, found " + text);
+  return *origin;
+}
+
 std::optional<Shape> natural_numbers(json const& object, std::string const& name) {
   if (!object.is_object() || !object.contains(name) || !object[name].is_array()) return std::nullopt;
   auto const is_natural = [](json const& number) { return number.is_number_unsigned(); };
@@ -118,6 +125,7 @@ Metadata to_metadata(ShardMetadata const& shard) {
           {"source", shard.source},
           {"source_fingerprint", shard.source_fingerprint},
           {"fingerprint", shard.fingerprint},
+          {"headers", std::string(name(shard.headers))},
           {"tensors", tensors.dump()}};
 }
 
@@ -133,6 +141,7 @@ ShardMetadata parse_shard_metadata(Metadata const& metadata, std::string const& 
           .source = text("source"),
           .source_fingerprint = text("source_fingerprint"),
           .fingerprint = text("fingerprint"),
+          .headers = headers_of(metadata, {file, "headers"}),
           .tensors = places_of(metadata, {file, "tensors"})};
 }
 

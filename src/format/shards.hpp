@@ -3,6 +3,7 @@
 #include <map>
 #include <string>
 
+#include "rankslice/checkpoint.hpp"
 #include "rankslice/mesh.hpp"
 
 #include "format/safetensors.hpp"
@@ -18,9 +19,10 @@ struct ShardMetadata {
   Mesh mesh;
   MeshCoordinate coordinate;
   std::string family;
-  std::string source;                    ///< Path of the checkpoint that was loaded.
-  std::string source_fingerprint;        ///< Of that checkpoint.
-  std::string fingerprint;               ///< Of what was loaded of it: another one when it was a selection.
+  std::string source;              ///< Path of the checkpoint that was loaded; empty when there was none.
+  std::string source_fingerprint;  ///< Of that checkpoint.
+  std::string fingerprint;         ///< Of what was loaded of it: another one when it was a selection.
+  HeaderOrigin headers = HeaderOrigin::source;
   std::map<std::string, Place> tensors;  ///< By FQN.
 };
 

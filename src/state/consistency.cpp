@@ -51,4 +51,14 @@ void require_consistent(StateDict const& state, Communicator const& world) {
   for (auto const& [fqn, tensor] : state.tensors) require_consistent(tensor, *state.source);
 }
 
+void require_same_source(StateDict const& state, Communicator& world) {
+  auto of_rank_0 = state.source->fingerprint;  // as long on every rank
+  world.broadcast(std::as_writable_bytes(std::span(of_rank_0)), 0);
+  on_every_rank(world, [&] {
+    if (state.source->fingerprint == of_rank_0) return;
+    throw PlanError(fmt::format("this rank's state has other tensors, dtypes or global shapes than rank 0's: {} of {}",
+                                state.source->model.parameters.size(), state.source->path));
+  });
+}
+
 }  // namespace rankslice

@@ -14,4 +14,7 @@ void require_consistent(ShardedTensor const& tensor, Checkpoint const& source);
 /// @throws PlanError
 void require_consistent(StateDict const& state, Communicator const& world);
 
+/// All ranks hold a state of the same tensors: names, dtypes and global shapes. Collective. @throws PlanError
+void require_same_source(StateDict const& state, Communicator& world);
+
 }  // namespace rankslice

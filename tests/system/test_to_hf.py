@@ -163,10 +163,32 @@ def orphaned(mini, tmp_path):
     return tmp_path / "shards", tmp_path / "moved"
 
 
-def test_shards_without_their_source_are_refused(orphaned, tmp_path):
+def test_shards_without_their_source_get_fresh_headers(orphaned, mini_tensors, tmp_path):
     shards, _ = orphaned
-    result = expect(66, "to-hf", shards, tmp_path / "out", says=[tmp_path / "source", "--source"])
-    assert not (tmp_path / "out").exists(), result.stderr
+    result = run_ok("to-hf", shards, tmp_path / "out", "--json", ranks=2)
+    for words in [str(tmp_path / "source"), "--source", "fresh", "config.json"]:
+        assert words in result.stderr
+    assert result.json["headers"]["origin"] == "state"
+    found = reference.read_folder(tmp_path / "out")
+    # As training holds them: what was widened to F32 on loading stays so.
+    expected = {key: reference.native(key, value) if reference.is_tracked(key) else value
+                for key, value in mini_tensors.items()}
+    wrong = reference.differences(expected, found)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_shards_whose_source_has_changed_are_refused(orphaned, tmp_path):
+    shards, moved = orphaned
+    shutil.copytree(moved, tmp_path / "source")
+    index = tmp_path / "source" / "model.safetensors.index.json"
+    index.write_text(index.read_text() + "\n")
+    expect(66, "to-hf", shards, tmp_path / "out", says=["has changed", "--source"])
+    run_ok("to-hf", shards, tmp_path / "out", "--source", tmp_path / "source")
+
+
+def test_a_source_that_is_a_folder_of_shards_is_refused(orphaned, mini_shards, tmp_path):
+    shards, _ = orphaned
+    expect(2, "to-hf", shards, tmp_path / "out", "--source", mini_shards, says="is a folder of shards itself")
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "store"])

@@ -408,9 +408,13 @@ TEST_F(Shards, ATensorThatOnlyTheMetadataKnowIsMissing) {
   EXPECT_THAT(refusal(shards()), AllOf(HasSubstr("65 "), HasSubstr("rank-00001"), HasSubstr("missing")));
 }
 
-TEST_F(Shards, WhoseSourceIsGoneSayHowToGoOn) {
+TEST_F(Shards, WhoseSourceIsGoneGetFreshHeadersAndSaySo) {
   fs::rename(folder(), dir_.file("moved"));
-  EXPECT_THAT(refusal(shards()), AllOf(HasSubstr("66 "), HasSubstr(folder()), HasSubstr("--source")));
+  auto const fresh = open_checkpoint(shards());
+  EXPECT_EQ(fresh->hf.headers, HeaderOrigin::state);
+  EXPECT_THAT(fresh->hf.side_files, IsEmpty());
+  EXPECT_THAT(fresh->warnings, ElementsAre(AllOf(HasSubstr(folder()), HasSubstr("fresh"), HasSubstr("--source")),
+                                           AllOf(HasSubstr("config.json"), HasSubstr("missing from exports"))));
   EXPECT_EQ(refusal(shards(), {.source = dir_.file("moved")}), "opened");
   EXPECT_EQ(open_checkpoint(shards(), {.source = dir_.file("moved")})->catalog.files[0].path,
             dir_.file("moved") + "/model-00001-of-00002.safetensors");

@@ -26,6 +26,7 @@ Metadata example() {
           {"source", "/data/ünïcode \"checkpoint\""},
           {"source_fingerprint", "0123456789abcdef0123456789abcdef"},
           {"fingerprint", "fedcba9876543210fedcba9876543210"},
+          {"headers", "selection"},
           {"tensors", R"({"a.scalar":{"global_shape":[],"offsets":[]},)"
                       R"("experts.G":{"global_shape":[7,4,6],"offsets":[3,0,0]}})"}};
 }
@@ -60,6 +61,7 @@ TEST(ShardsMetadata, EveryFieldIsRead) {
   EXPECT_EQ(shard.source, "/data/ünïcode \"checkpoint\"");
   EXPECT_EQ(shard.source_fingerprint, "0123456789abcdef0123456789abcdef");
   EXPECT_EQ(shard.fingerprint, "fedcba9876543210fedcba9876543210");
+  EXPECT_EQ(shard.headers, HeaderOrigin::selection);
   ASSERT_EQ(shard.tensors.size(), 2U);
   EXPECT_EQ(shard.tensors.at("experts.G").global_shape, (Shape{7, 4, 6}));
   EXPECT_EQ(shard.tensors.at("experts.G").offsets, (Shape{3, 0, 0}));
@@ -77,6 +79,7 @@ TEST(ShardsMetadata, AFolderWithoutTensorsIsTheFormatToo) {
                             .source = "s",
                             .source_fingerprint = "p",
                             .fingerprint = "q",
+                            .headers = HeaderOrigin::state,
                             .tensors = {}};
   auto const metadata = to_metadata(empty);
   EXPECT_EQ(metadata.at("tensors"), "{}");

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "rankslice/state_dict.hpp"
+
+namespace rankslice {
+
+/// A tensor of the caller's: what this rank has of it.
+struct LocalTensor {
+  DType dtype = DType::BF16;
+  Shape global_shape;  ///< Native.
+  /// Contiguous and row-major: of stacked experts those of rule 9, and of each the rows of rule 14; all of any other.
+  /// Not copied; memory that somebody else frees goes in with a deleter that does nothing.
+  Buffer data;
+};
+
+struct StateOptions {
+  std::string family;  ///< `qwen3_5_moe`
+  /// Carried along by exports: those of a checkpoint (`Checkpoint::hf`), or `side_files_in` a folder. The tensors must
+  /// fit the config.json among them.
+  std::vector<SideFile> side_files{};
+  /// A part of the model, a pipeline stage for example: layers that config.json speaks of may be missing.
+  bool partial = false;
+  std::uint64_t max_file_bytes = kMaxFileBytes;  ///< Tensor bytes of a file of the Hugging Face checkpoint.
+};
+
+/// A state dict that was not loaded from a checkpoint: trained weights, or those of another program. `to_hf`,
+/// `save_store` and `save_shards` take it like any other; headers and index are fresh, dtypes are exported as held.
+/// Names that contain `_extra_state` are left out. All ranks give the same names, dtypes, global shapes and options,
+/// which the calls that take the state check. Local.
+/// @param tensors by FQN, native; files are filled in the order of the names
+/// @throws PlanError for a buffer of another size than this rank's part, or rows that `ep_shard` does not divide;
+/// FormatError for names, shapes and dtypes that do not fit the family or config.json; UsageError for an unknown
+/// family.
+[[nodiscard]] StateDict make_state_dict(std::map<std::string, LocalTensor> const& tensors, Mesh const& mesh,
+                                        MeshCoordinate const& coordinate, StateOptions const& options);
+
+/// The files of a folder that go along with a checkpoint: config.json, tokenizer, … but no weights and no indexes.
+/// Local. @throws IoError
+[[nodiscard]] std::vector<SideFile> side_files_in(std::string const& folder);
+
+}  // namespace rankslice

@@ -1,0 +1,94 @@
+#include "rankslice/make_state_dict.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "rankslice/error.hpp"
+
+#include "checkpoint_parts.hpp"
+#include "fresh_source.hpp"
+#include "io/file.hpp"
+#include "plan/held.hpp"
+#include "state/local_tensor.hpp"
+
+namespace rankslice {
+
+namespace {
+
+constexpr auto kPath = "the state dict";
+
+/// What upstream's saver leaves out of every export (rule 25): state of modules that is no parameter.
+bool is_extra_state(std::string const& fqn) { return fqn.find("_extra_state") != std::string::npos; }
+
+std::vector<std::byte> config_among(std::vector<SideFile> const& side_files) {
+  auto const config = std::ranges::find(side_files, "config.json", &SideFile::name);
+  if (config == side_files.end()) return {};
+  std::vector<std::byte> bytes(config->size);
+  open_reader(config->path)->read(bytes, config->offset);
+  return bytes;
+}
+
+CheckpointParts parts_of(std::map<std::string, LocalTensor> const& tensors, StateOptions const& options) {
+  CheckpointParts parts;
+  parts.format = CheckpointFormat::state;
+  parts.path = kPath;
+  parts.family = options.family;
+  for (auto const& [fqn, tensor] : tensors) {
+    if (is_extra_state(fqn)) continue;
+    Shape const nowhere(tensor.global_shape.size(), 0);
+    parts.native.push_back({fqn, tensor.dtype, tensor.global_shape, nowhere, tensor.global_shape, {}});
+  }
+  if (parts.native.empty()) throw PlanError("a state dict without tensors makes no checkpoint");
+  add_fresh_files(parts, options.max_file_bytes);
+  parts.hf.side_files = options.side_files;
+  std::ranges::sort(parts.hf.side_files, {}, &SideFile::name);
+  parts.hf.config = config_among(options.side_files);
+  if (options.partial) parts.hf.headers = HeaderOrigin::selection;
+  return parts;
+}
+
+/// Names that do not lead back would send tensors home under others.
+void require_names(Checkpoint const& source, std::vector<CheckpointParts::Native> const& native) {
+  for (auto const& tensor : native) {
+    auto const found = std::ranges::find(source.model.parameters, tensor.fqn, &Parameter::fqn);
+    if (found != source.model.parameters.end()) continue;
+    throw FormatError(fmt::format("{}: is no native name of {}: exported, it would be loaded under another", tensor.fqn,
+                                  source.family),
+                      {}, tensor.fqn);
+  }
+}
+
+ShardedTensor place(Checkpoint const& source, std::uint32_t index, LocalTensor const& local, Mesh const& mesh,
+                    MeshCoordinate const& coordinate) {
+  auto const& parameter = source.model.parameters[index];
+  auto const slice = held_slice(parameter, mesh, coordinate);
+  auto tensor = place_local_tensor(parameter, {.parameter = index, .slice = slice}, mesh);
+  auto const expected = parameter.bytes(slice, Form::native);
+  if (local.data.bytes != expected) {
+    throw PlanError(fmt::format("{}: this rank's part of {} {} is {} at {}, {} bytes; the buffer has {}", parameter.fqn,
+                                name(parameter.dtype), to_string(parameter.shape), to_string(tensor.local_shape),
+                                to_string(tensor.offsets), expected, local.data.bytes),
+                    parameter.fqn);
+  }
+  tensor.data = local.data;
+  return tensor;
+}
+
+}  // namespace
+
+StateDict make_state_dict(std::map<std::string, LocalTensor> const& tensors, Mesh const& mesh,
+                          MeshCoordinate const& coordinate, StateOptions const& options) {
+  auto parts = parts_of(tensors, options);
+  auto const native = parts.native;
+  auto const source = std::make_shared<Checkpoint const>(assemble(std::move(parts)));
+  require_names(*source, native);
+  StateDict state{.tensors = {}, .mesh = mesh, .coordinate = coordinate, .source = source, .read = {}};
+  for (std::uint32_t i = 0; i < source->model.parameters.size(); ++i) {
+    auto const& fqn = source->model.parameters[i].fqn;
+    state.tensors.emplace(fqn, place(*source, i, tensors.at(fqn), mesh, coordinate));
+  }
+  return state;
+}
+
+}  // namespace rankslice

@@ -1,0 +1,25 @@
+#include "state/local_tensor.hpp"
+
+namespace rankslice {
+
+ShardedTensor place_local_tensor(Parameter const& parameter, PlannedSlice const& planned, Mesh const& mesh) {
+  auto const& slice = planned.slice;
+  ShardedTensor tensor{.parameter = parameter,
+                       .local_shape = parameter.shape,
+                       .offsets = Shape(parameter.shape.size(), 0),
+                       .placements = std::vector<Placement>(3),
+                       .data = {},
+                       .index = planned.parameter};
+  if (parameter.stacked_experts) {
+    tensor.local_shape[0] = slice.part.size();
+    tensor.local_shape[1] = slice.rows.size();
+    tensor.offsets[0] = slice.part.begin;
+    tensor.offsets[1] = slice.rows.begin;
+    tensor.placements[2] = {.kind = Placement::Kind::shard, .dim = 0};
+    // Rule 16: a mesh with more dimensions than `ep` has Shard(1) on `ep_shard`, even when that has one rank.
+    if (mesh.ep_replicate > 1 || mesh.ep_shard > 1) tensor.placements[1] = {.kind = Placement::Kind::shard, .dim = 1};
+  }
+  return tensor;
+}
+
+}  // namespace rankslice

@@ -1,0 +1,13 @@
+#pragma once
+
+#include "rankslice/state_dict.hpp"
+
+#include "plan/plan.hpp"
+
+namespace rankslice {
+
+/// A rank's local tensor and its place in the global one, still without memory. Pure.
+[[nodiscard]] ShardedTensor place_local_tensor(Parameter const& parameter, PlannedSlice const& planned,
+                                               Mesh const& mesh);
+
+}  // namespace rankslice

@@ -1,0 +1,172 @@
+#include "rankslice/make_state_dict.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "rankslice/error.hpp"
+#include "rankslice/to_hf.hpp"
+
+#include "support/raw_checkpoint.hpp"
+#include "support/raw_safetensors.hpp"
+#include "support/temp_dir.hpp"
+
+namespace rankslice {
+namespace {
+
+using test::Bytes;
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+constexpr auto kGateUp = "model.language_model.layers.0.mlp.experts.gate_and_up_projs";
+constexpr auto kDown = "model.language_model.layers.0.mlp.experts.down_projs";
+constexpr auto kHead = "lm_head.weight";
+
+Buffer buffer_of(Bytes const& bytes) {
+  auto const memory = std::make_shared<Bytes>(bytes);
+  return {.data = std::shared_ptr<std::byte>(memory, memory->data()), .bytes = memory->size()};
+}
+
+LocalTensor random_tensor(DType dtype, Shape const& global, std::uint64_t bytes, std::uint64_t seed) {
+  return {.dtype = dtype, .global_shape = global, .data = buffer_of(test::random_bytes(bytes, seed))};
+}
+
+/// Rank 0 of 2: three of five experts (rule 9) of H = 4, I = 3, and a dense tensor.
+std::map<std::string, LocalTensor> three_of_five() {
+  return {{kGateUp, random_tensor(DType::F16, {5, 4, 6}, 3 * 4 * 6 * 2, 1)},
+          {kDown, random_tensor(DType::F32, {5, 3, 4}, 3 * 3 * 4 * 4, 2)},
+          {kHead, random_tensor(DType::BF16, {8, 4}, 8 * 4 * 2, 3)}};
+}
+
+StateDict make(std::map<std::string, LocalTensor> const& tensors, Mesh const& mesh, StateOptions const& options) {
+  return make_state_dict(tensors, mesh, {}, options);
+}
+
+StateOptions const kQwen{.family = "qwen3_5_moe"};
+
+std::string refusal(std::function<void()> const& call) {
+  try {
+    call();
+    return "accepted";
+  } catch (Error const& error) {
+    return error.what();
+  }
+}
+
+std::string refusal(std::map<std::string, LocalTensor> const& tensors) {
+  return refusal([&] { (void)make(tensors, make_mesh(2), kQwen); });
+}
+
+TEST(MakeStateDict, PlacesEachBufferWithoutCopyingIt) {
+  auto const tensors = three_of_five();
+  auto const state = make(tensors, make_mesh(2), kQwen);
+  ASSERT_EQ(state.tensors.size(), 3U);
+  auto const& down = state.tensors.at(kDown);
+  EXPECT_EQ(down.data.data, tensors.at(kDown).data.data);
+  EXPECT_EQ(down.parameter.dtype, DType::F32);
+  EXPECT_EQ(down.parameter.hf_dtype, DType::F32);
+  EXPECT_EQ(down.local_shape, (Shape{3, 3, 4}));
+  EXPECT_EQ(down.offsets, (Shape{0, 0, 0}));
+  EXPECT_EQ(down.placements[2], (Placement{.kind = Placement::Kind::shard, .dim = 0}));
+  EXPECT_EQ(state.tensors.at(kHead).local_shape, (Shape{8, 4}));
+}
+
+TEST(MakeStateDict, ItsSourceIsTheCheckpointThatAnExportWrites) {
+  auto const source = make(three_of_five(), make_mesh(2), kQwen).source;
+  EXPECT_EQ(source->format, CheckpointFormat::state);
+  EXPECT_EQ(source->hf.headers, HeaderOrigin::state);
+  EXPECT_EQ(source->source, "");
+  std::vector<std::string> keys;
+  for (auto const& tensor : source->catalog.tensors) keys.push_back(tensor.name);
+  // By dtype, F32 first, as safetensors orders a file.
+  EXPECT_THAT(keys, ElementsAre("model.language_model.layers.0.mlp.experts.down_proj", kHead,
+                                "model.language_model.layers.0.mlp.experts.gate_up_proj"));
+  EXPECT_EQ(source->catalog.tensors[0].shape, (Shape{5, 4, 3})) << "axes 1 and 2 swapped (rule 46)";
+}
+
+TEST(MakeStateDict, FilesAreFilledInTheOrderOfTheNames) {
+  auto options = kQwen;
+  options.max_file_bytes = 200;  // less than the experts have
+  auto const source = make(three_of_five(), make_mesh(2), options).source;
+  ASSERT_EQ(source->catalog.files.size(), 3U);
+  EXPECT_EQ(source->catalog.tensors[0].name, "model.language_model.layers.0.mlp.experts.down_proj");
+  EXPECT_EQ(source->catalog.tensors[2].name, kHead);
+}
+
+TEST(MakeStateDict, Rule25_ExtraStateIsLeftOutAsUpstreamsSaverDoes) {
+  auto tensors = three_of_five();
+  tensors["model.language_model.layers.0.mlp._extra_state"] = random_tensor(DType::U8, {3}, 3, 4);
+  tensors["x._extra_state_1"] = random_tensor(DType::U8, {3}, 3, 4);
+  EXPECT_EQ(make(tensors, make_mesh(2), kQwen).tensors.size(), 3U);
+}
+
+TEST(MakeStateDict, WhatGdnHoldsInLessThanF32IsExportedAsHeld) {  // rule 55 is about loading
+  constexpr auto kLog = "model.language_model.layers.0.linear_attn._fp32_params.A_log";
+  auto tensors = three_of_five();
+  tensors[kLog] = random_tensor(DType::BF16, {4}, 8, 5);
+  auto const state = make(tensors, make_mesh(2), kQwen);
+  EXPECT_EQ(state.tensors.at(kLog).parameter.dtype, DType::BF16);
+  EXPECT_FALSE(state.tensors.at(kLog).parameter.converted());
+
+  test::TempDir const dir;
+  for (int rank = 0; rank < 2; ++rank) {
+    auto const mesh = make_mesh(2);
+    auto mine = tensors;
+    if (rank == 1) {
+      mine[kGateUp] = random_tensor(DType::F16, {5, 4, 6}, 2 * 4 * 6 * 2, 6);
+      mine[kDown] = random_tensor(DType::F32, {5, 3, 4}, 2 * 3 * 4 * 4, 7);
+    }
+    save_shard(make_state_dict(mine, mesh, mesh.coordinate(rank), kQwen), dir.file("shards"));
+  }
+  auto const shards = open_checkpoint(dir.file("shards"));
+  to_hf(*shards, dir.file("out"), *make_solo_communicator());
+  auto const exported = test::read_raw_tensors(dir.file("out"));
+  auto const& log = exported.at("model.language_model.layers.0.linear_attn.A_log");
+  EXPECT_EQ(log.dtype, "BF16");
+  EXPECT_EQ(log.bytes, test::random_bytes(8, 5));
+}
+
+TEST(MakeStateDict, SideFilesOfAFolderAreThoseThatAreNoWeights) {
+  test::TempDir const dir;
+  for (auto const* name : {"config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json",
+                           "pytorch_model.bin", "rank-00000.safetensors"}) {
+    test::write_file(dir.file(name), test::bytes_of("{}"));
+  }
+  std::vector<std::string> names;
+  for (auto const& side : side_files_in(dir.path().string())) names.push_back(side.name);
+  EXPECT_THAT(names, ElementsAre("config.json", "tokenizer.json"));
+  EXPECT_THAT(refusal([&] { (void)side_files_in(dir.file("absent")); }), HasSubstr("absent"));
+}
+
+TEST(MakeStateDict, ABufferOfAnotherSizeIsNamedWithWhatWasExpected) {
+  auto tensors = three_of_five();
+  tensors[kDown].data = buffer_of(Bytes(2 * 3 * 4 * 4));
+  EXPECT_THAT(refusal(tensors),
+              AllOf(HasSubstr(kDown), HasSubstr("[3, 3, 4]"), HasSubstr("144 bytes"), HasSubstr("has 96")));
+}
+
+TEST(MakeStateDict, NamesThatWouldNotComeBackAreRefused) {
+  auto tensors = three_of_five();
+  tensors["model.language_model.layers.0.mlp.shared_expert.up_proj.weight"] = random_tensor(DType::BF16, {2}, 4, 8);
+  EXPECT_THAT(refusal(tensors), HasSubstr("shared_expert.up_proj.weight"));  // the native name has shared_experts
+}
+
+TEST(MakeStateDict, ExpertsThatDoNotFitEachOtherAreRefused) {
+  auto tensors = three_of_five();
+  tensors[kDown] = random_tensor(DType::F32, {5, 7, 4}, 3 * 7 * 4 * 4, 2);
+  EXPECT_THAT(refusal(tensors), HasSubstr("experts"));
+  tensors[kDown] = random_tensor(DType::F32, {5, 12}, 3 * 12 * 4, 2);
+  EXPECT_THAT(refusal(tensors), HasSubstr("3 axes"));
+  tensors.erase(kDown);
+  EXPECT_THAT(refusal(tensors), AllOf(HasSubstr("down_proj"), HasSubstr("missing")));
+}
+
+TEST(MakeStateDict, NothingAndUnknownFamiliesAreRefused) {
+  EXPECT_THAT(refusal(std::map<std::string, LocalTensor>{}), HasSubstr("without tensors"));
+  EXPECT_THAT(refusal([] { (void)make(three_of_five(), make_mesh(2), {.family = "llama"}); }), HasSubstr("llama"));
+}
+
+}  // namespace
+}  // namespace rankslice
