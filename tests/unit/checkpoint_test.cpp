@@ -367,6 +367,15 @@ TEST_F(RebuiltShards, CopiesThatDifferAreFoundBesideEmptySlices) {
   }
 }
 
+TEST_F(Shards, ThatLeaveRowsOutAreRefused) {
+  fs::remove_all(shards());
+  save(folder(), shards(), make_mesh(2, 1, 2));  // rank 1 has the rows [8, 16)
+  edit_metadata(1, "tensors", [](Json& tensors) { tensors[kStacked]["offsets"] = {0, 7, 0}; });
+  EXPECT_THAT(refusal(shards()), AllOf(HasSubstr("65 "), HasSubstr(kStacked)));
+  edit_metadata(1, "tensors", [](Json& tensors) { tensors[kStacked]["offsets"] = {0, 0, 0}; });
+  EXPECT_THAT(refusal(shards()), AllOf(HasSubstr("65 "), HasSubstr(kStacked), HasSubstr("[0, 4), rows [8, 16)")));
+}
+
 TEST_F(Shards, ATensorOfNoSourceIsRefused) {
   for (int rank = 0; rank < 2; ++rank) {
     edit(rank, [](Json& header, Bytes& data) {
