@@ -10,7 +10,7 @@
 #include "format/hf_folder.hpp"
 #include "format/hf_index.hpp"
 #include "hf_storage.hpp"
-#include "model/family.hpp"
+#include "model/map_tensors.hpp"
 #include "plan/plan.hpp"
 #include "select.hpp"
 
@@ -180,7 +180,7 @@ Checkpoint assemble(CheckpointParts parts) {
   config.partial = parts.hf.headers == HeaderOrigin::selection;
   auto const& family = find_family(parts.family, config);
   checkpoint.catalog = make_catalog(parts.hf, parts.hf_folder, parts.warnings);
-  checkpoint.model = map_tensors(family, checkpoint.catalog, config);
+  checkpoint.model = map_tensors(family, checkpoint.catalog, config, ExpertLayout::automatic, parts.warnings);
   checkpoint.hf = std::move(parts.hf);
   checkpoint.fingerprint = checkpoint.source_fingerprint = fingerprint(checkpoint.hf);
   if (!parts.selected.empty()) checkpoint = with_tensors(checkpoint, tensors_of(parts.selected, checkpoint.model));
@@ -193,7 +193,7 @@ Checkpoint assemble(CheckpointParts parts) {
     take_digests(parts.stored_digests, model, parts.path, true, digests.stored);
   }
   checkpoint.format = parts.format;
-  checkpoint.family = family.name();
+  checkpoint.family = family.name;
   auto const elsewhere = parts.format == CheckpointFormat::shards || parts.format == CheckpointFormat::state;
   checkpoint.source = elsewhere ? std::move(parts.source) : parts.path;
   checkpoint.path = std::move(parts.path);

@@ -20,6 +20,13 @@ enum class Layout : std::uint8_t {
   swapped,  ///< Rows and columns are exchanged (rules 3-5).
 };
 
+/// How a family's grouped experts lie, where its checkpoints differ (rule 61).
+enum class ExpertLayout : std::uint8_t {
+  automatic,     ///< By the shapes; where they do not tell, it must be said.
+  hub,           ///< As on the Hub.
+  transformers,  ///< As transformers writes them.
+};
+
 /// What somebody holds, reads or writes of a parameter.
 struct Slice {
   Range part;        ///< Experts of a stacked tensor, elements of a dense one (bytes for sub-byte types).

@@ -7,6 +7,7 @@ namespace rankslice {
 namespace {
 
 constexpr std::string_view kDigits = "0123456789";
+constexpr std::string_view kLayer = "{L}";
 
 // Cuts `[text]` or `{name}` off the front of a pattern and returns what is between the brackets.
 std::string_view take_bracketed(std::string_view& pattern, char closing) {
@@ -53,8 +54,7 @@ std::string fill_key(std::string_view pattern, KeyPlaces const& places) {
   std::string key;
   while (!pattern.empty()) {
     if (pattern.front() == '{') {
-      auto const place = take_bracketed(pattern, '}');
-      key += place == "prefix" ? places.prefix : place == "L" ? places.layer : places.expert;
+      key += take_bracketed(pattern, '}') == "L" ? places.layer : places.expert;
     } else {
       auto const literal = pattern.substr(0, std::min(pattern.find('{'), pattern.size()));
       key += literal;
@@ -64,8 +64,6 @@ std::string fill_key(std::string_view pattern, KeyPlaces const& places) {
   return key;
 }
 
-std::string_view tail_of(std::string_view pattern) {
-  return pattern.substr(pattern.rfind('}') + 1);  // npos + 1 == 0: a pattern without places is all tail
-}
+std::string_view after_layer(std::string_view pattern) { return pattern.substr(pattern.find(kLayer) + kLayer.size()); }
 
 }  // namespace rankslice

@@ -8,9 +8,8 @@ namespace rankslice {
 
 /// What the places of a pattern stand for.
 struct KeyPlaces {
-  std::string_view prefix;  ///< `{prefix}`: "model." or ""; only when filled in.
-  std::string_view layer;   ///< `{L}`: decimal digits, as the key writes them.
-  std::string_view expert;  ///< `{X}`: decimal digits.
+  std::string_view layer{};   ///< `{L}`: decimal digits, as the key writes them.
+  std::string_view expert{};  ///< `{X}`: decimal digits.
   bool operator==(KeyPlaces const&) const = default;
 };
 
@@ -21,7 +20,7 @@ struct KeyPlaces {
 /// The key that a pattern without `[…]` describes.
 [[nodiscard]] std::string fill_key(std::string_view pattern, KeyPlaces const& places);
 
-/// The text after the last place of a pattern: `.mlp.experts.down_proj`.
-[[nodiscard]] std::string_view tail_of(std::string_view pattern);
+/// The rest of a pattern behind `{L}`: `.mlp.experts.down_proj`.
+[[nodiscard]] std::string_view after_layer(std::string_view pattern);
 
 }  // namespace rankslice

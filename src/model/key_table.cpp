@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 
 #include "rankslice/error.hpp"
 
+#include "model/key_pattern.hpp"
 #include "model/quantised.hpp"
 
 namespace rankslice {
@@ -22,15 +24,22 @@ std::string replace_all(std::string text, std::string_view from, std::string_vie
   return text;
 }
 
-bool is_top_level(KeyTable const& table, std::string_view key) {
-  return std::ranges::any_of(table.top_level, [&](std::string_view segment) { return key.starts_with(segment); });
+bool begins_with_any(std::string_view key, std::span<std::string_view const> segments) {
+  return std::ranges::any_of(segments, [&](std::string_view segment) { return key.starts_with(segment); });
+}
+
+std::string_view without_model(std::string_view key) {
+  return key.starts_with(kModel) ? key.substr(kModel.size()) : key;
 }
 
 // Rules 38, 43: `model.lm_head.` is read as `lm_head.`, `model.mtp.` as `mtp.`.
 std::string_view without_needless_prefix(KeyTable const& table, std::string_view hf_key) {
-  if (!hf_key.starts_with(kModel)) return hf_key;
-  auto const rest = hf_key.substr(kModel.size());
-  return is_top_level(table, rest) ? rest : hf_key;
+  auto const rest = without_model(hf_key);
+  return begins_with_any(rest, table.misplaced) ? rest : hf_key;
+}
+
+bool has_prefix(KeyTable const& table, std::string_view hf_key) {
+  return hf_key.starts_with(kModel) && !without_needless_prefix(table, hf_key).starts_with(kMtp);
 }
 
 void refuse(KeyTable const& table, std::string_view hf_key, std::string_view key) {
@@ -43,15 +52,15 @@ void refuse(KeyTable const& table, std::string_view hf_key, std::string_view key
   }
 }
 
-// Rule 38: what stands outside the prefix or has it stays, everything else gets it.
+// Rules 22, 38: what stands outside the prefix or has it stays, everything else gets it.
 std::string place(KeyTable const& table, std::string key, std::string_view prefix) {
-  if (is_top_level(table, key) || key.starts_with(kModel)) return key;
-  return fmt::format("{}{}", prefix, key);
+  if (begins_with_any(key, table.top_level) || key.starts_with(kModel)) return key;
+  return key.insert(0, prefix);
 }
 
 bool tracked(Fp32Holder const& fp32, std::string_view key) {
   auto const ending = [&](std::string_view name) { return key.ends_with(name); };
-  return key.find(fp32.module) != std::string_view::npos && std::ranges::any_of(fp32.names, ending);
+  return std::ranges::any_of(fp32.names, ending) && key.find(fp32.module) != std::string_view::npos;
 }
 
 std::string route(Fp32Holder const& fp32, std::string key) {
@@ -59,45 +68,94 @@ std::string route(Fp32Holder const& fp32, std::string key) {
   return key.insert(key.rfind(fp32.module) + fp32.module.size(), fp32.segment);
 }
 
-std::string strip(Fp32Holder const& fp32, std::string const& key) {
-  return replace_all(key, fmt::format("{}{}", fp32.module, fp32.segment), fp32.module);
+std::string strip(Fp32Holder const& fp32, std::string key) {
+  if (fp32.segment.empty()) return key;
+  return replace_all(std::move(key), fmt::format("{}{}", fp32.module, fp32.segment), fp32.module);
+}
+
+std::uint32_t expert_id(std::string_view digits, std::string_view hf_key) {
+  std::uint32_t id = 0;
+  auto const parsed = std::from_chars(digits.data(), digits.data() + digits.size(), id);
+  if (parsed.ec == std::errc{}) return id;
+  throw FormatError(fmt::format("{}: {} is no expert's number", hf_key, digits), {}, std::string(hf_key));
+}
+
+struct StackedKey {
+  StackedRule const* rule = nullptr;
+  std::string_view layer;
+  std::optional<ExpertMatrix> split;
+};
+
+std::optional<StackedKey> match_stacked(KeyTable const& table, std::string_view key, std::string_view hf_key) {
+  for (auto const& rule : table.stacked) {
+    if (auto const places = match_key(rule.grouped, key)) return StackedKey{&rule, places->layer, std::nullopt};
+    for (std::size_t i = 0; i < rule.split.size(); ++i) {
+      auto const places = match_key(rule.split[i].hf, key);
+      if (places) return StackedKey{&rule, places->layer, ExpertMatrix{expert_id(places->expert, hf_key), i}};
+    }
+  }
+  return std::nullopt;
 }
 
 }  // namespace
 
-KeyMapping map_from_hf(KeyTable const& table, std::string_view hf_key, std::string_view prefix) {
+KeyMapping from_hf(KeyTable const& table, std::string_view hf_key, std::string_view prefix) {
   auto const source = without_needless_prefix(table, hf_key);
   refuse(table, hf_key, source);
   auto const exact = std::ranges::find(table.exact, source, &Rename::hf);
-  if (exact != table.exact.end()) return {.name = std::string(exact->native)};
-  if (auto const match = find_stacked(table, hf_key)) {
-    auto const fqn = fill_key(match->rule->native, {.prefix = prefix, .layer = match->places.layer, .expert = {}});
-    return {.name = fqn, .layout = match->rule->layout, .stacked_experts = true};
+  if (exact != table.exact.end()) return {.fqn = std::string(exact->native)};
+  if (auto const match = match_stacked(table, source, hf_key)) {
+    return {.fqn = stacked_fqn(table, *match->rule, match->layer, prefix),
+            .stacked = match->rule,
+            .layer = match->layer,
+            .split = match->split};
   }
   std::string key(source);
   for (auto const& part : table.parts) key = replace_all(std::move(key), part.hf, part.native);
-  return {.name = route(table.fp32, place(table, std::move(key), prefix))};
+  return {.fqn = route(table.fp32, place(table, std::move(key), prefix))};
 }
 
-KeyMapping map_to_hf(KeyTable const& table, std::string_view fqn) {
+std::string to_hf(KeyTable const& table, std::string_view fqn) {
   for (auto const& rule : table.stacked) {
-    auto const native = tail_of(rule.native);
+    auto const native = after_layer(rule.native);
     if (fqn.find(native) == std::string_view::npos) continue;
-    auto hf_key = replace_all(std::string(fqn), native, tail_of(rule.hf));
-    return {.name = std::move(hf_key), .layout = rule.layout, .stacked_experts = true};
+    return replace_all(std::string(fqn), native, after_layer(rule.grouped));
   }
   std::string key(fqn);
   for (auto const& part : table.parts) key = replace_all(std::move(key), part.native, part.hf);
-  key = strip(table.fp32, key);
+  key = strip(table.fp32, std::move(key));
   auto const exact = std::ranges::find(table.exact, key, &Rename::native);
-  return {.name = exact != table.exact.end() ? std::string(exact->hf) : key};
+  return exact != table.exact.end() ? std::string(exact->hf) : key;
+}
+
+std::optional<StackedName> find_stacked(KeyTable const& table, std::string_view fqn) {
+  for (auto const& rule : table.stacked) {
+    // A prefix before what stands outside it is none.
+    auto const key = begins_with_any(rule.native, table.top_level) ? fqn : without_model(fqn);
+    if (auto const places = match_key(rule.native, key)) return StackedName{&rule, places->layer};
+  }
+  return std::nullopt;
+}
+
+std::string stacked_fqn(KeyTable const& table, StackedRule const& rule, std::string_view layer,
+                        std::string_view prefix) {
+  return place(table, fill_key(rule.native, {.layer = layer}), prefix);
+}
+
+std::string split_key(StackedRule const& rule, std::string_view fqn, ExpertMatrix const& matrix) {
+  auto const of_layer = fqn.substr(0, fqn.size() - after_layer(rule.native).size());
+  auto const expert = std::to_string(matrix.expert);
+  return std::string(of_layer) + fill_key(after_layer(rule.split[matrix.matrix].hf), {.expert = expert});
 }
 
 std::string_view find_prefix(KeyTable const& table, std::span<CatalogTensor const> tensors) {
-  auto const has_prefix = [&](CatalogTensor const& tensor) {
-    return tensor.name.starts_with(kModel) && !without_needless_prefix(table, tensor.name).starts_with(kMtp);
-  };
-  return std::ranges::any_of(tensors, has_prefix) ? kModel : std::string_view{};
+  auto const prefixed = [&](CatalogTensor const& tensor) { return has_prefix(table, tensor.name); };
+  return std::ranges::any_of(tensors, prefixed) ? kModel : std::string_view{};
+}
+
+std::string_view find_prefix(KeyTable const& table, std::span<HfTensor const> tensors) {
+  auto const prefixed = [&](HfTensor const& tensor) { return has_prefix(table, tensor.key); };
+  return std::ranges::any_of(tensors, prefixed) ? kModel : std::string_view{};
 }
 
 DType find_dtype_on_load(KeyTable const& table, std::string_view hf_key, DType hf_dtype) {
@@ -109,14 +167,6 @@ DType find_dtype_on_load(KeyTable const& table, std::string_view hf_key, DType h
   }
   auto const widens = hf_dtype == DType::BF16 || hf_dtype == DType::F16;
   return widens ? DType::F32 : hf_dtype;
-}
-
-std::optional<StackedMatch> find_stacked(KeyTable const& table, std::string_view hf_key) {
-  auto const key = without_needless_prefix(table, hf_key);
-  for (auto const& rule : table.stacked) {
-    if (auto const places = match_key(rule.hf, key)) return StackedMatch{&rule, *places};
-  }
-  return std::nullopt;
 }
 
 }  // namespace rankslice

@@ -1,28 +1,41 @@
 #pragma once
 
-#include <array>
+#include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
+#include <vector>
 
-#include "model/family.hpp"
-#include "model/key_pattern.hpp"
+#include "rankslice/parameter.hpp"
 
 namespace rankslice {
 
-/// The layers that a stacked tensor belongs to; config.json counts each kind apart.
+/// The layers that experts belong to; config.json counts each kind apart.
 enum class Stack : std::uint8_t { decoder, mtp };
 
-/// What an axis of a stacked tensor is as long as.
-enum class StackedAxis : std::uint8_t { experts, hidden, intermediate, twice_intermediate };
+/// The two stacked parameters of a layer, natively [E, H, 2I] and [E, I, H] (rule 1).
+enum class Projection : std::uint8_t { gate_up, down };
 
-/// A stacked tensor per layer. HF -> native by pattern; native -> HF wherever the tail of `native` occurs (rule 46).
+/// A matrix of one expert in a tensor of its own.
+struct SplitRule {
+  std::string_view hf;       ///< Pattern with `{L}` and `{X}`.
+  std::string_view missing;  ///< What is said when it is missing; `{L}` and `{X}` are filled in.
+};
+
+/// A stacked parameter of a layer and the two ways in which checkpoints hold it.
 struct StackedRule {
   Stack stack = Stack::decoder;
-  std::string_view hf;      ///< Pattern with `{L}`.
-  std::string_view native;  ///< Pattern with `{prefix}` and `{L}`.
-  Layout layout = Layout::same;
-  std::array<StackedAxis, 3> hf_axes;
+  Projection projection = Projection::gate_up;
+  std::string_view native;   ///< Pattern with `{L}`, without the prefix.
+  std::string_view grouped;  ///< Pattern with `{L}`: all experts in one tensor.
+  Layout hub = Layout::same;
+  Layout transformers = Layout::same;  ///< Of the grouped tensor, when transformers has written it.
+  /// An expert's matrices, transposed, in the order of the native columns. Empty: this family has none.
+  std::span<SplitRule const> split;
+
+  [[nodiscard]] Layout grouped_layout(ExpertLayout of) const { return of == ExpertLayout::hub ? hub : transformers; }
+  [[nodiscard]] bool one_layout() const { return hub == transformers; }
 };
 
 /// Keys that are known and not supported.
@@ -51,22 +64,50 @@ struct KeyTable {
   std::span<StackedRule const> stacked;
   std::string_view scale_suffix;  ///< Marks the scales of quantised weights, which are refused.
   std::span<Rename const> parts;  ///< Anywhere in a key.
-  /// Leading segments that stand outside the prefix; `model.` before them is read and dropped, and never written.
+  /// Leading segments that stand outside the prefix …
   std::span<std::string_view const> top_level;
+  /// … and those of them that are read behind a `model.` too, which is dropped and never written.
+  std::span<std::string_view const> misplaced;
   Fp32Holder fp32;
 };
 
-/// `Family::from_hf`, `to_hf`, `prefix` and `dtype_on_load` by a table.
-[[nodiscard]] KeyMapping map_from_hf(KeyTable const& table, std::string_view hf_key, std::string_view prefix);
-[[nodiscard]] KeyMapping map_to_hf(KeyTable const& table, std::string_view fqn);
-[[nodiscard]] std::string_view find_prefix(KeyTable const& table, std::span<CatalogTensor const> tensors);
-[[nodiscard]] DType find_dtype_on_load(KeyTable const& table, std::string_view hf_key, DType hf_dtype);
-
-/// The rule of a stacked tensor and the places of its key.
-struct StackedMatch {
-  StackedRule const* rule = nullptr;
-  KeyPlaces places;
+/// Which matrix of which expert a tensor is.
+struct ExpertMatrix {
+  std::uint64_t expert = 0;  ///< X
+  std::uint64_t matrix = 0;  ///< In `StackedRule::split`.
+  auto operator<=>(ExpertMatrix const&) const = default;
 };
-[[nodiscard]] std::optional<StackedMatch> find_stacked(KeyTable const& table, std::string_view hf_key);
+
+/// Where an HF key leads.
+struct KeyMapping {
+  std::string fqn;
+  StackedRule const* stacked = nullptr;  ///< Null for a dense tensor.
+  std::string_view layer{};              ///< L of a stacked one: points into the key.
+  std::optional<ExpertMatrix> split{};   ///< Of a grouped or dense tensor nothing.
+};
+
+/// HF key -> FQN. `prefix` is "model." or "" (`find_prefix`). @throws FormatError for keys that this version refuses.
+[[nodiscard]] KeyMapping from_hf(KeyTable const& table, std::string_view hf_key, std::string_view prefix);
+
+/// FQN -> HF key, of stacked parameters that of the grouped tensor (rules 24, 46-49).
+[[nodiscard]] std::string to_hf(KeyTable const& table, std::string_view fqn);
+
+/// The rule of a stacked parameter and its layer, which points into the FQN.
+struct StackedName {
+  StackedRule const* rule = nullptr;
+  std::string_view layer;
+};
+[[nodiscard]] std::optional<StackedName> find_stacked(KeyTable const& table, std::string_view fqn);
+[[nodiscard]] std::string stacked_fqn(KeyTable const& table, StackedRule const& rule, std::string_view layer,
+                                      std::string_view prefix);
+/// The HF key of one expert's matrix of a stacked parameter (rule 45).
+[[nodiscard]] std::string split_key(StackedRule const& rule, std::string_view fqn, ExpertMatrix const& matrix);
+
+/// Rules 19, 32: the prefix of the model's keys, from all of them.
+[[nodiscard]] std::string_view find_prefix(KeyTable const& table, std::span<CatalogTensor const> tensors);
+[[nodiscard]] std::string_view find_prefix(KeyTable const& table, std::span<HfTensor const> tensors);
+
+/// The dtype in which the state dict holds a tensor (rules 53-57). @throws FormatError where bits would be lost.
+[[nodiscard]] DType find_dtype_on_load(KeyTable const& table, std::string_view hf_key, DType hf_dtype);
 
 }  // namespace rankslice

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "model/map_tensors.hpp"
 #include "model/qwen3_5_moe.hpp"
+#include "model/qwen3_vl_moe.hpp"
 
 namespace rankslice::test {
 
@@ -14,14 +16,24 @@ namespace {
 
 using Size = std::uint64_t;
 
-void add_full_attention(TensorCatalog& catalog, std::string const& layer, Qwen35Shape const& s) {
+struct AttentionShape {
+  Size hidden, heads, kv_heads, head_dim;
+  Size query_gates;  // 2: an output gate beside each query
+};
+
+void add_full_attention(TensorCatalog& catalog, std::string const& layer, AttentionShape const& s) {
   auto const at = layer + "self_attn.";
-  append_tensor(catalog, at + "q_proj.weight", DType::BF16, {2 * s.heads * s.head_dim, s.hidden});
+  append_tensor(catalog, at + "q_proj.weight", DType::BF16, {s.query_gates * s.heads * s.head_dim, s.hidden});
   append_tensor(catalog, at + "k_proj.weight", DType::BF16, {s.kv_heads * s.head_dim, s.hidden});
   append_tensor(catalog, at + "v_proj.weight", DType::BF16, {s.kv_heads * s.head_dim, s.hidden});
   append_tensor(catalog, at + "o_proj.weight", DType::BF16, {s.hidden, s.heads * s.head_dim});
   append_tensor(catalog, at + "q_norm.weight", DType::BF16, {s.head_dim});
   append_tensor(catalog, at + "k_norm.weight", DType::BF16, {s.head_dim});
+}
+
+void add_norms(TensorCatalog& catalog, std::string const& layer, Size hidden) {
+  append_tensor(catalog, layer + "input_layernorm.weight", DType::BF16, {hidden});
+  append_tensor(catalog, layer + "post_attention_layernorm.weight", DType::BF16, {hidden});
 }
 
 void add_linear_attention(TensorCatalog& catalog, std::string const& layer, Qwen35Shape const& s) {
@@ -39,22 +51,53 @@ void add_linear_attention(TensorCatalog& catalog, std::string const& layer, Qwen
   append_tensor(catalog, at + "out_proj.weight", DType::BF16, {s.hidden, values});
 }
 
-void add_experts(TensorCatalog& catalog, std::string const& layer, Qwen35Shape const& s) {
-  auto const at = layer + "mlp.";
-  append_tensor(catalog, at + "gate.weight", DType::BF16, {s.experts, s.hidden});
-  append_tensor(catalog, at + "experts.gate_up_proj", DType::BF16, {s.experts, 2 * s.intermediate, s.hidden});
-  append_tensor(catalog, at + "experts.down_proj", DType::BF16, {s.experts, s.hidden, s.intermediate});
-  append_tensor(catalog, at + "shared_expert.gate_proj.weight", DType::BF16, {s.shared_intermediate, s.hidden});
-  append_tensor(catalog, at + "shared_expert.up_proj.weight", DType::BF16, {s.shared_intermediate, s.hidden});
-  append_tensor(catalog, at + "shared_expert.down_proj.weight", DType::BF16, {s.hidden, s.shared_intermediate});
-  append_tensor(catalog, at + "shared_expert_gate.weight", DType::BF16, {1, s.hidden});
+struct ExpertShape {
+  Size experts, hidden, intermediate;
+};
+
+/// [E, 2I, H] and [E, H, I]
+void add_swapped_experts(TensorCatalog& catalog, std::string const& layer, ExpertShape const& s) {
+  append_tensor(catalog, layer + "mlp.experts.gate_up_proj", DType::BF16, {s.experts, 2 * s.intermediate, s.hidden});
+  append_tensor(catalog, layer + "mlp.experts.down_proj", DType::BF16, {s.experts, s.hidden, s.intermediate});
 }
 
-void add_layer(TensorCatalog& catalog, std::string const& layer, bool full_attention, Qwen35Shape const& s) {
-  append_tensor(catalog, layer + "input_layernorm.weight", DType::BF16, {s.hidden});
-  append_tensor(catalog, layer + "post_attention_layernorm.weight", DType::BF16, {s.hidden});
-  full_attention ? add_full_attention(catalog, layer, s) : add_linear_attention(catalog, layer, s);
-  add_experts(catalog, layer, s);
+/// [E, H, 2I] and [E, I, H]
+void add_native_experts(TensorCatalog& catalog, std::string const& layer, ExpertShape const& s) {
+  append_tensor(catalog, layer + "mlp.experts.gate_up_proj", DType::BF16, {s.experts, s.hidden, 2 * s.intermediate});
+  append_tensor(catalog, layer + "mlp.experts.down_proj", DType::BF16, {s.experts, s.intermediate, s.hidden});
+}
+
+/// [I, H], [I, H] and [H, I] for each expert
+void add_split_experts(TensorCatalog& catalog, std::string const& layer, ExpertShape const& s) {
+  for (Size i = 0; i < s.experts; ++i) {
+    auto const expert = fmt::format("{}mlp.experts.{}.", layer, i);
+    append_tensor(catalog, expert + "gate_proj.weight", DType::BF16, {s.intermediate, s.hidden});
+    append_tensor(catalog, expert + "up_proj.weight", DType::BF16, {s.intermediate, s.hidden});
+    append_tensor(catalog, expert + "down_proj.weight", DType::BF16, {s.hidden, s.intermediate});
+  }
+}
+
+void add_layer(TensorCatalog& catalog, std::string const& layer, bool full_attention, ExpertForm form,
+               Qwen35Shape const& s) {
+  add_norms(catalog, layer, s.hidden);
+  full_attention ? add_full_attention(catalog, layer, {s.hidden, s.heads, s.kv_heads, s.head_dim, 2})
+                 : add_linear_attention(catalog, layer, s);
+  append_tensor(catalog, layer + "mlp.gate.weight", DType::BF16, {s.experts, s.hidden});
+  auto* const add_experts = form == ExpertForm::split ? add_split_experts : add_swapped_experts;
+  add_experts(catalog, layer, {s.experts, s.hidden, s.intermediate});
+  auto const shared = layer + "mlp.shared_expert.";
+  append_tensor(catalog, shared + "gate_proj.weight", DType::BF16, {s.shared_intermediate, s.hidden});
+  append_tensor(catalog, shared + "up_proj.weight", DType::BF16, {s.shared_intermediate, s.hidden});
+  append_tensor(catalog, shared + "down_proj.weight", DType::BF16, {s.hidden, s.shared_intermediate});
+  append_tensor(catalog, layer + "mlp.shared_expert_gate.weight", DType::BF16, {1, s.hidden});
+}
+
+void add_layer(TensorCatalog& catalog, std::string const& layer, QwenVlShape const& s) {
+  add_norms(catalog, layer, s.hidden);
+  add_full_attention(catalog, layer, {s.hidden, s.heads, s.kv_heads, s.head_dim, 1});
+  append_tensor(catalog, layer + "mlp.gate.weight", DType::BF16, {s.experts, s.hidden});
+  auto* const add_experts = s.layout == ExpertLayout::hub ? add_native_experts : add_swapped_experts;
+  add_experts(catalog, layer, {s.experts, s.hidden, s.intermediate});
 }
 
 void add_with_bias(TensorCatalog& catalog, std::string const& module, Shape const& weight) {
@@ -62,7 +105,8 @@ void add_with_bias(TensorCatalog& catalog, std::string const& module, Shape cons
   append_tensor(catalog, module + ".bias", DType::BF16, {weight.front()});
 }
 
-void add_vision(TensorCatalog& catalog, Qwen35Shape const& s) {
+template <typename ModelShape>
+void add_vision(TensorCatalog& catalog, ModelShape const& s) {
   std::string const at = "model.visual.";
   auto const width = s.vision_hidden;
   add_with_bias(catalog, at + "patch_embed.proj", {width, 3, 2, 16, 16});
@@ -81,12 +125,26 @@ void add_vision(TensorCatalog& catalog, Qwen35Shape const& s) {
   add_with_bias(catalog, at + "merger.linear_fc2", {s.hidden, 4 * width});
 }
 
+void add_deepstack(TensorCatalog& catalog, QwenVlShape const& s) {
+  auto const width = 4 * s.vision_hidden;
+  for (Size i = 0; i < 3; ++i) {
+    auto const merger = fmt::format("model.visual.deepstack_merger_list.{}.", i);
+    add_with_bias(catalog, merger + "norm", {width});
+    add_with_bias(catalog, merger + "linear_fc1", {width, width});
+    add_with_bias(catalog, merger + "linear_fc2", {s.hidden, width});
+  }
+}
+
 void add_mtp(TensorCatalog& catalog, Qwen35Shape const& s) {
   append_tensor(catalog, "mtp.fc.weight", DType::BF16, {s.hidden, 2 * s.hidden});
   append_tensor(catalog, "mtp.norm.weight", DType::BF16, {s.hidden});
   append_tensor(catalog, "mtp.pre_fc_norm_embedding.weight", DType::BF16, {s.hidden});
   append_tensor(catalog, "mtp.pre_fc_norm_hidden.weight", DType::BF16, {s.hidden});
-  for (Size i = 0; i < s.mtp_layers; ++i) add_layer(catalog, fmt::format("mtp.layers.{}.", i), true, s);
+  for (Size i = 0; i < s.mtp_layers; ++i) add_layer(catalog, fmt::format("mtp.layers.{}.", i), true, s.mtp_form, s);
+}
+
+TensorCatalog one_file() {
+  return {.files = {{.name = "model.safetensors", .path = "model.safetensors", .size = 0}}, .tensors = {}};
 }
 
 }  // namespace
@@ -111,18 +169,72 @@ Qwen35Shape tiny_qwen35() {
           .vision_positions = 4};
 }
 
+QwenVlShape tiny_qwen_vl() {
+  return {.hidden = 12,
+          .intermediate = 8,
+          .experts = 4,
+          .layers = 3,
+          .vocab = 32,
+          .heads = 2,
+          .kv_heads = 1,
+          .head_dim = 8,
+          .vision_depth = 1,
+          .vision_hidden = 8,
+          .vision_intermediate = 12,
+          .vision_positions = 4};
+}
+
+Qwen35Shape qwen35_122b() {
+  Qwen35Shape shape;
+  shape.hidden = 3072;
+  shape.intermediate = shape.shared_intermediate = 1024;
+  shape.layers = 48;
+  shape.heads = 32;
+  shape.gdn_value_heads = 64;
+  shape.mtp_form = ExpertForm::split;
+  return shape;
+}
+
+Qwen35Shape qwen35_397b() {
+  auto shape = qwen35_122b();
+  shape.hidden = 4096;
+  shape.experts = 512;
+  shape.layers = 60;
+  return shape;
+}
+
+QwenVlShape qwen_vl_235b() {
+  QwenVlShape shape;
+  shape.hidden = 4096;
+  shape.intermediate = 1536;
+  shape.layers = 94;
+  shape.heads = 64;
+  return shape;
+}
+
 TensorCatalog make_catalog(Qwen35Shape const& shape) {
-  TensorCatalog catalog{.files = {{.name = "model.safetensors", .path = "model.safetensors", .size = 0}},
-                        .tensors = {}};
+  auto catalog = one_file();
   append_tensor(catalog, "lm_head.weight", DType::BF16, {shape.vocab, shape.hidden});
   std::string const at = "model.language_model.";
   append_tensor(catalog, at + "embed_tokens.weight", DType::BF16, {shape.vocab, shape.hidden});
   for (Size i = 0; i < shape.layers; ++i) {
-    add_layer(catalog, fmt::format("{}layers.{}.", at, i), (i + 1) % 4 == 0, shape);
+    add_layer(catalog, fmt::format("{}layers.{}.", at, i), (i + 1) % 4 == 0, shape.experts_form, shape);
   }
   append_tensor(catalog, at + "norm.weight", DType::BF16, {shape.hidden});
   if (shape.vision_depth > 0) add_vision(catalog, shape);
   if (shape.mtp_layers > 0) add_mtp(catalog, shape);
+  return catalog;
+}
+
+TensorCatalog make_catalog(QwenVlShape const& shape) {
+  auto catalog = one_file();
+  append_tensor(catalog, "lm_head.weight", DType::BF16, {shape.vocab, shape.hidden});
+  std::string const at = "model.language_model.";
+  append_tensor(catalog, at + "embed_tokens.weight", DType::BF16, {shape.vocab, shape.hidden});
+  for (Size i = 0; i < shape.layers; ++i) add_layer(catalog, fmt::format("{}layers.{}.", at, i), shape);
+  append_tensor(catalog, at + "norm.weight", DType::BF16, {shape.hidden});
+  add_vision(catalog, shape);
+  add_deepstack(catalog, shape);
   return catalog;
 }
 
@@ -149,14 +261,24 @@ void remove_tensor(TensorCatalog& catalog, std::string_view name) {
 }
 
 ModelConfig make_config(Qwen35Shape const& shape) {
-  return {.model_type = "qwen3_5_moe",
-          .experts = shape.experts,
-          .hidden = shape.hidden,
-          .intermediate = shape.intermediate,
-          .layers = shape.layers,
-          .mtp_layers = shape.mtp_layers,
-          .dense_layers = {},
-          .quant_method = {}};
+  ModelConfig config;
+  config.model_type = "qwen3_5_moe";
+  config.experts = shape.experts;
+  config.hidden = shape.hidden;
+  config.intermediate = shape.intermediate;
+  config.layers = shape.layers;
+  config.mtp_layers = shape.mtp_layers;
+  return config;
+}
+
+ModelConfig make_config(QwenVlShape const& shape) {
+  ModelConfig config;
+  config.model_type = "qwen3_vl_moe";
+  config.experts = shape.experts;
+  config.hidden = shape.hidden;
+  config.intermediate = shape.intermediate;
+  config.layers = shape.layers;
+  return config;
 }
 
 std::string make_config_json(Qwen35Shape const& shape) {
@@ -191,6 +313,15 @@ std::string make_config_json(Qwen35Shape const& shape) {
 
 Model make_model(Qwen35Shape const& shape) {
   return map_tensors(qwen3_5_moe(), make_catalog(shape), make_config(shape));
+}
+
+Model make_model(QwenVlShape const& shape) {
+  return map_tensors(qwen3_vl_moe(), make_catalog(shape), make_config(shape));
+}
+
+Model map_tensors(Family const& family, TensorCatalog const& catalog, ModelConfig const& config) {
+  std::vector<std::string> warnings;
+  return rankslice::map_tensors(family, catalog, config, ExpertLayout::automatic, warnings);
 }
 
 }  // namespace rankslice::test

@@ -5,7 +5,7 @@
 
 #include "rankslice/tensor_catalog.hpp"
 
-#include "model/family.hpp"
+#include "model/fresh_model.hpp"
 
 namespace rankslice::test {
 
@@ -28,13 +28,40 @@ struct Qwen35Shape {
   std::uint64_t vision_hidden = 1152;
   std::uint64_t vision_intermediate = 4304;
   std::uint64_t vision_positions = 2304;
+  ExpertForm experts_form = ExpertForm::grouped;
+  ExpertForm mtp_form = ExpertForm::grouped;
 };
 
-/// A model with every kind of key (GDN and full attention, vision, MTP) in a few KiB.
-[[nodiscard]] Qwen35Shape tiny_qwen35();
+/// The sizes of a Qwen3-VL-MoE model; those of the 30B by default.
+struct QwenVlShape {
+  std::uint64_t hidden = 2048;
+  std::uint64_t intermediate = 768;
+  std::uint64_t experts = 128;
+  std::uint64_t layers = 48;
+  std::uint64_t vocab = 151936;
+  std::uint64_t heads = 32;
+  std::uint64_t kv_heads = 4;
+  std::uint64_t head_dim = 128;
+  std::uint64_t vision_depth = 27;
+  std::uint64_t vision_hidden = 1152;
+  std::uint64_t vision_intermediate = 4304;
+  std::uint64_t vision_positions = 2304;
+  ExpertLayout layout = ExpertLayout::hub;
+};
 
-/// The tensors of a checkpoint with grouped experts as on the Hub, in one file, one after the other from byte 0.
+/// The other models of adapters.md D.
+[[nodiscard]] Qwen35Shape qwen35_122b();
+[[nodiscard]] Qwen35Shape qwen35_397b();
+[[nodiscard]] QwenVlShape qwen_vl_235b();
+
+/// A model with every kind of key (GDN and full attention, vision, MTP) in a few KiB: E = 4, H = 16, I = 8.
+[[nodiscard]] Qwen35Shape tiny_qwen35();
+/// The same of the other family: E = 4, H = 12, I = 8, 3 layers.
+[[nodiscard]] QwenVlShape tiny_qwen_vl();
+
+/// The tensors of a checkpoint, in one file, one after the other from byte 0.
 [[nodiscard]] TensorCatalog make_catalog(Qwen35Shape const& shape);
+[[nodiscard]] TensorCatalog make_catalog(QwenVlShape const& shape);
 
 /// Add a tensor at the end of the (last) file.
 void append_tensor(TensorCatalog& catalog, std::string name, DType dtype, Shape shape);
@@ -44,9 +71,14 @@ void remove_tensor(TensorCatalog& catalog, std::string_view name);
 
 /// What config.json says of such a model, and the file itself.
 [[nodiscard]] ModelConfig make_config(Qwen35Shape const& shape);
+[[nodiscard]] ModelConfig make_config(QwenVlShape const& shape);
 [[nodiscard]] std::string make_config_json(Qwen35Shape const& shape);
 
 /// The tensors of such a model under both their names.
 [[nodiscard]] Model make_model(Qwen35Shape const& shape);
+[[nodiscard]] Model make_model(QwenVlShape const& shape);
+
+/// `map_tensors` by the shapes alone.
+[[nodiscard]] Model map_tensors(Family const& family, TensorCatalog const& catalog, ModelConfig const& config);
 
 }  // namespace rankslice::test

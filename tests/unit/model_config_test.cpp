@@ -137,12 +137,12 @@ ModelConfig of_type(std::string model_type) {
 }
 
 TEST(FindFamily, AutoGoesByTheModelType) {
-  EXPECT_EQ(find_family("auto", of_type("qwen3_5_moe")).name(), "qwen3_5_moe");
-  EXPECT_EQ(find_family("auto", of_type("qwen3_5_moe_text")).name(), "qwen3_5_moe");
+  EXPECT_EQ(find_family("auto", of_type("qwen3_5_moe")).name, "qwen3_5_moe");
+  EXPECT_EQ(find_family("auto", of_type("qwen3_5_moe_text")).name, "qwen3_5_moe");
 }
 
 TEST(FindFamily, AutoRefusesAModelTypeWithoutATableAndNamesTheFamilies) {
-  for (std::string const type : {"llama", "qwen3_vl_moe", "qwen3_5"}) {
+  for (std::string const type : {"llama", "qwen3_moe", "qwen3_5"}) {
     try {
       (void)find_family("auto", of_type(type));
       ADD_FAILURE() << type;
@@ -163,8 +163,8 @@ TEST(FindFamily, AutoWithoutAModelTypeAsksForTheFamily) {
 }
 
 TEST(FindFamily, ANameServesWhereConfigJsonSaysNothingOrTheSame) {
-  EXPECT_EQ(find_family("qwen3_5_moe", {}).name(), "qwen3_5_moe");
-  EXPECT_EQ(find_family("qwen3_5_moe", of_type("qwen3_5_moe")).name(), "qwen3_5_moe");
+  EXPECT_EQ(find_family("qwen3_5_moe", {}).name, "qwen3_5_moe");
+  EXPECT_EQ(find_family("qwen3_5_moe", of_type("qwen3_5_moe")).name, "qwen3_5_moe");
 }
 
 TEST(FindFamily, ANameThatContradictsConfigJsonIsRefused) {
@@ -188,7 +188,7 @@ TEST(FindFamily, AnUnknownNameIsAUsageErrorThatListsTheNames) {
 }
 
 TEST(FindFamily, ANameReservedForLaterSaysSo) {
-  for (std::string const name : {"qwen3_vl_moe", "qwen3_moe", "qwen3_next"}) {
+  for (std::string const name : {"qwen3_moe", "qwen3_next"}) {
     try {
       (void)find_family(name, {});
       ADD_FAILURE() << name;
@@ -200,7 +200,7 @@ TEST(FindFamily, ANameReservedForLaterSaysSo) {
 
 TEST(FindFamily, EveryFamilyIsFoundByItsName) {
   ASSERT_FALSE(families().empty());
-  for (auto const* family : families()) EXPECT_EQ(&find_family(family->name(), {}), family);
+  for (auto const* family : families()) EXPECT_EQ(&find_family(family->name, {}), family);
 }
 
 }  // namespace

@@ -91,31 +91,36 @@ constexpr Names kStacked[] = {
     {"mtp.layers.0.mlp.experts.down_proj", "mtp.layers.0.mlp.experts.down_projs"},
 };
 
-Family const& family() { return qwen3_5_moe(); }
+KeyTable const& table() { return qwen3_5_moe().keys; }
 
-KeyMapping dense(std::string_view name) { return {.name = std::string(name)}; }
-
-KeyMapping stacked(std::string_view name) {
-  return {.name = std::string(name), .layout = Layout::swapped, .stacked_experts = true};
+// The FQN of a key, and for experts what they are.
+std::string fqn_of(std::string_view hf_key, std::string_view prefix) {
+  auto const mapping = from_hf(table(), hf_key, prefix);
+  if (mapping.stacked == nullptr) return mapping.fqn;
+  if (!mapping.split) return mapping.fqn + " (all)";
+  return mapping.fqn + " (" + std::to_string(mapping.split->expert) + ", " + std::to_string(mapping.split->matrix) +
+         ")";
 }
 
 std::string_view prefix_of(std::vector<std::string> const& keys) {
   std::vector<CatalogTensor> tensors;
   for (auto const& key : keys) tensors.push_back({.name = key, .dtype = DType::BF16, .shape = {1}, .extent = {}});
-  return family().prefix(tensors);
+  return find_prefix(table(), tensors);
 }
+
+std::string all(std::string_view fqn) { return std::string(fqn) + " (all)"; }
 
 TEST(Qwen35Moe, Rules34And38And53_EveryDenseKeyHasItsNativeNameAndBack) {
   for (auto const& [hf, fqn] : kDense) {
-    EXPECT_EQ(family().from_hf(hf, "model."), dense(fqn)) << hf;
-    EXPECT_EQ(family().to_hf(fqn), dense(hf)) << fqn;
+    EXPECT_EQ(fqn_of(hf, "model."), fqn);
+    EXPECT_EQ(to_hf(table(), fqn), hf);
   }
 }
 
 TEST(Qwen35Moe, Rules3And35And46_StackedExpertsSwapTheirAxesInBothDirections) {
   for (auto const& [hf, fqn] : kStacked) {
-    EXPECT_EQ(family().from_hf(hf, "model."), stacked(fqn)) << hf;
-    EXPECT_EQ(family().to_hf(fqn), stacked(hf)) << fqn;
+    EXPECT_EQ(fqn_of(hf, "model."), all(fqn));
+    EXPECT_EQ(to_hf(table(), fqn), hf);
   }
 }
 
@@ -130,11 +135,10 @@ TEST(Qwen35Moe, Rule35_ExpertKeysOfEverySpellingGetThePrefixAndTheLanguageModel)
   for (auto const* key :
        {"model.language_model.layers.7.mlp.experts.down_proj", "language_model.layers.7.mlp.experts.down_proj",
         "model.layers.7.mlp.experts.down_proj", "layers.7.mlp.experts.down_proj"}) {
-    EXPECT_EQ(family().from_hf(key, "model."), stacked("model.language_model.layers.7.mlp.experts.down_projs")) << key;
-    EXPECT_EQ(family().from_hf(key, ""), stacked("language_model.layers.7.mlp.experts.down_projs")) << key;
+    EXPECT_EQ(fqn_of(key, "model."), all("model.language_model.layers.7.mlp.experts.down_projs")) << key;
+    EXPECT_EQ(fqn_of(key, ""), all("language_model.layers.7.mlp.experts.down_projs")) << key;
   }
-  EXPECT_EQ(family().from_hf("mtp.layers.7.mlp.experts.down_proj", "model."),
-            stacked("mtp.layers.7.mlp.experts.down_projs"));
+  EXPECT_EQ(fqn_of("mtp.layers.7.mlp.experts.down_proj", "model."), all("mtp.layers.7.mlp.experts.down_projs"));
 }
 
 TEST(Qwen35Moe, Rule35_OnlyWholeKeysAreExperts) {
@@ -143,31 +147,53 @@ TEST(Qwen35Moe, Rule35_OnlyWholeKeysAreExperts) {
         "model.language_model.layers.0.mlp.experts.down_projs_extra",
         "model.language_model.layers.x.mlp.experts.down_proj", "model.language_model.layers..mlp.experts.down_proj",
         "model.visual.layers.0.mlp.experts.down_proj"}) {
-    EXPECT_EQ(family().from_hf(key, "model."), dense(key)) << key;
+    EXPECT_EQ(fqn_of(key, "model."), key) << key;
   }
 }
 
-TEST(Qwen35Moe, Rules33And36_PerExpertKeysAreRefusedByName) {
+TEST(Qwen35Moe, Rules33And36_AnExpertsMatricesLeadToTheirParameterAndPlace) {
+  std::string const decoder = "model.language_model.layers.12.mlp.experts.";
+  std::string const mtp = "mtp.layers.0.mlp.experts.";
+  for (std::string const at : {"model.language_model.layers.12.mlp.experts.", "language_model.layers.12.mlp.experts.",
+                               "model.layers.12.mlp.experts.", "layers.12.mlp.experts."}) {
+    EXPECT_EQ(fqn_of(at + "3.gate_proj.weight", "model."), decoder + "gate_and_up_projs (3, 0)");
+    EXPECT_EQ(fqn_of(at + "255.up_proj.weight", "model."), decoder + "gate_and_up_projs (255, 1)");
+    EXPECT_EQ(fqn_of(at + "0.down_proj.weight", "model."), decoder + "down_projs (0, 0)");
+  }
+  for (std::string const at : {"mtp.layers.0.mlp.experts.", "model.mtp.layers.0.mlp.experts."}) {
+    EXPECT_EQ(fqn_of(at + "3.gate_proj.weight", "model."), mtp + "gate_and_up_projs (3, 0)");
+    EXPECT_EQ(fqn_of(at + "3.up_proj.weight", "model."), mtp + "gate_and_up_projs (3, 1)");
+    EXPECT_EQ(fqn_of(at + "3.down_proj.weight", "model."), mtp + "down_projs (3, 0)");
+  }
+  EXPECT_EQ(fqn_of("mtp.layers.00.mlp.experts.007.down_proj.weight", "model."),
+            "mtp.layers.00.mlp.experts.down_projs (7, 0)");
+}
+
+TEST(Qwen35Moe, Rules33And36_OnlyWholeKeysAreAnExpertsMatrices) {
   for (std::string const key :
-       {"model.language_model.layers.0.mlp.experts.3.gate_proj.weight",
-        "model.layers.12.mlp.experts.255.up_proj.weight", "layers.0.mlp.experts.0.down_proj.weight_scale_inv",
-        "mtp.layers.0.mlp.experts.3.down_proj.weight", "model.mtp.layers.0.mlp.experts.3.up_proj.weight"}) {
-    try {
-      (void)family().from_hf(key, "model.");
-      ADD_FAILURE() << key << " was accepted";
-    } catch (FormatError const& error) {
-      EXPECT_EQ(error.what(), key +
-                                  ": per-expert checkpoints are not supported in this version; grouped ones "
-                                  "(…experts.gate_up_proj) are");
-      EXPECT_EQ(error.tensor, key);
-    }
+       {"model.language_model.layers.0.mlp.experts.3.gate_proj.bias", "model.mlp.experts.3.gate_proj.weight",
+        "model.language_model.layers.0.mlp.experts.x.gate_proj.weight",
+        "mtp.layers.0.mlp.experts.3.gate_up_proj.weight",
+        "model.language_model.layers.0.mlp.experts.3.gate_proj.weight.lora"}) {
+    EXPECT_EQ(fqn_of(key, "model."), key);
+  }
+}
+
+TEST(Qwen35Moe, AnExpertsNumberHasABound) {
+  std::string const key = "mtp.layers.0.mlp.experts.4294967296.up_proj.weight";
+  try {
+    (void)from_hf(table(), key, "model.");
+    ADD_FAILURE();
+  } catch (FormatError const& error) {
+    EXPECT_EQ(error.what(), key + ": 4294967296 is no expert's number");
+    EXPECT_EQ(error.tensor, key);
   }
 }
 
 TEST(Qwen35Moe, Rule37_ScalesAreRefusedInsteadOfDropped) {
   std::string const key = "model.language_model.layers.3.self_attn.q_proj.weight_scale_inv";
   try {
-    (void)family().from_hf(key, "model.");
+    (void)fqn_of(key, "model.");
     ADD_FAILURE();
   } catch (FormatError const& error) {
     EXPECT_EQ(error.what(), key + ": quantised checkpoints (fp8) are not supported in this version");
@@ -176,73 +202,70 @@ TEST(Qwen35Moe, Rule37_ScalesAreRefusedInsteadOfDropped) {
 }
 
 TEST(Qwen35Moe, Rule38_OtherKeysGetThePrefixOnlyWhenTheyLackIt) {
-  EXPECT_EQ(family().from_hf("language_model.norm.weight", "model."), dense("model.language_model.norm.weight"));
-  EXPECT_EQ(family().from_hf("language_model.norm.weight", ""), dense("language_model.norm.weight"));
-  EXPECT_EQ(family().from_hf("visual.pos_embed.weight", "model."), dense("model.visual.pos_embed.weight"));
-  EXPECT_EQ(family().from_hf("mtp.anything.else", "model."), dense("mtp.anything.else"));
-  EXPECT_EQ(family().from_hf("model.unknown", "model."), dense("model.unknown"));
-  EXPECT_EQ(family().from_hf("language_model.layers.0.mlp.shared_expert.up_proj.weight", "model."),
-            dense("model.language_model.layers.0.mlp.shared_experts.up_proj.weight"));
+  EXPECT_EQ(fqn_of("language_model.norm.weight", "model."), "model.language_model.norm.weight");
+  EXPECT_EQ(fqn_of("language_model.norm.weight", ""), "language_model.norm.weight");
+  EXPECT_EQ(fqn_of("visual.pos_embed.weight", "model."), "model.visual.pos_embed.weight");
+  EXPECT_EQ(fqn_of("mtp.anything.else", "model."), "mtp.anything.else");
+  EXPECT_EQ(fqn_of("model.unknown", "model."), "model.unknown");
+  EXPECT_EQ(fqn_of("language_model.layers.0.mlp.shared_expert.up_proj.weight", "model."),
+            "model.language_model.layers.0.mlp.shared_experts.up_proj.weight");
 }
 
 TEST(Qwen35Moe, Rules38And49_TheHeadIsReadWithOrWithoutPrefixAndWrittenWithout) {
-  EXPECT_EQ(family().from_hf("model.lm_head.weight", "model."), dense("lm_head.weight"));
-  EXPECT_EQ(family().from_hf("lm_head.weight", "model."), dense("lm_head.weight"));
-  EXPECT_EQ(family().to_hf("lm_head.weight"), dense("lm_head.weight"));
+  EXPECT_EQ(fqn_of("model.lm_head.weight", "model."), "lm_head.weight");
+  EXPECT_EQ(fqn_of("lm_head.weight", "model."), "lm_head.weight");
+  EXPECT_EQ(to_hf(table(), "lm_head.weight"), "lm_head.weight");
 }
 
 TEST(Qwen35Moe, Rule43_AnMtpBehindThePrefixIsTheMtp) {
-  EXPECT_EQ(family().from_hf("model.mtp.fc.weight", "model."), dense("mtp.layers.0.eh_proj.weight"));
-  EXPECT_EQ(family().from_hf("model.mtp.layers.0.mlp.experts.down_proj", "model."),
-            stacked("mtp.layers.0.mlp.experts.down_projs"));
-  EXPECT_EQ(family().from_hf("model.mtp.layers.0.self_attn.q_proj.weight", "model."),
-            dense("mtp.layers.0.self_attn.q_proj.weight"));
+  EXPECT_EQ(fqn_of("model.mtp.fc.weight", "model."), "mtp.layers.0.eh_proj.weight");
+  EXPECT_EQ(fqn_of("model.mtp.layers.0.mlp.experts.down_proj", "model."), all("mtp.layers.0.mlp.experts.down_projs"));
+  EXPECT_EQ(fqn_of("model.mtp.layers.0.self_attn.q_proj.weight", "model."), "mtp.layers.0.self_attn.q_proj.weight");
 }
 
 TEST(Qwen35Moe, Rule46_ExpertNamesAreReplacedWhereverTheyStand) {
-  EXPECT_EQ(family().to_hf("any.prefix.mlp.experts.gate_and_up_projs"), stacked("any.prefix.mlp.experts.gate_up_proj"));
-  EXPECT_EQ(family().to_hf("layers.0.mlp.experts.down_projs.lora"), stacked("layers.0.mlp.experts.down_proj.lora"));
-  EXPECT_EQ(family().to_hf("layers.0.experts.down_projs"), dense("layers.0.experts.down_projs"));  // no `.mlp.`
+  EXPECT_EQ(to_hf(table(), "any.prefix.mlp.experts.gate_and_up_projs"), "any.prefix.mlp.experts.gate_up_proj");
+  EXPECT_EQ(to_hf(table(), "layers.0.mlp.experts.down_projs.lora"), "layers.0.mlp.experts.down_proj.lora");
+  EXPECT_EQ(to_hf(table(), "layers.0.experts.down_projs"), "layers.0.experts.down_projs");  // no `.mlp.`
 }
 
 TEST(Qwen35Moe, Rule48_TheFourMtpNamesAreTurnedBackForLayerZeroOnly) {
-  EXPECT_EQ(family().to_hf("mtp.layers.0.eh_proj.weight"), dense("mtp.fc.weight"));
-  EXPECT_EQ(family().to_hf("mtp.layers.1.eh_proj.weight"), dense("mtp.layers.1.eh_proj.weight"));
-  EXPECT_EQ(family().to_hf("mtp.layers.0.eh_proj.weight.lora"), dense("mtp.layers.0.eh_proj.weight.lora"));
+  EXPECT_EQ(to_hf(table(), "mtp.layers.0.eh_proj.weight"), "mtp.fc.weight");
+  EXPECT_EQ(to_hf(table(), "mtp.layers.1.eh_proj.weight"), "mtp.layers.1.eh_proj.weight");
+  EXPECT_EQ(to_hf(table(), "mtp.layers.0.eh_proj.weight.lora"), "mtp.layers.0.eh_proj.weight.lora");
 }
 
 TEST(Qwen35Moe, Rule52_UnknownKeysPassUnchanged) {
-  EXPECT_EQ(family().to_hf("something.else"), dense("something.else"));
-  EXPECT_EQ(family().from_hf("something.else", ""), dense("something.else"));
+  EXPECT_EQ(to_hf(table(), "something.else"), "something.else");
+  EXPECT_EQ(fqn_of("something.else", ""), "something.else");
 }
 
 TEST(Qwen35Moe, Rule53_TrackedKeysEndInTheNameAndStandBelowLinearAttention) {
   for (auto const* key : {"m.linear_attn.A_log", "m.linear_attn.xA_log", "m.linear_attn.deeper.dt_bias"}) {
-    EXPECT_EQ(family().dtype_on_load(key, DType::BF16), DType::F32) << key;
+    EXPECT_EQ(find_dtype_on_load(table(), key, DType::BF16), DType::F32) << key;
   }
   for (auto const* key : {"m.linear_attn.A_log_extra", "m.self_attn.A_log", "linear_attn.A_log",
                           "m.linear_attn.norm.weight", "m.linear_attn.in_proj_a.weight"}) {
-    EXPECT_EQ(family().dtype_on_load(key, DType::BF16), DType::BF16) << key;
-    EXPECT_EQ(family().from_hf(key, ""), dense(key)) << key;
+    EXPECT_EQ(find_dtype_on_load(table(), key, DType::BF16), DType::BF16) << key;
+    EXPECT_EQ(fqn_of(key, ""), key) << key;
   }
 }
 
 TEST(Qwen35Moe, Rule54_TheHolderIsInsertedOnceAfterTheLastLinearAttention) {
-  EXPECT_EQ(family().from_hf("a.linear_attn.b.linear_attn.c.A_log", ""),
-            dense("a.linear_attn.b.linear_attn._fp32_params.c.A_log"));
-  EXPECT_EQ(family().from_hf("a.linear_attn._fp32_params.A_log", ""), dense("a.linear_attn._fp32_params.A_log"));
-  EXPECT_EQ(family().to_hf("a.linear_attn._fp32_params.A_log"), dense("a.linear_attn.A_log"));
-  EXPECT_EQ(family().from_hf("mtp.layers.0.linear_attn.dt_bias", ""),
-            dense("mtp.layers.0.linear_attn._fp32_params.dt_bias"));  // rule 39
+  EXPECT_EQ(fqn_of("a.linear_attn.b.linear_attn.c.A_log", ""), "a.linear_attn.b.linear_attn._fp32_params.c.A_log");
+  EXPECT_EQ(fqn_of("a.linear_attn._fp32_params.A_log", ""), "a.linear_attn._fp32_params.A_log");
+  EXPECT_EQ(to_hf(table(), "a.linear_attn._fp32_params.A_log"), "a.linear_attn.A_log");
+  EXPECT_EQ(fqn_of("mtp.layers.0.linear_attn.dt_bias", ""),
+            "mtp.layers.0.linear_attn._fp32_params.dt_bias");  // rule 39
 }
 
 TEST(Qwen35Moe, Rules55And57_TrackedFloatsLoadAsF32AndIntegersStay) {
   auto const* const key = "model.language_model.layers.0.linear_attn.dt_bias";
   for (auto const dtype : {DType::BF16, DType::F16, DType::F32}) {
-    EXPECT_EQ(family().dtype_on_load(key, dtype), DType::F32);
+    EXPECT_EQ(find_dtype_on_load(table(), key, dtype), DType::F32);
   }
   for (auto const dtype : {DType::I8, DType::U8, DType::I16, DType::I32, DType::I64, DType::U64, DType::BOOL}) {
-    EXPECT_EQ(family().dtype_on_load(key, dtype), dtype);
+    EXPECT_EQ(find_dtype_on_load(table(), key, dtype), dtype);
   }
 }
 
@@ -250,7 +273,7 @@ TEST(Qwen35Moe, Rule57_TrackedFloatsThatDoNotFitF32AreRefused) {
   std::string const key = "model.language_model.layers.0.linear_attn.A_log";
   for (auto const dtype : {DType::F64, DType::F8_E4M3, DType::F8_E5M2, DType::F8_E8M0, DType::F4}) {
     try {
-      (void)family().dtype_on_load(key, dtype);
+      (void)find_dtype_on_load(table(), key, dtype);
       ADD_FAILURE() << name(dtype) << " was accepted";
     } catch (FormatError const& error) {
       EXPECT_EQ(error.tensor, key);
@@ -260,8 +283,8 @@ TEST(Qwen35Moe, Rule57_TrackedFloatsThatDoNotFitF32AreRefused) {
 }
 
 TEST(KeyPattern, PlacesTakeDigitsAndBracketsMayBeAbsent) {
-  EXPECT_EQ(match_key("[a.]x.{L}.e.{X}", "a.x.12.e.034"), (KeyPlaces{.prefix = {}, .layer = "12", .expert = "034"}));
-  EXPECT_EQ(match_key("[a.]x.{L}.e.{X}", "x.0.e.1"), (KeyPlaces{.prefix = {}, .layer = "0", .expert = "1"}));
+  EXPECT_EQ(match_key("[a.]x.{L}.e.{X}", "a.x.12.e.034"), (KeyPlaces{.layer = "12", .expert = "034"}));
+  EXPECT_EQ(match_key("[a.]x.{L}.e.{X}", "x.0.e.1"), (KeyPlaces{.layer = "0", .expert = "1"}));
   EXPECT_EQ(match_key("x[.a]", "x"), KeyPlaces{});
   for (auto const* key : {"", "b.x.1.e.2", "a.a.x.1.e.2", "x.1.e.", "x..e.2", "x.-1.e.2", "x.1.e.2 ", "x.1.e.2.z"}) {
     EXPECT_EQ(match_key("[a.]x.{L}.e.{X}", key), std::nullopt) << key;
@@ -274,9 +297,9 @@ TEST(KeyPattern, AnAbsentPartIsTriedWhenThePresentOneDoesNotFit) {
 }
 
 TEST(KeyPattern, FillingIsTheInverseOfMatching) {
-  EXPECT_EQ(fill_key("{prefix}x.{L}.e.{X}.z", {.prefix = "model.", .layer = "12", .expert = "3"}), "model.x.12.e.3.z");
-  EXPECT_EQ(tail_of("{prefix}x.{L}.mlp.down"), ".mlp.down");
-  EXPECT_EQ(tail_of("plain"), "plain");
+  EXPECT_EQ(fill_key("x.{L}.e.{X}.z", {.layer = "12", .expert = "3"}), "x.12.e.3.z");
+  EXPECT_EQ(after_layer("x.{L}.mlp.down"), ".mlp.down");
+  EXPECT_EQ(after_layer("[a.]x.{L}.e.{X}.z"), ".e.{X}.z");
 }
 
 }  // namespace

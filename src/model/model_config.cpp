@@ -1,9 +1,11 @@
+#include "model/model_config.hpp"
+
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "rankslice/error.hpp"
+#include <algorithm>
 
-#include "model/family.hpp"
+#include "rankslice/error.hpp"
 
 namespace rankslice {
 
@@ -94,7 +96,9 @@ ModelConfig parse_model_config(std::span<std::byte const> config_json) {
       .layers = find_count(text, "num_hidden_layers"),
       .mtp_layers = find_optional_count(text, "mtp_num_hidden_layers"),
       .dense_layers = find_counts(text, "mlp_only_layers"),
+      .sparse_step = std::max<std::uint64_t>(1, find_count(text, "decoder_sparse_step")),
       .quant_method = quantization != nullptr ? find_text(*quantization, "quant_method") : std::string{},
+      .mtp_expert_layout = find_text(text, "mtp_expert_hf_layout"),
   };
 }
 

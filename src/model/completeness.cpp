@@ -1,0 +1,164 @@
+#include "model/completeness.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <unordered_set>
+
+#include "rankslice/error.hpp"
+
+#include "model/key_pattern.hpp"
+#include "model/quantised.hpp"
+#include "model/tensor_error.hpp"
+
+namespace rankslice {
+
+namespace {
+
+// More experts than these are not listed in a message.
+constexpr std::size_t kListed = 8;
+
+FormatError missing_matrix(StackedRule const& rule, std::string_view fqn, std::string_view layer,
+                           ExpertMatrix const& matrix, std::string const& reason) {
+  auto const key = split_key(rule, fqn, matrix);
+  auto const expert = std::to_string(matrix.expert);
+  auto const text = fill_key(rule.split[matrix.matrix].missing, {.layer = layer, .expert = expert});
+  return FormatError(fmt::format("{}: {}: {}", key, text, reason), {}, key);
+}
+
+/// Knows which stacked parameters there are, and says what is wrong when one is not.
+class ExpertLayers {
+ public:
+  ExpertLayers(KeyTable const& table, MappedCatalog const& mapped)
+      : table_(table), prefix_(find_prefix(table, mapped.catalog.tensors)) {
+    for (auto const& key : mapped.keys) {
+      if (key.stacked != nullptr) fqns_.insert(key.fqn);
+      if (key.split) split_.insert(key.stacked->stack);
+    }
+  }
+
+  void demand(Stack stack, std::string_view layer, std::string const& reason) const {
+    for (auto const& rule : table_.stacked) {
+      if (rule.stack != stack) continue;
+      auto const fqn = stacked_fqn(table_, rule, layer, prefix_);
+      if (fqns_.contains(fqn)) continue;
+      if (split_.contains(stack)) throw missing_matrix(rule, fqn, layer, {}, reason);
+      auto const missing = to_hf(table_, fqn);
+      throw FormatError(fmt::format("{}: missing from the checkpoint: {}", missing, reason), {}, missing);
+    }
+  }
+
+ private:
+  KeyTable const& table_;
+  std::string_view prefix_;
+  std::unordered_set<std::string_view> fqns_;
+  std::unordered_set<Stack> split_;
+};
+
+void demand_announced_layers(ExpertLayers const& layers, MappedCatalog const& mapped, ModelConfig const& config) {
+  std::unordered_set<std::uint64_t> const dense(config.dense_layers.begin(), config.dense_layers.end());
+  auto const announced = fmt::format("config.json has num_hidden_layers = {}", config.layers);
+  for (std::uint64_t layer = 0; layer < config.layers; ++layer) {
+    auto const sparse = (layer + 1) % config.sparse_step == 0;
+    if (sparse && !dense.contains(layer)) layers.demand(Stack::decoder, std::to_string(layer), announced);
+  }
+  auto const is_mtp = [](KeyMapping const& key) { return key.fqn.starts_with("mtp."); };
+  if (std::ranges::none_of(mapped.keys, is_mtp)) return;
+  auto const mtp_announced = fmt::format("config.json has mtp_num_hidden_layers = {}", config.mtp_layers);
+  for (std::uint64_t layer = 0; layer < config.mtp_layers; ++layer) {
+    layers.demand(Stack::mtp, std::to_string(layer), mtp_announced);
+  }
+}
+
+}  // namespace
+
+void check_unquantised(MappedCatalog const& mapped, ModelConfig const& config) {
+  for (std::size_t i = 0; i < mapped.keys.size(); ++i) {
+    auto const& tensor = mapped.catalog.tensors[i];
+    auto const weight = mapped.keys[i].stacked != nullptr || tensor.name.ends_with(".weight");
+    if (!weight || !is_quantised(tensor.dtype)) continue;
+    throw tensor_error(
+        mapped.catalog, tensor,
+        fmt::format("has dtype {}: quantised checkpoints are not supported in this version", name(tensor.dtype)));
+  }
+  if (!config.quant_method.empty()) {
+    throw FormatError(fmt::format("config.json: quantization_config.quant_method is {}: quantised checkpoints are not "
+                                  "supported in this version",
+                                  config.quant_method),
+                      "config.json");
+  }
+}
+
+void check_one_form(MappedCatalog const& mapped) {
+  struct Examples {
+    std::string_view what;
+    CatalogTensor const* split = nullptr;
+    CatalogTensor const* grouped = nullptr;
+  };
+  std::array<Examples, 2> stacks{Examples{"decoder"}, Examples{"MTP"}};
+  for (std::size_t i = 0; i < mapped.keys.size(); ++i) {
+    auto const& key = mapped.keys[i];
+    if (key.stacked == nullptr) continue;
+    auto& examples = stacks[static_cast<std::size_t>(key.stacked->stack)];
+    auto& example = key.split ? examples.split : examples.grouped;
+    if (example == nullptr) example = &mapped.catalog.tensors[i];
+  }
+  for (auto const& [what, split, grouped] : stacks) {
+    if (split == nullptr || grouped == nullptr) continue;
+    throw tensor_error(mapped.catalog, *grouped,
+                       fmt::format("Checkpoint contains both split and grouped {} expert keys; cannot infer one layout "
+                                   "(examples: '{}', '{}')",
+                                   what, split->name, grouped->name));
+  }
+}
+
+void check_expert_layers(KeyTable const& table, MappedCatalog const& mapped, ModelConfig const& config) {
+  if (config.partial) return;
+  auto const is_stacked = [](KeyMapping const& key) { return key.stacked != nullptr; };
+  if (std::ranges::none_of(mapped.keys, is_stacked)) {
+    throw FormatError(fmt::format("no stacked experts ({}) in the checkpoint", table.stacked.front().grouped));
+  }
+  ExpertLayers const layers(table, mapped);
+  for (std::size_t i = 0; i < mapped.keys.size(); ++i) {
+    auto const& key = mapped.keys[i];
+    if (is_stacked(key)) layers.demand(key.stacked->stack, key.layer, mapped.catalog.tensors[i].name + " is there");
+  }
+  demand_announced_layers(layers, mapped, config);
+}
+
+void check_experts(MappedCatalog const& mapped, Parameter const& parameter, ExpertSizes const& sizes) {
+  auto const& first = mapped.keys[parameter.tensors.front()];
+  auto const matrices = first.stacked->split.size();
+  auto const place_of = [&](std::uint32_t tensor) { return *mapped.keys[tensor].split; };
+  if (auto const last = place_of(parameter.tensors.back()); last.expert >= sizes.experts.value) {
+    throw tensor_error(mapped.catalog, mapped.catalog.tensors[parameter.tensors.back()],
+                       fmt::format("expected experts below E = {} ({}), found {}", sizes.experts.value,
+                                   sizes.experts.source, last.expert));
+  }
+  if (parameter.tensors.size() == sizes.experts.value * matrices) return;
+
+  std::vector<std::uint64_t> lacking;
+  std::optional<ExpertMatrix> missing;
+  auto next = parameter.tensors.begin();
+  for (std::uint64_t expert = 0; expert < sizes.experts.value && lacking.size() <= kListed; ++expert) {
+    for (std::uint64_t matrix = 0; matrix < matrices; ++matrix) {
+      ExpertMatrix const expected{expert, matrix};
+      if (next != parameter.tensors.end() && place_of(*next) == expected) {
+        ++next;
+        continue;
+      }
+      if (!missing) missing = expected;
+      if (lacking.empty() || lacking.back() != expert) lacking.push_back(expert);
+    }
+  }
+  auto const more = lacking.size() > kListed;
+  lacking.resize(std::min(lacking.size(), kListed));
+  throw missing_matrix(*first.stacked, parameter.fqn, first.layer, *missing,
+                       fmt::format("expected {} for each of {} experts ({}), found {} in all; not enough for {}{}",
+                                   matrices == 1 ? "a tensor" : "2 tensors", sizes.experts.value, sizes.experts.source,
+                                   parameter.tensors.size(), fmt::join(lacking, ", "), more ? ", …" : ""));
+}
+
+}  // namespace rankslice

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace rankslice {
+
+/// What config.json says of the experts. Zero: not said.
+struct ModelConfig {
+  std::string model_type;          ///< Of the outer config: `qwen3_5_moe`.
+  std::uint64_t experts = 0;       ///< E
+  std::uint64_t hidden = 0;        ///< H
+  std::uint64_t intermediate = 0;  ///< I
+  std::uint64_t layers = 0;
+  std::uint64_t mtp_layers = 0;
+  std::vector<std::uint64_t> dense_layers;  ///< Decoder layers without experts (`mlp_only_layers`).
+  std::uint64_t sparse_step = 1;  ///< Only every so many-th decoder layer has experts (`decoder_sparse_step`).
+  std::string quant_method;       ///< `quantization_config.quant_method`; empty when there is none.
+  std::string mtp_expert_layout;  ///< `mtp_expert_hf_layout` (rule 28); empty when there is none.
+  bool partial = false;           ///< Tensors may be missing: a selection of those that the config speaks of.
+};
+
+/// @throws FormatError for bytes that are no JSON object, or fields of the wrong type.
+[[nodiscard]] ModelConfig parse_model_config(std::span<std::byte const> config_json);
+
+}  // namespace rankslice

@@ -1,0 +1,56 @@
+#include "model/qwen3_vl_moe.hpp"
+
+#include <array>
+
+namespace rankslice {
+
+namespace {
+
+// Rules 2, 5a, 20, 24
+constexpr std::array kStacked{
+    StackedRule{.stack = Stack::decoder,
+                .projection = Projection::gate_up,
+                .native = "language_model.layers.{L}.mlp.experts.gate_and_up_projs",
+                .grouped = "[model.]language_model.layers.{L}.mlp.experts.gate_up_proj",
+                .hub = Layout::same,
+                .transformers = Layout::swapped,
+                .split = {}},
+    StackedRule{.stack = Stack::decoder,
+                .projection = Projection::down,
+                .native = "language_model.layers.{L}.mlp.experts.down_projs",
+                .grouped = "[model.]language_model.layers.{L}.mlp.experts.down_proj",
+                .hub = Layout::same,
+                .transformers = Layout::swapped,
+                .split = {}},
+};
+
+constexpr std::string_view kPerExpert =
+    "this family's experts are grouped (…experts.gate_up_proj), not in tensors each";
+
+constexpr std::array kRefused{
+    RefusedRule{"[model.][language_model.]layers.{L}.mlp.experts.{X}.gate_proj.weight", kPerExpert},
+    RefusedRule{"[model.][language_model.]layers.{L}.mlp.experts.{X}.up_proj.weight", kPerExpert},
+    RefusedRule{"[model.][language_model.]layers.{L}.mlp.experts.{X}.down_proj.weight", kPerExpert},
+};
+
+// Rule 22; `model.lm_head.` stays as it is (rule 23)
+constexpr std::array<std::string_view, 1> kTopLevel{"lm_head."};
+
+constexpr std::array<std::string_view, 2> kModelTypes{"qwen3_vl_moe", "qwen3_vl_moe_text"};
+
+constexpr Family kFamily{.name = "qwen3_vl_moe",
+                         .model_types = kModelTypes,
+                         .keys = {.refused = kRefused,
+                                  .exact = {},
+                                  .stacked = kStacked,
+                                  .scale_suffix = "_scale_inv",
+                                  .parts = {},
+                                  .top_level = kTopLevel,
+                                  .misplaced = {},
+                                  .fp32 = {}}};
+
+}  // namespace
+
+Family const& qwen3_vl_moe() { return kFamily; }
+
+}  // namespace rankslice
