@@ -226,7 +226,7 @@ TensorCatalog make_catalog(Qwen35Shape const& shape) {
   return catalog;
 }
 
-TensorCatalog make_catalog(QwenVlShape const& shape) {
+TensorCatalog make_vl_catalog(QwenVlShape const& shape) {
   auto catalog = one_file();
   append_tensor(catalog, "lm_head.weight", DType::BF16, {shape.vocab, shape.hidden});
   std::string const at = "model.language_model.";
@@ -271,7 +271,7 @@ ModelConfig make_config(Qwen35Shape const& shape) {
   return config;
 }
 
-ModelConfig make_config(QwenVlShape const& shape) {
+ModelConfig make_vl_config(QwenVlShape const& shape) {
   ModelConfig config;
   config.model_type = "qwen3_vl_moe";
   config.experts = shape.experts;
@@ -315,8 +315,8 @@ Model make_model(Qwen35Shape const& shape) {
   return map_tensors(qwen3_5_moe(), make_catalog(shape), make_config(shape));
 }
 
-Model make_model(QwenVlShape const& shape) {
-  return map_tensors(qwen3_vl_moe(), make_catalog(shape), make_config(shape));
+Model make_vl_model(QwenVlShape const& shape) {
+  return map_tensors(qwen3_vl_moe(), make_vl_catalog(shape), make_vl_config(shape));
 }
 
 Model map_tensors(Family const& family, TensorCatalog const& catalog, ModelConfig const& config) {

@@ -61,7 +61,7 @@ struct QwenVlShape {
 
 /// The tensors of a checkpoint, in one file, one after the other from byte 0.
 [[nodiscard]] TensorCatalog make_catalog(Qwen35Shape const& shape);
-[[nodiscard]] TensorCatalog make_catalog(QwenVlShape const& shape);
+[[nodiscard]] TensorCatalog make_vl_catalog(QwenVlShape const& shape);
 
 /// Add a tensor at the end of the (last) file.
 void append_tensor(TensorCatalog& catalog, std::string name, DType dtype, Shape shape);
@@ -71,12 +71,12 @@ void remove_tensor(TensorCatalog& catalog, std::string_view name);
 
 /// What config.json says of such a model, and the file itself.
 [[nodiscard]] ModelConfig make_config(Qwen35Shape const& shape);
-[[nodiscard]] ModelConfig make_config(QwenVlShape const& shape);
+[[nodiscard]] ModelConfig make_vl_config(QwenVlShape const& shape);
 [[nodiscard]] std::string make_config_json(Qwen35Shape const& shape);
 
 /// The tensors of such a model under both their names.
 [[nodiscard]] Model make_model(Qwen35Shape const& shape);
-[[nodiscard]] Model make_model(QwenVlShape const& shape);
+[[nodiscard]] Model make_vl_model(QwenVlShape const& shape);
 
 /// `map_tensors` by the shapes alone.
 [[nodiscard]] Model map_tensors(Family const& family, TensorCatalog const& catalog, ModelConfig const& config);

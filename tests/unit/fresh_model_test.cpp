@@ -79,8 +79,8 @@ TEST(FreshModel, Rules45To49_WhatIsWrittenIsOpenedAsTheSame) {
 }
 
 TEST(FreshModel, Rules2And5a_AVisionModelIsWrittenInEitherLayoutAndOpenedAsTheSame) {
-  auto const config = make_config(tiny_qwen_vl());
-  auto const natives = natives_of(make_model(tiny_qwen_vl()));
+  auto const config = test::make_vl_config(tiny_qwen_vl());
+  auto const natives = natives_of(test::make_vl_model(tiny_qwen_vl()));
   for (auto const layout : {ExpertLayout::hub, ExpertLayout::transformers}) {
     auto const fresh = make_fresh_model(qwen3_vl_moe(), natives, {.expert_layout = layout});
     expect_same(reopened(qwen3_vl_moe(), fresh, config), fresh);
