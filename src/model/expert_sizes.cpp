@@ -143,16 +143,14 @@ void learn_highest_expert(Length& experts, MappedCatalog const& mapped) {
 
 void warn_of_learnt(ExpertSizes const& sizes, ModelConfig const& config, std::vector<std::string>& warnings) {
   std::vector<std::string> learnt;
-  auto const add = [&](char const* what, std::uint64_t said, Length const& length) {
-    if (said == 0 && length.value != 0)
-      learnt.push_back(fmt::format("{} is {} by {}", what, length.value, length.source));
+  auto const add = [&](char symbol, std::uint64_t said, Length const& length) {
+    if (said == 0) learnt.push_back(fmt::format("{} is {} by {}", symbol, length.value, length.source));
   };
-  add("E", config.experts, sizes.experts);
-  add("H", config.hidden, sizes.hidden);
-  add("I", config.intermediate, sizes.intermediate);
+  add('E', config.experts, sizes.experts);
+  add('H', config.hidden, sizes.hidden);
+  add('I', config.intermediate, sizes.intermediate);
   if (learnt.empty()) return;
-  warnings.push_back(
-      fmt::format("no config.json says so, and nothing but the tensors themselves: {}", fmt::join(learnt, ", ")));
+  warnings.push_back(fmt::format("{}: config.json does not say so", fmt::join(learnt, ", ")));
 }
 
 }  // namespace
