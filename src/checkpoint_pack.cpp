@@ -80,6 +80,7 @@ std::vector<std::byte> pack(CheckpointParts const& parts) {
                    {"path", parts.path},
                    {"source", parts.source},
                    {"family", parts.family},
+                   {"expert_layout", parts.expert_layout},
                    {"hf", to_json(parts.hf)},
                    {"hf_folder", parts.hf_folder},
                    {"selected", parts.selected},
@@ -101,6 +102,7 @@ CheckpointParts unpack(std::vector<std::byte> const& bytes) {
   parts.path = value["path"];
   parts.source = value["source"];
   parts.family = value["family"];
+  parts.expert_layout = value["expert_layout"];
   parts.hf = hf_layout_from(value["hf"]);
   parts.hf_folder = value["hf_folder"];
   parts.selected = value["selected"].get<std::vector<std::string>>();

@@ -182,7 +182,7 @@ Checkpoint assemble(CheckpointParts parts) {
   checkpoint.catalog = make_catalog(parts.hf, parts.hf_folder, parts.warnings);
   std::vector<std::string> of_fresh_tensors;  // which were never meant to fit anything but themselves
   auto& warnings = parts.hf.headers == HeaderOrigin::state ? of_fresh_tensors : parts.warnings;
-  checkpoint.model = map_tensors(family, checkpoint.catalog, config, ExpertLayout::automatic, warnings);
+  checkpoint.model = map_tensors(family, checkpoint.catalog, config, parts.expert_layout, warnings);
   checkpoint.hf = std::move(parts.hf);
   checkpoint.fingerprint = checkpoint.source_fingerprint = fingerprint(checkpoint.hf);
   if (!parts.selected.empty()) checkpoint = with_tensors(checkpoint, tensors_of(parts.selected, checkpoint.model));

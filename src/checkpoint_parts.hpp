@@ -25,6 +25,7 @@ struct CheckpointParts {
   std::string path;
   std::string source;  ///< Of shards: the checkpoint that gave `hf`.
   std::string family = "auto";
+  ExpertLayout expert_layout = ExpertLayout::automatic;  ///< Of grouped experts in `hf`.
   HfLayout hf;
   std::string hf_folder;              ///< Where the files of `hf` are, if anywhere.
   std::vector<std::string> selected;  ///< FQNs of a selection of what `hf` has; empty: all.

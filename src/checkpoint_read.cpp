@@ -141,6 +141,16 @@ std::optional<CheckpointParts> read_recorded_source(ShardMetadata const& shard, 
   return source;
 }
 
+FreshOptions forms_of(ShardMetadata const& shard, std::string const& path) {
+  auto const layout = parse_expert_layout(shard.expert_layout);
+  if (!layout || (shard.mtp_experts != "grouped" && shard.mtp_experts != "split")) {
+    throw FormatError(fmt::format("{}: __metadata__: expert_layout '{}' or mtp_experts '{}' is not known here", path,
+                                  shard.expert_layout, shard.mtp_experts),
+                      path);
+  }
+  return {.expert_layout = *layout, .mtp_experts = parse_expert_form(shard.mtp_experts)};
+}
+
 /// What to write shards with: headers and side files of their source, or else fresh headers.
 void add_source(CheckpointParts& shards, ShardMetadata const& first, std::string const& folder,
                 OpenOptions const& options) {
@@ -148,7 +158,7 @@ void add_source(CheckpointParts& shards, ShardMetadata const& first, std::string
   auto source = options.source.empty() ? read_recorded_source(first, folder, options, shards.warnings)
                                        : std::optional(read_given_source(options.source, folder, options));
   if (!source) {
-    add_fresh_files(shards);
+    add_fresh_files(shards, forms_of(first, folder + "/" + shard_file_name(0)));
     if (first.headers == HeaderOrigin::selection) shards.hf.headers = first.headers;
     shards.warnings.push_back(folder + ": config.json, tokenizer and other side files are missing from exports");
     return;

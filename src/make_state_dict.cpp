@@ -40,7 +40,9 @@ CheckpointParts parts_of(std::map<std::string, LocalTensor> const& tensors, Stat
     parts.native.push_back({fqn, tensor.dtype, tensor.global_shape, nowhere, tensor.global_shape, {}});
   }
   if (parts.native.empty()) throw PlanError("a state dict without tensors makes no checkpoint");
-  add_fresh_files(parts, options.max_file_bytes);
+  FreshOptions const forms{.expert_layout = options.expert_layout,
+                           .mtp_experts = parse_expert_form(options.mtp_experts)};
+  add_fresh_files(parts, forms, options.max_file_bytes);
   parts.hf.side_files = options.side_files;
   std::ranges::sort(parts.hf.side_files, {}, &SideFile::name);
   parts.hf.config = config_among(options.side_files);

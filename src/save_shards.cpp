@@ -7,6 +7,7 @@
 
 #include "format/safetensors.hpp"
 #include "format/shards.hpp"
+#include "fresh_source.hpp"
 #include "io/staged_output.hpp"
 #include "native_source.hpp"
 #include "plan/plan.hpp"
@@ -28,6 +29,7 @@ std::string absolute(std::string const& path) {
 }
 
 ShardMetadata describe(StateDict const& state) {
+  auto const forms = expert_forms(*state.source);
   ShardMetadata shard{.mesh = state.mesh,
                       .coordinate = state.coordinate,
                       .family = state.source->family,
@@ -35,6 +37,8 @@ ShardMetadata describe(StateDict const& state) {
                       .source_fingerprint = state.source->source_fingerprint,
                       .fingerprint = state.source->fingerprint,
                       .headers = state.source->hf.headers,
+                      .expert_layout = std::string(name(forms.expert_layout)),
+                      .mtp_experts = std::string(name(forms.mtp_experts)),
                       .tensors = {}};
   for (auto const& [fqn, tensor] : state.tensors) shard.tensors[fqn] = {tensor.parameter.shape, tensor.offsets};
   return shard;

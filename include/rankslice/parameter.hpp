@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "rankslice/tensor_catalog.hpp"
@@ -26,6 +28,11 @@ enum class ExpertLayout : std::uint8_t {
   hub,           ///< As on the Hub.
   transformers,  ///< As transformers writes them.
 };
+
+/// "auto", "hub", "transformers"
+[[nodiscard]] std::string_view name(ExpertLayout layout);
+/// The inverse of `name`; nothing for an unknown one.
+[[nodiscard]] std::optional<ExpertLayout> parse_expert_layout(std::string_view name);
 
 /// What somebody holds, reads or writes of a parameter.
 struct Slice {

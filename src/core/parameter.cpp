@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <array>
+
 #include "core/literals.hpp"
 
 namespace rankslice {
@@ -11,9 +13,20 @@ namespace {
 // Below this a seek costs more than the bytes between.
 constexpr auto kLeastPiece = 64_KiB;
 
+constexpr std::array<std::string_view, 3> kExpertLayouts{"auto", "hub", "transformers"};  // by their numbers
+
 bool sub_byte(DType dtype) { return bits(dtype) < 8; }
 
 }  // namespace
+
+std::string_view name(ExpertLayout layout) { return kExpertLayouts.at(static_cast<std::size_t>(layout)); }
+
+std::optional<ExpertLayout> parse_expert_layout(std::string_view name) {
+  for (auto const layout : {ExpertLayout::automatic, ExpertLayout::hub, ExpertLayout::transformers}) {
+    if (rankslice::name(layout) == name) return layout;
+  }
+  return std::nullopt;
+}
 
 Slice intersection(Slice const& a, Slice const& b) {
   return {.part = intersection(a.part, b.part), .rows = intersection(a.rows, b.rows)};

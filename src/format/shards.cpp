@@ -126,6 +126,8 @@ Metadata to_metadata(ShardMetadata const& shard) {
           {"source_fingerprint", shard.source_fingerprint},
           {"fingerprint", shard.fingerprint},
           {"headers", std::string(name(shard.headers))},
+          {"expert_layout", shard.expert_layout},
+          {"mtp_experts", shard.mtp_experts},
           {"tensors", tensors.dump()}};
 }
 
@@ -142,6 +144,8 @@ ShardMetadata parse_shard_metadata(Metadata const& metadata, std::string const& 
           .source_fingerprint = text("source_fingerprint"),
           .fingerprint = text("fingerprint"),
           .headers = headers_of(metadata, {file, "headers"}),
+          .expert_layout = text("expert_layout"),
+          .mtp_experts = text("mtp_experts"),
           .tensors = places_of(metadata, {file, "tensors"})};
 }
 

@@ -23,6 +23,8 @@ struct ShardMetadata {
   std::string source_fingerprint;  ///< Of that checkpoint.
   std::string fingerprint;         ///< Of what was loaded of it: another one when it was a selection.
   HeaderOrigin headers = HeaderOrigin::source;
+  std::string expert_layout;             ///< "hub" or "transformers": how that checkpoint held grouped experts.
+  std::string mtp_experts;               ///< "grouped" or "split"
   std::map<std::string, Place> tensors;  ///< By FQN.
 };
 

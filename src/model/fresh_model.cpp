@@ -115,6 +115,8 @@ ExpertForm parse_expert_form(std::string_view name) {
                   name));
 }
 
+std::string_view name(ExpertForm form) { return form == ExpertForm::split ? "split" : "grouped"; }
+
 Model make_fresh_model(Family const& family, std::vector<NativeTensor> const& tensors, FreshOptions const& options) {
   FreshModel fresh(family, options);
   for (auto const& tensor : tensors) fresh.add(tensor);

@@ -22,6 +22,9 @@ enum class ExpertForm : std::uint8_t { grouped, split };
 /// `grouped`, `group`. @throws UsageError for others
 [[nodiscard]] ExpertForm parse_expert_form(std::string_view name);
 
+/// "grouped", "split"
+[[nodiscard]] std::string_view name(ExpertForm form);
+
 struct FreshOptions {
   ExpertLayout expert_layout = ExpertLayout::hub;  ///< Of grouped experts; `automatic` is the Hub's.
   ExpertForm mtp_experts = ExpertForm::grouped;

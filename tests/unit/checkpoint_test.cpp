@@ -22,6 +22,7 @@ namespace {
 
 using test::Bytes;
 using testing::AllOf;
+using testing::Contains;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
@@ -422,8 +423,8 @@ TEST_F(Shards, WhoseSourceIsGoneGetFreshHeadersAndSaySo) {
   auto const fresh = open_checkpoint(shards());
   EXPECT_EQ(fresh->hf.headers, HeaderOrigin::state);
   EXPECT_THAT(fresh->hf.side_files, IsEmpty());
-  EXPECT_THAT(fresh->warnings, ElementsAre(AllOf(HasSubstr(folder()), HasSubstr("fresh"), HasSubstr("--source")),
-                                           AllOf(HasSubstr("config.json"), HasSubstr("missing from exports"))));
+  EXPECT_THAT(fresh->warnings, AllOf(Contains(AllOf(HasSubstr(folder()), HasSubstr("fresh"), HasSubstr("--source"))),
+                                     Contains(AllOf(HasSubstr("config.json"), HasSubstr("missing from exports")))));
   EXPECT_EQ(refusal(shards(), {.source = dir_.file("moved")}), "opened");
   EXPECT_EQ(open_checkpoint(shards(), {.source = dir_.file("moved")})->catalog.files[0].path,
             dir_.file("moved") + "/model-00001-of-00002.safetensors");

@@ -128,6 +128,49 @@ TEST(MakeStateDict, WhatGdnHoldsInLessThanF32IsExportedAsHeld) {  // rule 55 is 
   EXPECT_EQ(log.bytes, test::random_bytes(8, 5));
 }
 
+// ---- how exports hold experts ----
+
+/// The keys and shapes that an export of a state writes.
+std::map<std::string, Shape> exported_shapes(StateDict const& state) {
+  std::map<std::string, Shape> shapes;
+  for (auto const& tensor : state.source->catalog.tensors) shapes[tensor.name] = tensor.shape;
+  return shapes;
+}
+
+TEST(MakeStateDict, Rule61_ExpertsOfQwen3VlLieAsAskedEvenWhereShapesDoNotTell) {
+  // E = 2, H = 4, I = 4: a D of [4, 4] lies the same way in both layouts.
+  std::map<std::string, LocalTensor> const tensors{{kGateUp, random_tensor(DType::BF16, {2, 4, 8}, 2 * 4 * 8 * 2, 1)},
+                                                   {kDown, random_tensor(DType::BF16, {2, 4, 4}, 2 * 4 * 4 * 2, 2)}};
+  constexpr auto kKey = "model.language_model.layers.0.mlp.experts.gate_up_proj";
+  auto const hub = make(tensors, make_mesh(1), {.family = "qwen3_vl_moe"});
+  EXPECT_EQ(exported_shapes(hub).at(kKey), (Shape{2, 4, 8}));
+  auto const transformers =
+      make(tensors, make_mesh(1), {.family = "qwen3_vl_moe", .expert_layout = ExpertLayout::transformers});
+  EXPECT_EQ(exported_shapes(transformers).at(kKey), (Shape{2, 8, 4}));
+
+  // Shards remember it.
+  test::TempDir const dir;
+  auto const world = make_solo_communicator();
+  to_hf(transformers, dir.file("out"), *world);
+  save_shard(transformers, dir.file("shards"));
+  to_hf(*open_checkpoint(dir.file("shards")), dir.file("again"), *world);
+  EXPECT_EQ(test::file_bytes(dir.file("again/model.safetensors")), test::file_bytes(dir.file("out/model.safetensors")));
+}
+
+TEST(MakeStateDict, Rule45_ExpertsOfMtpAreSplitWhenAskedTo) {
+  auto tensors = three_of_five();
+  tensors["mtp.layers.0.mlp.experts.gate_and_up_projs"] = random_tensor(DType::BF16, {5, 4, 6}, 3 * 4 * 6 * 2, 4);
+  tensors["mtp.layers.0.mlp.experts.down_projs"] = random_tensor(DType::BF16, {5, 3, 4}, 3 * 3 * 4 * 2, 5);
+  auto const shapes =
+      exported_shapes(make(tensors, make_mesh(2), {.family = "qwen3_5_moe", .mtp_experts = "Per_Expert"}));
+  EXPECT_EQ(shapes.size(), 3U + 5 * 3);
+  EXPECT_EQ(shapes.at("mtp.layers.0.mlp.experts.4.up_proj.weight"), (Shape{3, 4}));
+  EXPECT_EQ(shapes.at("mtp.layers.0.mlp.experts.0.down_proj.weight"), (Shape{4, 3}));
+  EXPECT_TRUE(shapes.contains("model.language_model.layers.0.mlp.experts.down_proj")) << "the decoder's are not";
+  EXPECT_THAT(refusal([&] { (void)make(tensors, make_mesh(2), {.family = "qwen3_5_moe", .mtp_experts = "both"}); }),
+              HasSubstr("both"));
+}
+
 TEST(MakeStateDict, SideFilesOfAFolderAreThoseThatAreNoWeights) {
   test::TempDir const dir;
   for (auto const* name : {"config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json",

@@ -27,6 +27,8 @@ Metadata example() {
           {"source_fingerprint", "0123456789abcdef0123456789abcdef"},
           {"fingerprint", "fedcba9876543210fedcba9876543210"},
           {"headers", "selection"},
+          {"expert_layout", "transformers"},
+          {"mtp_experts", "split"},
           {"tensors", R"({"a.scalar":{"global_shape":[],"offsets":[]},)"
                       R"("experts.G":{"global_shape":[7,4,6],"offsets":[3,0,0]}})"}};
 }
@@ -62,6 +64,8 @@ TEST(ShardsMetadata, EveryFieldIsRead) {
   EXPECT_EQ(shard.source_fingerprint, "0123456789abcdef0123456789abcdef");
   EXPECT_EQ(shard.fingerprint, "fedcba9876543210fedcba9876543210");
   EXPECT_EQ(shard.headers, HeaderOrigin::selection);
+  EXPECT_EQ(shard.expert_layout, "transformers");
+  EXPECT_EQ(shard.mtp_experts, "split");
   ASSERT_EQ(shard.tensors.size(), 2U);
   EXPECT_EQ(shard.tensors.at("experts.G").global_shape, (Shape{7, 4, 6}));
   EXPECT_EQ(shard.tensors.at("experts.G").offsets, (Shape{3, 0, 0}));
@@ -80,6 +84,8 @@ TEST(ShardsMetadata, AFolderWithoutTensorsIsTheFormatToo) {
                             .source_fingerprint = "p",
                             .fingerprint = "q",
                             .headers = HeaderOrigin::state,
+                            .expert_layout = "hub",
+                            .mtp_experts = "grouped",
                             .tensors = {}};
   auto const metadata = to_metadata(empty);
   EXPECT_EQ(metadata.at("tensors"), "{}");
