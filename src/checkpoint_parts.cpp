@@ -10,6 +10,7 @@
 #include "format/hf_folder.hpp"
 #include "format/hf_index.hpp"
 #include "hf_storage.hpp"
+#include "model/expert_layout.hpp"
 #include "model/map_tensors.hpp"
 #include "plan/plan.hpp"
 #include "select.hpp"
@@ -94,6 +95,14 @@ Storage native_storage(CheckpointParts const& parts, Model const& model) {
   });
   require_tiling(storage, model, parts.path);
   return storage;
+}
+
+/// How grouped experts lie: as asked for, or as those that are stored in the native form prove.
+ExpertLayout find_layout(CheckpointParts const& parts, Family const& family, TensorCatalog const& catalog) {
+  if (parts.expert_layout != ExpertLayout::automatic) return parts.expert_layout;
+  std::map<std::string_view, Shape> native;
+  for (auto const& tensor : parts.native) native.emplace(tensor.fqn, tensor.shape);
+  return find_expert_layout(family, catalog, native);
 }
 
 Storage find_storage(CheckpointParts const& parts, Checkpoint const& checkpoint) {
@@ -182,7 +191,8 @@ Checkpoint assemble(CheckpointParts parts) {
   checkpoint.catalog = make_catalog(parts.hf, parts.hf_folder, parts.warnings);
   std::vector<std::string> of_fresh_tensors;  // which were never meant to fit anything but themselves
   auto& warnings = parts.hf.headers == HeaderOrigin::state ? of_fresh_tensors : parts.warnings;
-  checkpoint.model = map_tensors(family, checkpoint.catalog, config, parts.expert_layout, warnings);
+  auto const layout = find_layout(parts, family, checkpoint.catalog);
+  checkpoint.model = map_tensors(family, checkpoint.catalog, config, layout, warnings);
   checkpoint.hf = std::move(parts.hf);
   checkpoint.fingerprint = checkpoint.source_fingerprint = fingerprint(checkpoint.hf);
   if (!parts.selected.empty()) checkpoint = with_tensors(checkpoint, tensors_of(parts.selected, checkpoint.model));

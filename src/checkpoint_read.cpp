@@ -158,7 +158,9 @@ void add_source(CheckpointParts& shards, ShardMetadata const& first, std::string
   auto source = options.source.empty() ? read_recorded_source(first, folder, options, shards.warnings)
                                        : std::optional(read_given_source(options.source, folder, options));
   if (!source) {
-    add_fresh_files(shards, forms_of(first, folder + "/" + shard_file_name(0)));
+    auto forms = forms_of(first, folder + "/" + shard_file_name(0));
+    if (options.expert_layout != ExpertLayout::automatic) forms.expert_layout = options.expert_layout;
+    add_fresh_files(shards, forms);
     if (first.headers == HeaderOrigin::selection) shards.hf.headers = first.headers;
     shards.warnings.push_back(folder + ": config.json, tokenizer and other side files are missing from exports");
     return;
@@ -207,6 +209,7 @@ CheckpointParts read_checkpoint_parts(std::string const& path, OpenOptions const
   }
   parts.path = path;
   if (options.family != "auto") parts.family = options.family;
+  if (options.expert_layout != ExpertLayout::automatic) parts.expert_layout = options.expert_layout;
   return parts;
 }
 

@@ -29,6 +29,13 @@ std::vector<std::byte> config_among(std::vector<SideFile> const& side_files) {
   return bytes;
 }
 
+/// Rule 28
+ExpertForm mtp_form(StateOptions const& options, std::vector<std::byte> const& config) {
+  auto name = options.mtp_experts;
+  if (name.empty() && !config.empty()) name = parse_model_config(config).mtp_expert_layout;
+  return name.empty() ? ExpertForm::grouped : parse_expert_form(name);
+}
+
 CheckpointParts parts_of(std::map<std::string, LocalTensor> const& tensors, StateOptions const& options) {
   CheckpointParts parts;
   parts.format = CheckpointFormat::state;
@@ -40,12 +47,12 @@ CheckpointParts parts_of(std::map<std::string, LocalTensor> const& tensors, Stat
     parts.native.push_back({fqn, tensor.dtype, tensor.global_shape, nowhere, tensor.global_shape, {}});
   }
   if (parts.native.empty()) throw PlanError("a state dict without tensors makes no checkpoint");
-  FreshOptions const forms{.expert_layout = options.expert_layout,
-                           .mtp_experts = parse_expert_form(options.mtp_experts)};
+  auto const config = config_among(options.side_files);
+  FreshOptions const forms{.expert_layout = options.expert_layout, .mtp_experts = mtp_form(options, config)};
   add_fresh_files(parts, forms, options.max_file_bytes);
   parts.hf.side_files = options.side_files;
   std::ranges::sort(parts.hf.side_files, {}, &SideFile::name);
-  parts.hf.config = config_among(options.side_files);
+  parts.hf.config = config;
   if (options.partial) parts.hf.headers = HeaderOrigin::selection;
   return parts;
 }

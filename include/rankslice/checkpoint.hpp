@@ -107,11 +107,14 @@ struct OpenOptions {
   /// For a folder of shards: the HF checkpoint or store whose headers and side files are used, instead of the recorded
   /// one.
   std::string source{};
+  /// How grouped experts lie in the Hugging Face checkpoint. What has been stored in the native form tells by itself.
+  ExpertLayout expert_layout = ExpertLayout::automatic;
 };
 
 /// Open a folder of safetensors files, a native store, or a folder written by `save_shards`. Rank 0 reads headers and
 /// index once and shares them. Collective.
-/// @throws IoError when something is missing, FormatError when it breaks its format or does not fit its model.
+/// @throws IoError when something is missing, FormatError when it breaks its format or does not fit its model, UsageError
+/// for grouped experts whose shapes fit both layouts, when none is asked for.
 [[nodiscard]] std::shared_ptr<Checkpoint const> open_checkpoint(std::string const& path, Communicator& world,
                                                                 OpenOptions const& options = {});
 

@@ -20,7 +20,9 @@ struct LocalTensor {
 struct StateOptions {
   std::string family;                              ///< `qwen3_5_moe`, `qwen3_vl_moe`
   ExpertLayout expert_layout = ExpertLayout::hub;  ///< How exports hold grouped experts (rule 61).
-  std::string mtp_experts = "grouped";  ///< How exports hold the experts of MTP: `grouped`, `split` (rule 28).
+  /// How exports hold the experts of MTP: `grouped`, `split` (rule 28). Empty: as config.json's `mtp_expert_hf_layout`
+  /// says, or else grouped.
+  std::string mtp_experts{};
   /// Carried along by exports: those of a checkpoint (`Checkpoint::hf`), or `side_files_in` a folder. The tensors must
   /// fit the config.json among them.
   std::vector<SideFile> side_files{};

@@ -132,7 +132,10 @@ CallOptions Job::call() {
 }
 
 OpenOptions Job::open_options() const {
-  return {.family = options.family, .store = &native_store(), .source = options.source};
+  return {.family = options.family,
+          .store = &native_store(),
+          .source = options.source,
+          .expert_layout = options.layout_of_experts()};
 }
 
 std::shared_ptr<Checkpoint const> Job::open_input() {

@@ -53,8 +53,9 @@ void add_output_options(CLI::App& app, Options& o) {
 }
 
 void add_model_options(CLI::App& app, Options& o) {
-  option(app, "--family", o.family, "Model family: auto (by config.json) or qwen3_5_moe")->capture_default_str();
-  option(app, "--expert-layout", o.expert_layout, "auto; hub and transformers are not in this version")
+  option(app, "--family", o.family, "Model family: auto (by config.json), qwen3_5_moe or qwen3_vl_moe")
+      ->capture_default_str();
+  option(app, "--expert-layout", o.expert_layout, "How grouped experts lie, where their shapes do not tell")
       ->check(CLI::IsMember({"auto", "hub", "transformers"}))
       ->capture_default_str();
 }
@@ -253,7 +254,6 @@ void check_options(Options const& o) {
   if (o.device == "cuda") throw DeviceError("--device cuda: not in this version; tensors are loaded on the CPU");
   if (o.comm == "nccl") throw DeviceError("--comm nccl: not in this version; ranks talk through MPI");
   (void)key_selection(o.include, o.exclude);  // refuses bad patterns before any file is opened
-  refuse(o.command != "synth" && o.expert_layout != "auto", "--expert-layout " + o.expert_layout);
   refuse(o.dtype != "preserve", "--dtype " + o.dtype);
   refuse(o.verify == "coverage" || o.verify == "reread", "--verify " + o.verify);
   refuse(o.gather, "--gather");
@@ -276,6 +276,11 @@ void check_options(Options const& o) {
 
 std::chrono::milliseconds Options::timeout() const {
   return std::chrono::milliseconds(std::max<std::int64_t>(1, static_cast<std::int64_t>(timeout_s * 1000)));
+}
+
+ExpertLayout Options::layout_of_experts() const {
+  if (expert_layout == "hub") return ExpertLayout::hub;
+  return expert_layout == "transformers" ? ExpertLayout::transformers : ExpertLayout::automatic;
 }
 
 VerifyLevel Options::verify_level() const { return verify == "off" ? VerifyLevel::off : VerifyLevel::full; }

@@ -301,8 +301,7 @@ def test_a_store_that_ends_early_is_refused(store, size):
 
 LATER = [
     ["load", "CKPT", "--dtype", "float32"],
-    ["load", "CKPT", "--expert-layout", "hub"],
-    ["load", "CKPT", "--family", "qwen3_vl_moe"],
+    ["load", "CKPT", "--family", "qwen3_moe"],
     ["load", "CKPT", "--verify", "coverage"],
     ["load", "CKPT", "--verify", "reread"],
     ["verify", "CKPT", "--write-manifest"],
