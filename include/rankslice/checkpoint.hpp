@@ -113,8 +113,8 @@ struct OpenOptions {
 
 /// Open a folder of safetensors files, a native store, or a folder written by `save_shards`. Rank 0 reads headers and
 /// index once and shares them. Collective.
-/// @throws IoError when something is missing, FormatError when it breaks its format or does not fit its model, UsageError
-/// for grouped experts whose shapes fit both layouts, when none is asked for.
+/// @throws IoError when something is missing, FormatError when it breaks its format or does not fit its model,
+/// UsageError for grouped experts whose shapes fit both layouts, when none is asked for.
 [[nodiscard]] std::shared_ptr<Checkpoint const> open_checkpoint(std::string const& path, Communicator& world,
                                                                 OpenOptions const& options = {});
 

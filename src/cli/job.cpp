@@ -135,7 +135,7 @@ OpenOptions Job::open_options() const {
   return {.family = options.family,
           .store = &native_store(),
           .source = options.source,
-          .expert_layout = options.layout_of_experts()};
+          .expert_layout = parse_expert_layout(options.expert_layout).value()};
 }
 
 std::shared_ptr<Checkpoint const> Job::open_input() {

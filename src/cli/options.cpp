@@ -278,11 +278,6 @@ std::chrono::milliseconds Options::timeout() const {
   return std::chrono::milliseconds(std::max<std::int64_t>(1, static_cast<std::int64_t>(timeout_s * 1000)));
 }
 
-ExpertLayout Options::layout_of_experts() const {
-  if (expert_layout == "hub") return ExpertLayout::hub;
-  return expert_layout == "transformers" ? ExpertLayout::transformers : ExpertLayout::automatic;
-}
-
 VerifyLevel Options::verify_level() const { return verify == "off" ? VerifyLevel::off : VerifyLevel::full; }
 
 std::optional<Options> parse_options(int argc, char** argv) {

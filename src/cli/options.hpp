@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "rankslice/options.hpp"
-#include "rankslice/parameter.hpp"
 
 namespace rankslice::cli {
 
@@ -55,7 +54,6 @@ struct Options {
 
   [[nodiscard]] std::chrono::milliseconds timeout() const;
   [[nodiscard]] VerifyLevel verify_level() const;
-  [[nodiscard]] ExpertLayout layout_of_experts() const;
 };
 
 /// Prints `--help` and `--version` itself and then returns nothing.
