@@ -6,23 +6,17 @@
 #include <iterator>
 #include <utility>
 
+#include "format/hub_files.hpp"
+
 namespace rankslice {
 
 namespace {
-
-using Tensor = SafetensorsHeader::Tensor;
-
-std::uint64_t tensor_bytes(std::vector<Tensor> const& tensors) {
-  std::uint64_t bytes = 0;
-  for (auto const& tensor : tensors) bytes += byte_size(tensor.dtype, tensor.shape);
-  return bytes;
-}
 
 /// A JSON string as Python's json writes it, all ASCII.
 std::string json_string(std::string const& text) { return nlohmann::json(text).dump(-1, ' ', true); }
 
 /// `json.dump(index, file, indent=2)`: members in the order of the files, no newline at the end.
-std::string index_json(std::vector<FreshFile> const& files) {
+std::string index_json(std::vector<HubFile> const& files) {
   std::uint64_t total_size = 0;
   std::string weight_map;
   for (auto const& file : files) {
@@ -38,33 +32,7 @@ std::string index_json(std::vector<FreshFile> const& files) {
 
 }  // namespace
 
-std::vector<FreshFile> split_into_files(std::vector<Tensor> tensors, std::uint64_t limit) {
-  std::vector<FreshFile> files;
-  FreshFile open;
-  std::uint64_t open_bytes = 0;
-  for (auto& tensor : tensors) {
-    auto const bytes = byte_size(tensor.dtype, tensor.shape);
-    if (bytes > limit) {  // goes before the file that is being filled, as in huggingface_hub
-      files.push_back({{}, {std::move(tensor)}});
-      continue;
-    }
-    if (open_bytes + bytes > limit) {
-      files.push_back(std::exchange(open, {}));
-      open_bytes = 0;
-    }
-    open.tensors.push_back(std::move(tensor));
-    open_bytes += bytes;
-  }
-  if (!open.tensors.empty()) files.push_back(std::move(open));
-
-  for (std::size_t i = 0; i < files.size(); ++i) {
-    files[i].name =
-        files.size() == 1 ? "model.safetensors" : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, files.size());
-  }
-  return files;
-}
-
-HfLayout make_fresh_layout(std::vector<Tensor> tensors, std::uint64_t max_file_bytes) {
+HfLayout make_fresh_layout(std::vector<SafetensorsHeader::Tensor> tensors, std::uint64_t max_file_bytes) {
   auto const files = split_into_files(std::move(tensors), max_file_bytes);
   HfLayout layout;
   for (auto const& file : files) {

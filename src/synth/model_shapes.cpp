@@ -12,10 +12,11 @@ namespace {
 /// The keys below one prefix, appended to a list.
 class Module {
  public:
-  Module(std::vector<SynthTensor>& tensors, std::string prefix) : tensors_(tensors), prefix_(std::move(prefix)) {}
+  Module(std::vector<SafetensorsHeader::Tensor>& tensors, std::string prefix)
+      : tensors_(tensors), prefix_(std::move(prefix)) {}
 
   void add(std::string_view key, Shape shape, DType dtype = DType::BF16) const {
-    tensors_.push_back({prefix_ + std::string(key), dtype, std::move(shape)});
+    tensors_.push_back({prefix_ + std::string(key), dtype, std::move(shape), {}});
   }
 
   /// `key`.weight, and `key`.bias with the sizes of its first axis.
@@ -28,7 +29,7 @@ class Module {
   [[nodiscard]] Module child(std::string_view name) const { return {tensors_, prefix_ + std::string(name) + "."}; }
 
  private:
-  std::vector<SynthTensor>& tensors_;
+  std::vector<SafetensorsHeader::Tensor>& tensors_;
   std::string prefix_;
 };
 
@@ -189,14 +190,14 @@ bool has_mtp(SynthModel const& model) {
   return model.family == SynthFamily::qwen3_5_moe && model.layout == SynthLayout::hub;
 }
 
-std::vector<SynthTensor> model_tensors(SynthModel const& model) {
-  std::vector<SynthTensor> tensors;
+std::vector<SafetensorsHeader::Tensor> model_tensors(SynthModel const& model) {
+  std::vector<SafetensorsHeader::Tensor> tensors;
   Module const top(tensors, "");
   add_vision_tower(top.child("model.visual"), model);
   add_decoder(top.child("model.language_model"), model);
   top.add("lm_head.weight", {model.dims.vocab, model.dims.hidden});
   if (has_mtp(model)) add_mtp(top.child("mtp"), model);
-  if (model.layout == SynthLayout::transformers) std::ranges::sort(tensors, {}, &SynthTensor::name);
+  if (model.layout == SynthLayout::transformers) std::ranges::sort(tensors, {}, &SafetensorsHeader::Tensor::name);
   return tensors;
 }
 

@@ -6,16 +6,9 @@
 #include <string_view>
 #include <vector>
 
-#include "rankslice/tensor_catalog.hpp"
+#include "format/safetensors.hpp"
 
 namespace rankslice {
-
-/// A tensor as a Hugging Face checkpoint names and stores it.
-struct SynthTensor {
-  std::string name;
-  DType dtype = DType::BF16;
-  Shape shape;
-};
 
 /// The families that there are synthetic checkpoints of.
 enum class SynthFamily : std::uint8_t { qwen3_5_moe, qwen3_vl_moe };
@@ -83,6 +76,6 @@ struct SynthModel {
 
 /// Every tensor of a checkpoint. On the Hub they lie in the order in which the model registers them: vision tower,
 /// decoder, head, MTP block; transformers sorts them by name.
-[[nodiscard]] std::vector<SynthTensor> model_tensors(SynthModel const& model);
+[[nodiscard]] std::vector<SafetensorsHeader::Tensor> model_tensors(SynthModel const& model);
 
 }  // namespace rankslice

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "synth/hub_files.hpp"
+#include "format/hub_files.hpp"
 #include "synth/model_shapes.hpp"
 
 namespace rankslice {

@@ -14,10 +14,11 @@
 #include "rankslice/error.hpp"
 
 #include "core/literals.hpp"
+#include "format/hub_files.hpp"
 #include "format/safetensors.hpp"
 #include "io/file.hpp"
 #include "io/staged_output.hpp"
-#include "synth/hub_files.hpp"
+#include "synth/hub_index.hpp"
 #include "synth/presets.hpp"
 #include "synth/side_files.hpp"
 #include "synth/values.hpp"
@@ -79,7 +80,7 @@ class WeightWriter {
       : options_(options), total_(total_bytes), piece_(std::make_unique<std::byte[]>(kPieceBytes)) {}
 
   void write_file(std::string const& path, HubFile const& file) {
-    auto const header_bytes = header_of(file);
+    auto const header_bytes = make_safetensors_header(file.tensors, {{"format", "pt"}});
     auto const size = header_bytes.size() + tensor_bytes(file.tensors);
     auto writer = FileWriter::create(path);
     if (options_.headers_only) {
@@ -98,12 +99,6 @@ class WeightWriter {
   }
 
  private:
-  static std::vector<std::byte> header_of(HubFile const& file) {
-    std::vector<SafetensorsHeader::Tensor> tensors;
-    for (auto const& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, tensor.shape, {}});
-    return make_safetensors_header(std::move(tensors), {{"format", "pt"}});
-  }
-
   void write_values(FileWriter& writer, SafetensorsHeader::Tensor const& tensor) {
     SyntheticValues const values(options_.seed, tensor.name, tensor.dtype);
     for (std::uint64_t first = 0; first < tensor.bytes.size(); first += kPieceBytes) {

@@ -9,40 +9,6 @@
 namespace rankslice {
 namespace {
 
-using testing::ElementsAre;
-
-/// Tensors of so many bytes, named a, b, c, ….
-std::vector<SafetensorsHeader::Tensor> tensors_of(std::vector<std::uint64_t> const& sizes) {
-  std::vector<SafetensorsHeader::Tensor> tensors;
-  for (auto const size : sizes) {
-    tensors.push_back({std::string(1, static_cast<char>('a' + tensors.size())), DType::U8, {size}, {}});
-  }
-  return tensors;
-}
-
-/// The names of the tensors, file by file.
-std::vector<std::string> split(std::vector<std::uint64_t> const& sizes, std::uint64_t limit) {
-  std::vector<std::string> files;
-  for (auto const& file : split_into_files(tensors_of(sizes), limit)) {
-    auto& names = files.emplace_back();
-    for (auto const& tensor : file.tensors) names += tensor.name;
-  }
-  return files;
-}
-
-// The example of huggingface_hub's docstring first.
-TEST(FreshLayout, FilesAreFilledInOrderUpToTheLimit) {
-  EXPECT_THAT(split({6, 6, 2, 6, 2, 2}, 10), ElementsAre("a", "bc", "def"));
-  EXPECT_THAT(split({5, 5, 5}, 10), ElementsAre("ab", "c")) << "just as much as the limit still fits";
-  EXPECT_THAT(split({0, 10, 0}, 10), ElementsAre("abc"));
-  EXPECT_THAT(split({1}, 10), ElementsAre("a"));
-}
-
-TEST(FreshLayout, ATensorAboveTheLimitGetsAFileBeforeTheOneThatIsBeingFilled) {
-  EXPECT_THAT(split({3, 11, 4}, 10), ElementsAre("b", "ac"));
-  EXPECT_THAT(split({11, 12}, 10), ElementsAre("a", "b"));
-}
-
 TEST(FreshLayout, OneFileNeedsNeitherNumberNorIndex) {
   auto const layout = make_fresh_layout({{"w", DType::BF16, {2, 3}, {}}});
   constexpr auto kJson =
@@ -75,7 +41,8 @@ TEST(FreshLayout, SeveralFilesAreNumberedAndIndexedAsHuggingfaceHubDoes) {
 }
 
 TEST(FreshLayout, IsReadLikeThatOfAnyFolder) {
-  auto const layout = make_fresh_layout(tensors_of({3, 5, 1}), 5);
+  auto const layout =
+      make_fresh_layout({{"a", DType::U8, {3}, {}}, {"b", DType::U8, {5}, {}}, {"c", DType::U8, {1}, {}}}, 5);
   std::vector<std::string> warnings;
   auto const catalog = make_catalog(layout, "/out", warnings);
   ASSERT_EQ(catalog.tensors.size(), 3U);

@@ -38,15 +38,15 @@ SynthModel odd_model(SynthFamily family, SynthLayout layout = SynthLayout::hub) 
 constexpr auto kVl = SynthFamily::qwen3_vl_moe;
 constexpr auto k35 = SynthFamily::qwen3_5_moe;
 
-Shape shape_of(std::vector<SynthTensor> const& tensors, std::string const& name) {
-  auto const found = std::ranges::find(tensors, name, &SynthTensor::name);
+Shape shape_of(std::vector<SafetensorsHeader::Tensor> const& tensors, std::string const& name) {
+  auto const found = std::ranges::find(tensors, name, &SafetensorsHeader::Tensor::name);
   return found == tensors.end() ? Shape{} : found->shape;
 }
 
 using NamedShapes = std::map<std::string, Shape>;
 
 /// Names below a prefix and their shapes.
-NamedShapes below(std::string const& prefix, std::vector<SynthTensor> const& tensors) {
+NamedShapes below(std::string const& prefix, std::vector<SafetensorsHeader::Tensor> const& tensors) {
   NamedShapes shapes;
   for (auto const& tensor : tensors) {
     if (tensor.name.starts_with(prefix)) shapes[tensor.name.substr(prefix.size())] = tensor.shape;

@@ -8,7 +8,7 @@
 
 #include "rankslice/error.hpp"
 
-#include "synth/hub_files.hpp"
+#include "format/hub_files.hpp"
 #include "synth/model_shapes.hpp"
 #include "synth/presets.hpp"
 
@@ -59,7 +59,7 @@ TEST(Presets, OfRealModelsHaveTheTensorsAndBytesOfTheReleases) {
     EXPECT_EQ(tensors.size(), release.tensors) << release.preset;
     EXPECT_EQ(tensor_bytes(tensors), release.bytes) << release.preset;
     auto const of_dtype = [&](DType dtype) {
-      return static_cast<std::size_t>(std::ranges::count(tensors, dtype, &SynthTensor::dtype));
+      return static_cast<std::size_t>(std::ranges::count(tensors, dtype, &SafetensorsHeader::Tensor::dtype));
     };
     EXPECT_EQ(of_dtype(DType::F32), release.f32) << release.preset;
     EXPECT_EQ(of_dtype(DType::BF16), release.tensors - release.f32) << release.preset;

@@ -1,17 +1,19 @@
+#include "format/hub_files.hpp"
+
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "synth/hub_files.hpp"
+#include "synth/hub_index.hpp"
 
 namespace rankslice {
 namespace {
 
 using testing::ElementsAre;
 
-std::vector<SynthTensor> tensors_of_bytes(std::vector<std::uint64_t> const& sizes) {
-  std::vector<SynthTensor> tensors;
-  for (auto const size : sizes) tensors.push_back({fmt::format("t{}", tensors.size()), DType::U8, {size}});
+std::vector<SafetensorsHeader::Tensor> tensors_of_bytes(std::vector<std::uint64_t> const& sizes) {
+  std::vector<SafetensorsHeader::Tensor> tensors;
+  for (auto const size : sizes) tensors.push_back({fmt::format("t{}", tensors.size()), DType::U8, {size}, {}});
   return tensors;
 }
 
@@ -28,6 +30,10 @@ std::vector<std::vector<std::uint64_t>> sizes_by_file(std::vector<HubFile> const
 TEST(SplitIntoFiles, FillsOneFileAfterTheOtherInOrder) {
   EXPECT_THAT(sizes_by_file(split_into_files(tensors_of_bytes({6, 6, 2, 6, 2, 2}), 10)),
               ElementsAre(ElementsAre(6), ElementsAre(6, 2), ElementsAre(6, 2, 2)));
+}
+
+TEST(SplitIntoFiles, CountsTensorsWithoutElements) {
+  EXPECT_THAT(sizes_by_file(split_into_files(tensors_of_bytes({0, 10, 0}), 10)), ElementsAre(ElementsAre(0, 10, 0)));
 }
 
 TEST(SplitIntoFiles, FillsAFileUpToTheLimitItself) {
@@ -62,11 +68,11 @@ TEST(SplitIntoFiles, NamesTheFilesAsTheHubDoes) {
 }
 
 std::vector<HubFile> two_files() {
-  return {{"model-00001-of-00002.safetensors", {{"b.weight", DType::BF16, {3, 5}}}},
-          {"model-00002-of-00002.safetensors", {{"a", DType::F32, {}}, {"c", DType::U8, {0}}}}};
+  return {{"model-00001-of-00002.safetensors", {{"b.weight", DType::BF16, {3, 5}, {}}}},
+          {"model-00002-of-00002.safetensors", {{"a", DType::F32, {}, {}}, {"c", DType::U8, {0}, {}}}}};
 }
 
-TEST(IndexJson, IsWhatHuggingfaceHubWrites) {
+TEST(IndexJson, IsSortedAsOnTheHub) {
   EXPECT_EQ(index_json(two_files()), R"({
   "metadata": {
     "total_size": 34

@@ -1,13 +1,14 @@
-#include "synth/hub_files.hpp"
+#include "format/hub_files.hpp"
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include <utility>
 
 namespace rankslice {
 
 namespace {
+
+using Tensor = SafetensorsHeader::Tensor;
 
 void name_files(std::vector<HubFile>& files, std::string_view stem) {
   for (std::size_t i = 0; i < files.size(); ++i) {
@@ -18,7 +19,7 @@ void name_files(std::vector<HubFile>& files, std::string_view stem) {
 
 }  // namespace
 
-std::vector<HubFile> split_into_files(std::vector<SynthTensor> tensors, std::uint64_t limit, std::string_view stem) {
+std::vector<HubFile> split_into_files(std::vector<Tensor> tensors, std::uint64_t limit, std::string_view stem) {
   std::vector<HubFile> files;
   HubFile open;
   std::uint64_t open_bytes = 0;
@@ -41,7 +42,7 @@ std::vector<HubFile> split_into_files(std::vector<SynthTensor> tensors, std::uin
   return files;
 }
 
-std::vector<HubFile> deal_into_files(std::vector<SynthTensor> tensors, std::uint64_t share, std::string_view stem) {
+std::vector<HubFile> deal_into_files(std::vector<Tensor> tensors, std::uint64_t share, std::string_view stem) {
   std::vector<HubFile> files;
   std::uint64_t begin = 0, last_share = 0;
   for (auto& tensor : tensors) {
@@ -54,22 +55,7 @@ std::vector<HubFile> deal_into_files(std::vector<SynthTensor> tensors, std::uint
   return files;
 }
 
-std::string index_json(std::vector<HubFile> const& files, SynthLayout layout) {
-  std::uint64_t total_size = 0, parameters = 0;
-  auto weight_map = nlohmann::json::object();
-  for (auto const& file : files) {
-    total_size += tensor_bytes(file.tensors);
-    for (auto const& tensor : file.tensors) {
-      parameters += element_count(tensor.shape);
-      weight_map[tensor.name] = file.name;
-    }
-  }
-  nlohmann::json index{{"metadata", {{"total_size", total_size}}}, {"weight_map", std::move(weight_map)}};
-  if (layout == SynthLayout::transformers) index["metadata"]["total_parameters"] = parameters;
-  return index.dump(2) + "\n";
-}
-
-std::uint64_t tensor_bytes(std::vector<SynthTensor> const& tensors) {
+std::uint64_t tensor_bytes(std::vector<Tensor> const& tensors) {
   std::uint64_t bytes = 0;
   for (auto const& tensor : tensors) bytes += byte_size(tensor.dtype, tensor.shape);
   return bytes;
