@@ -74,7 +74,7 @@ void copy_side_file(SideFile const& side, std::string const& folder, BlockDone c
 
 }  // namespace
 
-void create_shards(HfLayout const& layout, std::string const& folder, BlockDone const& done) {
+void create_hf_files(HfLayout const& layout, std::string const& folder, BlockDone const& done) {
   for (auto const& file : layout.files) {
     make_parent_folders(folder, file.name);
     auto const path = folder + "/" + file.name;

@@ -14,7 +14,7 @@ namespace rankslice {
 /// Every shard at its full size with its header, below an existing folder: a full disk shows here, before a byte is
 /// moved.
 /// @throws IoError, VerifyError when a header reads back differently
-void create_shards(HfLayout const& layout, std::string const& folder, BlockDone const& done);
+void create_hf_files(HfLayout const& layout, std::string const& folder, BlockDone const& done);
 
 /// Side files, and the index last: a folder without it is no checkpoint.
 /// @throws IoError, FormatError for a side file that does not have its recorded checksum, VerifyError

@@ -16,34 +16,38 @@ void require_cpu(Device device) {
   if (device == Device::cuda) throw DeviceError("--device cuda: this version loads on the CPU only");
 }
 
-ShardedTensor allocate(Parameter const& parameter, PlannedSlice const& planned, Mesh const& mesh) {
+/// Allocate a local tensor and read it. Digests what is read into `sums`, if given.
+ShardedTensor load_tensor(Model const& model, PlannedSlice const& planned, Mesh const& mesh, StorageReader& reader,
+                          Transfer& transfer, Digests* sums) {
+  auto const& parameter = model.parameters[planned.parameter];
   auto tensor = place_local_tensor(parameter, planned, mesh);
   tensor.data = allocate_host(parameter.bytes(planned.slice, Form::native));
+
+  NativeBox<std::byte> const box{.data = tensor.data.data.get(), .slice = planned.slice};
+  auto digest = sums != nullptr ? std::optional<ParameterDigest>(std::in_place, model, parameter) : std::nullopt;
+  DigestSink const sink{.digest = digest ? &*digest : nullptr, .sums = sums};
+  reader.for_each_piece(planned, [&](StoredPiece const& piece, Slice const& slice, FileReader& file) {
+    transfer.read(piece, slice, file, box, sink);
+  });
   return tensor;
 }
 
-StateDict load_slices(std::shared_ptr<Checkpoint const> const& checkpoint, Mesh const& mesh,
+StateDict load_slices(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh,
                       MeshCoordinate const& coordinate, LoadOptions const& options, Communicator* world) {
   require_cpu(options.device);
-  auto const source = options.keys ? select_tensors(checkpoint, options.keys) : checkpoint;
-  auto const& model = source->model;
-  auto const plan = make_load_plan(model, source->storage.form, mesh, coordinate);
-  StateDict state{.tensors = {}, .mesh = mesh, .coordinate = coordinate, .source = source, .read = {}};
+  auto const selected = options.keys ? select_tensors(source, options.keys) : source;
+  auto const& model = selected->model;
+  auto const& storage = selected->storage;
+  auto const plan = make_load_plan(model, storage.form, mesh, coordinate);
+  StateDict state{.tensors = {}, .mesh = mesh, .coordinate = coordinate, .source = selected, .read = {}};
   auto const digesting = options.verify == VerifyLevel::full;
   if (digesting) state.read = Digests(model);
 
-  StorageReader reader(source->storage, model);
-  Transfer transfer(model, source->storage.form, watch(options.call, "load", plan.bytes_read, world));
+  StorageReader reader(storage, model);
+  Transfer transfer(model, storage.form, watch(options.call, "load", plan.bytes_read, world));
   for (auto const& planned : plan.slices) {
-    auto const& parameter = model.parameters[planned.parameter];
-    auto tensor = allocate(parameter, planned, mesh);
-    NativeBox<std::byte> const box{.data = tensor.data.data.get(), .slice = planned.slice};
-    auto digest = digesting ? std::optional<ParameterDigest>(std::in_place, model, parameter) : std::nullopt;
-    DigestSink const sink{.digest = digest ? &*digest : nullptr, .sums = &state.read};
-    reader.for_each_piece(planned, [&](StoredPiece const& piece, Slice const& slice, FileReader& file) {
-      transfer.read(piece, slice, file, box, sink);
-    });
-    state.tensors.emplace(parameter.fqn, std::move(tensor));
+    auto tensor = load_tensor(model, planned, mesh, reader, transfer, digesting ? &state.read : nullptr);
+    state.tensors.emplace(tensor.parameter.fqn, std::move(tensor));
   }
   reader.check_unchanged();
   return state;

@@ -20,28 +20,23 @@ namespace rankslice {
 
 namespace {
 
-/// What is to be written, and of which tensors.
-struct Target {
-  HfTarget files;
-  std::vector<bool> taken;  // by tensor of the source
-  std::vector<PlannedSlice> plan;
+struct ExportPlan {
+  HfTarget target;
+  std::vector<bool> taken;           // which tensors of the source
+  std::vector<PlannedSlice> slices;  // what this rank writes
 };
 
-/// The slices of a plan of whose parameters anything is taken.
-std::vector<PlannedSlice> needed(std::vector<PlannedSlice> plan, Model const& model, std::vector<bool> const& taken) {
-  std::erase_if(plan, [&](PlannedSlice const& planned) {
-    auto const& tensors = model.parameters[planned.parameter].tensors;
-    return std::ranges::none_of(tensors, [&](std::uint32_t tensor) { return taken[tensor]; });
+ExportPlan plan_export(Checkpoint const& source, Mesh const& mesh, MeshCoordinate const& coordinate,
+                       ExportOptions const& options) {
+  auto const& model = source.model;
+  ExportPlan plan{.target = {}, .taken = taken_tensors(model, options.keys), .slices = {}};
+  plan.target = make_target(source, plan.taken, options.max_file_bytes);
+  plan.slices = make_save_plan(model, mesh, coordinate);
+  std::erase_if(plan.slices, [&](PlannedSlice const& planned) {
+    auto const is_taken = [&](std::uint32_t tensor) { return plan.taken[tensor]; };
+    return std::ranges::none_of(model.parameters[planned.parameter].tensors, is_taken);
   });
   return plan;
-}
-
-Target plan_target(Checkpoint const& source, Mesh const& mesh, MeshCoordinate const& coordinate,
-                   ExportOptions const& options) {
-  auto taken = taken_tensors(source.model, options.keys);
-  auto files = make_target(source, taken, options.max_file_bytes);
-  auto plan = needed(make_save_plan(source.model, mesh, coordinate), source.model, taken);
-  return {.files = std::move(files), .taken = std::move(taken), .plan = std::move(plan)};
 }
 
 /// Where the tensors go, below `folder`.
@@ -55,42 +50,62 @@ Storage target_storage(Model const& model, HfTarget const& target, std::string c
   return storage;
 }
 
-/// The digests of what is written; zero for what is left out.
-DigestTable only(std::vector<bool> const& taken, DigestTable table) {
+/// Digests without those of tensors that are left out.
+Digests without_left_out(std::vector<bool> const& taken, Digests digests) {
   for (std::size_t i = 0; i < taken.size(); ++i) {
-    if (!taken[i]) std::ranges::fill(table.of(i), 0);
+    if (taken[i]) continue;
+    std::ranges::fill(digests.source.of(i), 0);
+    std::ranges::fill(digests.stored.of(i), 0);
   }
-  return table;
+  return digests;
 }
 
-/// What stands between the written bytes and their final name. Collective.
-using Check = std::function<void(Digests written)>;
+/// A checkpoint on its way into a folder. Every function is collective.
+class Export {
+ public:
+  Export(Model const& model, ExportPlan const& plan, std::string const& out_dir, Communicator& world,
+         ExportOptions const& options)
+      : model_(model),
+        plan_(plan),
+        world_(world),
+        options_(options),
+        alive_(watch({.stop = options.call.stop}, "to_hf", 0, &world)),
+        output_(out_dir, StagedOutput::Kind::folder, options.overwrite, world) {}
 
-ExportReport write_checkpoint(Model const& model, Target const& target, NativeSource& tensors,
-                              std::string const& out_dir, Communicator& world, ExportOptions const& options,
-                              Check const& check) {
-  auto const& hf = target.files.hf;
-  SharedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite, world);
-  auto const storage = target_storage(model, target.files, output.path());
-  auto const alive = watch({.stop = options.call.stop}, "to_hf", 0, &world);  // of what is no tensor
-  StoredBytes bytes;
-  on_every_rank(world, [&] {
-    bytes = stored_bytes(storage, model, target.plan);
-    if (world.rank() == 0) create_shards(hf, output.path(), alive);
-  });
+  /// All files at their full size, the tensors in them, and these read back. Returns the digests of what this rank
+  /// wrote.
+  [[nodiscard]] Digests write(NativeSource& tensors) {
+    auto const storage = target_storage(model_, plan_.target, output_.path());
+    on_every_rank(world_, [&] {
+      bytes_ = stored_bytes(storage, model_, plan_.slices);
+      if (world_.rank() == 0) create_hf_files(plan_.target.hf, output_.path(), alive_);
+    });
+    auto const done = watch(options_.call, "to_hf", bytes_.wanted + bytes_.read, &world_);
+    Digests written;
+    on_every_rank(world_, [&] { written = write_slices(model_, plan_.slices, tensors, storage, done); });
+    on_every_rank(world_, [&] { check_read_back(model_, plan_.slices, storage, written, done); });
+    return written;
+  }
 
-  auto const done = watch(options.call, "to_hf", bytes.wanted + bytes.read, &world);
-  Digests written;
-  on_every_rank(world, [&] { written = write_slices(model, target.plan, tensors, storage, done); });
-  on_every_rank(world, [&] { check_read_back(model, target.plan, storage, written, done); });
-  check(std::move(written));
+  /// Side files, the index, and the final name.
+  [[nodiscard]] ExportReport publish() {
+    auto const& hf = plan_.target.hf;
+    on_every_rank(world_, [&] {
+      if (world_.rank() == 0) add_other_files(hf, output_.path(), alive_);
+    });
+    output_.publish();
+    return {.headers = hf.headers, .bytes_read = 0, .bytes_written = bytes_.wanted, .files = hf.files.size()};
+  }
 
-  on_every_rank(world, [&] {
-    if (world.rank() == 0) add_other_files(hf, output.path(), alive);
-  });
-  output.publish();
-  return {.headers = hf.headers, .bytes_read = 0, .bytes_written = bytes.wanted, .files = hf.files.size()};
-}
+ private:
+  Model const& model_;
+  ExportPlan const& plan_;
+  Communicator& world_;
+  ExportOptions const& options_;
+  BlockDone alive_;  // of what is no tensor
+  SharedOutput output_;
+  StoredBytes bytes_;
+};
 
 }  // namespace
 
@@ -98,47 +113,50 @@ ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communica
                    ExportOptions const& options) {
   auto const& model = state.source->model;
   std::optional<HeldTensors> held;
-  Target target;
+  ExportPlan plan;
   require_same_source(state, world);
   on_every_rank(world, [&] {
     require_consistent(state, world);
     held.emplace(state);
-    target = plan_target(*state.source, state.mesh, state.coordinate, options);
+    plan = plan_export(*state.source, state.mesh, state.coordinate, options);
   });
-  auto const expected = digest_all_held(state, options.call, world);
-  return write_checkpoint(model, target, *held, out_dir, world, options, [&](Digests written) {
-    world.all_reduce(written.source.values(), Reduce::sum);
-    auto const expected_source = only(target.taken, expected.source);
-    on_every_rank(world, [&] { require_equal(model, {"held", expected_source}, {"written", written.source}); });
-  });
+  auto const expected = without_left_out(plan.taken, digest_all_held(state, options.call, world));
+
+  Export output(model, plan, out_dir, world, options);
+  auto written = output.write(*held);
+  world.all_reduce(written.source.values(), Reduce::sum);
+  on_every_rank(world, [&] { require_equal(model, {"held", expected.source}, {"written", written.source}); });
+  return output.publish();
 }
 
 ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Communicator& world,
                    ExportOptions const& options, VerifyLevel verify) {
   auto const& model = checkpoint.model;
   auto const mesh = make_mesh(world.size());
-  Target target;
-  on_every_rank(world, [&] { target = plan_target(checkpoint, mesh, mesh.coordinate(world.rank()), options); });
+  ExportPlan plan;
+  on_every_rank(world, [&] { plan = plan_export(checkpoint, mesh, mesh.coordinate(world.rank()), options); });
   if (verify == VerifyLevel::full) require_equal_copies(checkpoint, world, options.call);
   StreamedTensors streamed(checkpoint.storage, model);
-  auto report = write_checkpoint(model, target, streamed, out_dir, world, options, [&](Digests const& written) {
-    Digests read;
-    read.source = only(target.taken, streamed.read().source);
-    read.stored = only(target.taken, streamed.read().stored);
-    on_every_rank(world, [&] {
-      streamed.check_unchanged();
-      // Of converted tensors only the values as the files hold them: a trained one need not be exact in fewer bits.
-      require_equal(model, {"read", read.source}, {"written", written.source});
-    });
-    if (verify != VerifyLevel::full || !checkpoint.digests) return;
+
+  Export output(model, plan, out_dir, world, options);
+  auto const written = output.write(streamed);
+  auto read = without_left_out(plan.taken, streamed.read());
+  on_every_rank(world, [&] {
+    streamed.check_unchanged();
+    // Of converted tensors only the values as the files hold them: a trained one need not be exact in fewer bits.
+    require_equal(model, {"read", read.source}, {"written", written.source});
+  });
+  if (verify == VerifyLevel::full && checkpoint.digests) {
+    auto const recorded = without_left_out(plan.taken, *checkpoint.digests);
     world.all_reduce(read.source.values(), Reduce::sum);
     world.all_reduce(read.stored.values(), Reduce::sum);
     on_every_rank(world, [&] {
-      require_equal(model, {"recorded", only(target.taken, checkpoint.digests->source)}, {"read", read.source});
-      require_equal(model, {"recorded", only(target.taken, checkpoint.digests->stored)}, {"read", read.stored});
+      require_equal(model, {"recorded", recorded.source}, {"read", read.source});
+      require_equal(model, {"recorded", recorded.stored}, {"read", read.stored});
     });
-  });
-  report.bytes_read = plan_bytes(model, target.plan, checkpoint.storage.form);
+  }
+  auto report = output.publish();
+  report.bytes_read = plan_bytes(model, plan.slices, checkpoint.storage.form);
   return report;
 }
 

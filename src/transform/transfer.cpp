@@ -39,9 +39,32 @@ std::uint64_t offset_of(Parameter const& parameter, StoredPiece const& piece, Sl
          rows_before(piece.slice, run.part.begin, run.rows.begin) * parameter.row_bytes(form);
 }
 
+/// Some elements that are contiguous in the global tensor, in a file and in memory.
+struct Block {
+  Slice run;              // which they are part of, …
+  std::uint64_t skipped;  // … after so many elements
+  std::uint64_t offset, bytes;
+};
+
+/// Call step(block) for the blocks of `wanted` in a piece of a file in `form`.
+template <typename Step>
+void for_each_block(Parameter const& parameter, StoredPiece const& piece, Slice const& wanted, Form form,
+                    Step const& step) {
+  for_each_run(parameter, wanted, [&](Slice const& run) {
+    auto const offset = offset_of(parameter, piece, run, form);
+    for_blocks(parameter.bytes(run, form), [&](std::uint64_t begin, std::uint64_t size) {
+      step(Block{.run = run, .skipped = begin / parameter.unit_bytes(form), .offset = offset + begin, .bytes = size});
+    });
+  });
+}
+
+/// The memory of a block of a file in `form`.
 template <typename Byte>
-Byte* address_of(Parameter const& parameter, NativeBox<Byte> const& box, Slice const& run) {
-  return box.data + rows_before(box.slice, run.part.begin, run.rows.begin) * parameter.row_bytes(Form::native);
+std::span<Byte> native_block(Parameter const& parameter, NativeBox<Byte> const& box, Block const& block, Form form) {
+  auto const unit = parameter.unit_bytes(Form::native);
+  auto const rows = rows_before(box.slice, block.run.part.begin, block.run.rows.begin);
+  return {box.data + rows * parameter.row_bytes(Form::native) + block.skipped * unit,
+          block.bytes / parameter.unit_bytes(form) * unit};
 }
 
 }  // namespace
@@ -50,13 +73,13 @@ Byte* address_of(Parameter const& parameter, NativeBox<Byte> const& box, Slice c
 /// touched, and of these only `wanted` are used.
 struct Transfer::Matrix {
   StoredPiece const& piece;
-  std::uint64_t first_byte, unit;
+  std::uint64_t expert, first_byte, unit;
   std::uint64_t rows, columns;  // of the HF tensor
   Range read, wanted;           // columns of the HF tensor: rows of the native form
   std::uint64_t native_column, native_columns;
 
-  Matrix(Model const& model, StoredPiece const& stored, Slice const& slice, std::uint64_t expert)
-      : piece(stored), wanted(slice.rows) {
+  Matrix(Model const& model, StoredPiece const& stored, Slice const& slice, std::uint64_t number)
+      : piece(stored), expert(number), wanted(slice.rows) {
     auto const& parameter = model.parameters[stored.parameter];
     auto const& tensor = model.tensors[stored.tensor];
     unit = parameter.unit_bytes(Form::hf);
@@ -72,25 +95,28 @@ struct Transfer::Matrix {
   [[nodiscard]] std::uint64_t offset(std::uint64_t row, std::uint64_t column) const {
     return first_byte + (row * columns + column) * unit;
   }
-  /// Of the native element that belongs to the first wanted one of a row, in elements from the box's expert on.
-  [[nodiscard]] std::uint64_t native_offset(Slice const& box, std::uint64_t row) const {
-    return (wanted.begin - box.rows.begin) * native_columns + native_column + row;
+  /// The native element that belongs to the first wanted one of a row.
+  template <typename Byte>
+  [[nodiscard]] Byte* address(NativeBox<Byte> const& box, std::uint64_t row) const {
+    return box.data + (rows_before(box.slice, expert, wanted.begin) * native_columns + native_column + row) * unit;
   }
-
-  template <typename Step>
-  void for_each_strip(Step const& step) const;
 };
 
-/// Some rows of the matrix that are moved together.
+/// Some rows of a matrix that are moved together.
 struct Transfer::Strip {
   std::uint64_t row, rows;
 };
 
 template <typename Step>
-void Transfer::Matrix::for_each_strip(Step const& step) const {
-  auto const row_bytes = std::max<std::uint64_t>(1, read.size() * unit);
-  auto const most = std::max(kLineRows, kBlockBytes / row_bytes / kLineRows * kLineRows);
-  for (std::uint64_t row = 0; row < rows; row += most) step(Strip{row, std::min(most, rows - row)});
+void Transfer::for_each_strip(StoredPiece const& piece, Slice const& wanted, Step const& step) const {
+  for (auto expert = wanted.part.begin; expert < wanted.part.end; ++expert) {
+    Matrix const matrix(model_, piece, wanted, expert);
+    auto const row_bytes = std::max<std::uint64_t>(1, matrix.read.size() * matrix.unit);
+    auto const most = std::max(kLineRows, kBlockBytes / row_bytes / kLineRows * kLineRows);
+    for (std::uint64_t row = 0; row < matrix.rows; row += most) {
+      step(matrix, Strip{row, std::min(most, matrix.rows - row)});
+    }
+  }
 }
 
 Parameter const& Transfer::parameter_of(StoredPiece const& piece) const { return model_.parameters[piece.parameter]; }
@@ -162,92 +188,62 @@ void Transfer::write_strip(Matrix const& matrix, Strip const& strip, std::span<s
 
 void Transfer::read(StoredPiece const& piece, Slice const& wanted, FileReader& file, NativeBox<std::byte> const& out,
                     DigestSink const& sink) {
-  auto const& parameter = parameter_of(piece);
   if (is_swapped(piece)) {
-    for (auto expert = wanted.part.begin; expert < wanted.part.end; ++expert) {
-      Matrix const matrix(model_, piece, wanted, expert);
-      auto* const of_expert = address_of(parameter, out, {.part = {expert, expert + 1}, .rows = out.slice.rows});
-      matrix.for_each_strip([&](Strip const& strip) {
-        auto const view = read_strip(matrix, strip, file, sink);
-        transpose(view, matrix.unit, of_expert + matrix.native_offset(out.slice, strip.row) * matrix.unit,
-                  matrix.native_columns);
-      });
-    }
-    return;
-  }
-  auto const converts = parameter.converted() && form_ == Form::hf;
-  auto const unit = parameter.unit_bytes(form_);
-  auto const native_unit = parameter.unit_bytes(Form::native);
-  for_each_run(parameter, wanted, [&](Slice const& run) {
-    auto const offset = offset_of(parameter, piece, run, form_);
-    auto* const memory = address_of(parameter, out, run);
-    for_blocks(parameter.bytes(run, form_), [&](std::uint64_t begin, std::uint64_t size) {
-      auto const native = std::span(memory + begin / unit * native_unit, size / unit * native_unit);
-      auto const block = converts ? staging(size) : native;
-      file.read(block, offset + begin);
-      add(piece, offset + begin, block, sink);
-      if (converts) convert(block, parameter.hf_dtype, native, parameter.dtype);
-      done(size);
+    return for_each_strip(piece, wanted, [&](Matrix const& matrix, Strip const& strip) {
+      auto const view = read_strip(matrix, strip, file, sink);
+      transpose(view, matrix.unit, matrix.address(out, strip.row), matrix.native_columns);
     });
+  }
+  auto const& parameter = parameter_of(piece);
+  auto const converts = parameter.converted() && form_ == Form::hf;
+  for_each_block(parameter, piece, wanted, form_, [&](Block const& block) {
+    auto const native = native_block(parameter, out, block, form_);
+    auto const bytes = converts ? staging(block.bytes) : native;
+    file.read(bytes, block.offset);
+    add(piece, block.offset, bytes, sink);
+    if (converts) convert(bytes, parameter.hf_dtype, native, parameter.dtype);
+    done(block.bytes);
   });
 }
 
 void Transfer::write(StoredPiece const& piece, Slice const& wanted, NativeBox<std::byte const> const& in,
                      FileWriter& file, DigestSink const& sink) {
-  auto const& parameter = parameter_of(piece);
   if (is_swapped(piece)) {
-    for (auto expert = wanted.part.begin; expert < wanted.part.end; ++expert) {
-      Matrix const matrix(model_, piece, wanted, expert);
-      auto const* const of_expert = address_of(parameter, in, {.part = {expert, expert + 1}, .rows = in.slice.rows});
-      matrix.for_each_strip([&](Strip const& strip) {
-        auto const bytes = staging(strip.rows * matrix.wanted.size() * matrix.unit);
-        transpose({.data = of_expert + matrix.native_offset(in.slice, strip.row) * matrix.unit,
-                   .rows = matrix.wanted.size(),
-                   .columns = strip.rows,
-                   .stride = matrix.native_columns},
-                  matrix.unit, bytes.data(), matrix.wanted.size());
-        write_strip(matrix, strip, bytes, file, sink);
-      });
-    }
-    return;
-  }
-  auto const converts = parameter.converted() && form_ == Form::hf;
-  auto const unit = parameter.unit_bytes(form_);
-  auto const native_unit = parameter.unit_bytes(Form::native);
-  for_each_run(parameter, wanted, [&](Slice const& run) {
-    auto const offset = offset_of(parameter, piece, run, form_);
-    auto const* const memory = address_of(parameter, in, run);
-    for_blocks(parameter.bytes(run, form_), [&](std::uint64_t begin, std::uint64_t size) {
-      auto block = std::span(memory + begin / unit * native_unit, size / unit * native_unit);
-      if (converts) {
-        auto const narrow = staging(size);
-        convert(block, parameter.dtype, narrow, parameter.hf_dtype);
-        block = narrow;
-      }
-      add(piece, offset + begin, block, sink);
-      file.write(block, offset + begin);
-      done(size);
+    return for_each_strip(piece, wanted, [&](Matrix const& matrix, Strip const& strip) {
+      auto const bytes = staging(strip.rows * matrix.wanted.size() * matrix.unit);
+      MatrixView const native{.data = matrix.address(in, strip.row),
+                              .rows = matrix.wanted.size(),
+                              .columns = strip.rows,
+                              .stride = matrix.native_columns};
+      transpose(native, matrix.unit, bytes.data(), matrix.wanted.size());
+      write_strip(matrix, strip, bytes, file, sink);
     });
+  }
+  auto const& parameter = parameter_of(piece);
+  auto const converts = parameter.converted() && form_ == Form::hf;
+  for_each_block(parameter, piece, wanted, form_, [&](Block const& block) {
+    auto bytes = native_block(parameter, in, block, form_);
+    if (converts) {
+      auto const narrow = staging(block.bytes);
+      convert(bytes, parameter.dtype, narrow, parameter.hf_dtype);
+      bytes = narrow;
+    }
+    add(piece, block.offset, bytes, sink);
+    file.write(bytes, block.offset);
+    done(block.bytes);
   });
 }
 
 void Transfer::digest(StoredPiece const& piece, Slice const& wanted, FileReader& file, DigestSink const& sink) {
-  auto const& parameter = parameter_of(piece);
   if (is_swapped(piece)) {
-    for (auto expert = wanted.part.begin; expert < wanted.part.end; ++expert) {
-      Matrix const matrix(model_, piece, wanted, expert);
-      matrix.for_each_strip([&](Strip const& strip) { (void)read_strip(matrix, strip, file, sink); });
-    }
-    return;
+    return for_each_strip(
+        piece, wanted, [&](Matrix const& matrix, Strip const& strip) { (void)read_strip(matrix, strip, file, sink); });
   }
-  for_each_run(parameter, wanted, [&](Slice const& run) {
-    auto const offset = offset_of(parameter, piece, run, form_);
-    for_blocks(parameter.bytes(run, form_), [&](std::uint64_t begin, std::uint64_t size) {
-      auto const block = staging(size);
-      file.read(block, offset + begin);
-      add(piece, offset + begin, block, sink);
-      done(size);
-    });
+  for_each_block(parameter_of(piece), piece, wanted, form_, [&](Block const& block) {
+    auto const bytes = staging(block.bytes);
+    file.read(bytes, block.offset);
+    add(piece, block.offset, bytes, sink);
+    done(block.bytes);
   });
 }
 

@@ -53,6 +53,8 @@ class Transfer {
  private:
   struct Matrix;
   struct Strip;
+  template <typename Step>
+  void for_each_strip(StoredPiece const& piece, Slice const& wanted, Step const& step) const;
   [[nodiscard]] Parameter const& parameter_of(StoredPiece const& piece) const;
   [[nodiscard]] bool is_swapped(StoredPiece const& piece) const;
   [[nodiscard]] MatrixView read_strip(Matrix const& matrix, Strip const& strip, FileReader& file,
