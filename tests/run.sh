@@ -7,7 +7,8 @@ usage() {
   cat <<'TEXT'
 Usage: tests/run.sh [--all] [CTEST-OPTION…]
 
-  --all           first the unit and MPI tests once more under the address and undefined-behaviour sanitizers
+  --all           first the unit and MPI tests once more under the address and undefined-behaviour sanitizers; then
+                  also the long system tests
   CTEST-OPTION…   to ctest: -R REGEX, -L LABEL (unit, mpi, system, package, check, gpu), --rerun-failed, …
 
 Tests that cannot run here are skipped, with the reason, and do not count as failures.
@@ -44,6 +45,7 @@ run_ctest() {
 launch/setup.sh --tests
 
 if $all; then
+  export SYSTEM_TEST_LONG=1
   configure_and_build asan
   echo "== testing: asan"
   run_ctest build/asan -L 'unit|mpi'

@@ -1,5 +1,4 @@
-"""Checkpoints made without the program: a hand-written one with awkward values and names, one by transformers, and the
-ways to break them."""
+"""A checkpoint made without the program, by hand, with awkward values and names, and the ways to break it."""
 
 import json
 import re
@@ -53,6 +52,39 @@ def edit_json(path, edit):
     content = json.loads(Path(path).read_text())
     edit(content)
     Path(path).write_text(json.dumps(content, indent=2))
+
+
+INDEX = "model.safetensors.index.json"
+
+
+def rewrite(path, edit):
+    """Write a file anew with the (name, tensor) pairs that `edit` makes of each of its own."""
+    pairs = [new for name, value in reference.read_file(path).items() for new in edit(name, value)]
+    write_safetensors(path, [(name, value.dtype, value.bits) for name, value in pairs], {"format": "pt"})
+
+
+def remove_tensor(folder, key):
+    rewrite(file_of(folder, key), lambda name, value: [] if name == key else [(name, value)])
+    edit_json(folder / INDEX, lambda index: index["weight_map"].pop(key))
+
+
+def add_tensor(folder, beside, key, value):
+    """A new tensor right after another one."""
+    path = file_of(folder, beside)
+    rewrite(path, lambda name, old: [(name, old), (key, value)] if name == beside else [(name, old)])
+    edit_json(folder / INDEX, lambda index: index["weight_map"].update({key: path.name}))
+
+
+def replace_tensor(folder, key, value):
+    rewrite(file_of(folder, key), lambda name, old: [(name, value if name == key else old)])
+
+
+def rename_tensor(folder, old, new):
+    def renamed(entries):
+        return {new if key == old else key: entry for key, entry in entries.items()}
+
+    edit_header(file_of(folder, old), renamed)
+    edit_json(folder / INDEX, lambda index: index.update(weight_map=renamed(index["weight_map"])))
 
 
 # A hand-written Qwen3.5-MoE -----------------------------------------------------------------------------------------
@@ -205,56 +237,6 @@ def split_experts(folder, scales=False):
     if scales:
         quantization = {"quant_method": "fp8", "weight_block_size": [128, 128]}
         edit_json(Path(folder) / "config.json", lambda config: config.update(quantization_config=quantization))
-
-
-# Made by transformers -----------------------------------------------------------------------------------------------
-
-
-def write_with_transformers(folder):
-    """A tiny Qwen3.5-MoE with random BF16 weights, grouped experts and several shards. Returns the model."""
-    import torch
-    from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
-
-    torch.manual_seed(7)
-    rope = {
-        "rope_type": "default",
-        "rope_theta": 10000.0,
-        "partial_rotary_factor": 0.25,
-        "mrope_section": [1, 1, 0],
-        "mrope_interleaved": True,
-    }
-    text = {
-        "vocab_size": 256,
-        "hidden_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "moe_intermediate_size": 24,
-        "shared_expert_intermediate_size": 16,
-        "num_experts": 6,
-        "num_experts_per_tok": 2,
-        "rope_parameters": rope,
-    }
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "out_hidden_size": 32,
-        "num_position_embeddings": 16,
-        "patch_size": 4,
-    }
-    tokens = {"image_token_id": 250, "video_token_id": 251, "vision_start_token_id": 252, "vision_end_token_id": 253}
-    config = Qwen3_5MoeConfig(text_config=text, vision_config=vision, **tokens)
-    model = Qwen3_5MoeForConditionalGeneration(config).to(torch.bfloat16).eval()
-    model.save_pretrained(folder, save_original_format=False, max_shard_size="60KB")
-    assert len(list(Path(folder).glob("*.safetensors"))) > 2
-    return model
 
 
 # Comparing folders --------------------------------------------------------------------------------------------------

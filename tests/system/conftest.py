@@ -7,6 +7,7 @@ import pytest
 import checkpoints
 import program
 import reference
+import transformers_models
 
 SKIPPED = 77  # what ctest takes for "skipped"
 
@@ -69,12 +70,16 @@ def mini_store(mini, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def made_by_transformers(tmp_path_factory):
-    """(model, folder) of a tiny random Qwen3.5-MoE that transformers saved."""
+def transformers():
     if not importlib.util.find_spec("transformers"):
         pytest.skip("transformers is not installed")
+
+
+@pytest.fixture(scope="session")
+def made_by_transformers(transformers, tmp_path_factory):
+    """(model, folder) of a tiny random Qwen3.5-MoE that transformers saved, its experts stacked."""
     folder = tmp_path_factory.mktemp("transformers") / "ckpt"
-    return checkpoints.write_with_transformers(folder), folder
+    return transformers_models.save_qwen3_5(folder), folder
 
 
 @pytest.fixture

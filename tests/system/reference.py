@@ -130,8 +130,8 @@ class Mesh:
 
 
 def local_box(name, shape, mesh, rank):
-    """The part of a native tensor that a rank holds, as a slice of each axis: of its experts (rule 9) its rows of axis 1
-    (rule 14), and all of a tensor that is not experts."""
+    """The part of a native tensor that a rank holds, as a slice of each axis: of its experts (rule 9) its rows of
+    axis 1 (rule 14), and all of a tensor that is not experts."""
     box = [slice(0, size) for size in shape]
     if is_native_experts(name):
         at = mesh.coordinate(rank)

@@ -1,0 +1,48 @@
+"""Which bytes of which files each rank of a job asked for, as strace saw it."""
+
+import re
+
+import numpy as np
+
+import reference
+from program import OnRank, run_ok
+
+# Everything that can bring bytes of a file into memory.
+CALLS = "pread64,preadv,preadv2,read,readv,mmap,sendfile,splice,tee,copy_file_range,io_uring_setup,io_uring_enter"
+TRACE = f"-e trace={CALLS}"
+PREAD = re.compile(r"pread64\(\d+<(?P<path>[^>]*)>, .*, (?P<offset>\d+)\)\s+= (?P<got>\d+)$")
+PATHS = re.compile(r"\d+<(/[^>]*)>")
+
+
+def traced(*arguments, folder, ranks):
+    on_rank = OnRank(folder, traced="all", strace=TRACE)
+    run_ok(*arguments, ranks=ranks, on_rank=on_rank)
+    return on_rank
+
+
+def lines_about(on_rank, rank, paths):
+    """Calls of a rank that touch any of the files."""
+    wanted = {str(path) for path in paths}
+    for trace in on_rank.traces(rank):
+        for line in trace.read_text().splitlines():
+            if wanted.intersection(PATHS.findall(line)):
+                yield line
+
+
+def times_read(on_rank, rank, paths):
+    """How often a rank read each byte of each file: file name -> counts. Any other call than pread is an error."""
+    counts = {path.name: np.zeros(path.stat().st_size, "u2") for path in paths}
+    for line in lines_about(on_rank, rank, [path.resolve() for path in paths]):
+        call = PREAD.match(line)
+        assert call, f"rank {rank} gets at a file without pread: {line}"
+        begin = int(call["offset"])
+        counts[call["path"].rsplit("/", 1)[1]][begin : begin + int(call["got"])] += 1
+    return counts
+
+
+def tensor_bytes(ckpt):
+    """File name -> where tensors lie in it."""
+    masks = {path.name: np.zeros(path.stat().st_size, bool) for path in reference.shard_files(ckpt)}
+    for file, begin, end in reference.extents(ckpt).values():
+        masks[file][begin:end] = True
+    return masks
