@@ -160,6 +160,16 @@ def test_rule15_rows_that_ep_shard_does_not_divide(split, ep_shard, include, nam
     assert not shards.exists()
 
 
+@pytest.mark.parametrize("layout", ["hub", "transformers"])
+def test_rule15_is_agreed_by_all_ranks(layout, tmp_path):
+    ckpt = Variant("qwen3_vl_moe", layout=layout).write(tmp_path / "ckpt")
+    says = f"Base gate_and_up_projs dim 1 ({HIDDEN}) is not divisible by ep_shard_size=3"
+    on_rank = OnRank(tmp_path / "ranks", codes=True)
+    result = expect(0, "load", ckpt, "--ep", 1, "--ep-shard", 3, ranks=3, on_rank=on_rank, says=says)
+    assert result.rank_codes == {0: 2, 1: 2, 2: 2}
+    assert result.stderr.count(says) == 1
+
+
 @pytest.mark.parametrize(("ranks", "ep", "ep_shard"), [(4, 4, 2), (6, 2, 2), (4, 1, 3)])
 def test_a_mesh_that_the_ranks_do_not_fill_is_wrong_usage(mini, ranks, ep, ep_shard):
     expect(2, "plan", mini, "--ranks", ranks, "--ep", ep, "--ep-shard", ep_shard, says=str(ranks))
