@@ -18,24 +18,31 @@ std::string expectation(ExpertSizes const& sizes, KeyMapping const& key, Layout 
   return fmt::format("{} = {}", to_string(expected_shape(sizes, key, layout)), shape_symbols(key, layout));
 }
 
+/// Of a shape that is no evidence (rule 61), or of which nothing is known that it could be compared with.
+UsageError undecided(MappedCatalog const& mapped, std::size_t i, ExpertSizes const& sizes) {
+  auto const& key = mapped.keys[i];
+  auto const& tensor = mapped.catalog.tensors[i];
+  auto const& file = mapped.catalog.files[tensor.extent.file].name;
+  UsageError error(fmt::format(
+      "{}: {}: the shape {} does not tell whether it is the Hub's {} or transformers' {}; {}: say which with "
+      "--expert-layout hub|transformers",
+      file, tensor.name, to_string(tensor.shape), shape_symbols(key, key.stacked->hub),
+      shape_symbols(key, key.stacked->transformers), to_string(sizes)));
+  error.file = file;
+  error.tensor = tensor.name;
+  return error;
+}
+
 /// The layout of one grouped tensor of a family with two.
 ExpertLayout layout_by_shape(MappedCatalog const& mapped, std::size_t i, ExpertSizes const& sizes) {
   auto const& key = mapped.keys[i];
   auto const& tensor = mapped.catalog.tensors[i];
+  if (sizes.hidden.value == 0 || sizes.intermediate.value == 0) throw undecided(mapped, i, sizes);
   auto const hub = fits(sizes, key, key.stacked->hub, tensor);
   auto const transformers = fits(sizes, key, key.stacked->transformers, tensor);
-  if (hub != transformers) return hub ? ExpertLayout::hub : ExpertLayout::transformers;
-  auto const symbols = [&](ExpertLayout of) { return shape_symbols(key, key.stacked->grouped_layout(of)); };
-  if (hub) {
-    UsageError error(fmt::format(
-        "{}: {}: the shape {} is both {} of the Hub and {} of transformers ({}): say which with --expert-layout "
-        "hub|transformers",
-        mapped.catalog.files[tensor.extent.file].name, tensor.name, to_string(tensor.shape), symbols(ExpertLayout::hub),
-        symbols(ExpertLayout::transformers), to_string(sizes)));
-    error.file = mapped.catalog.files[tensor.extent.file].name;
-    error.tensor = tensor.name;
-    throw error;
-  }
+  if (hub && transformers) throw undecided(mapped, i, sizes);
+  if (hub) return ExpertLayout::hub;
+  if (transformers) return ExpertLayout::transformers;
   throw tensor_error(
       mapped.catalog, tensor,
       fmt::format("expected the shape {} (hub) or {} (transformers), found {}; {}",

@@ -188,8 +188,11 @@ std::string shape_symbols(KeyMapping const& key, Layout layout) {
 }
 
 std::string to_string(ExpertSizes const& sizes) {
-  return fmt::format("E is {} by {}, H is {} by {}, I is {} by {}", sizes.experts.value, sizes.experts.source,
-                     sizes.hidden.value, sizes.hidden.source, sizes.intermediate.value, sizes.intermediate.source);
+  auto const said = [](char symbol, Length const& length) {
+    if (length.value == 0) return fmt::format("{} is not known", symbol);
+    return fmt::format("{} is {} by {}", symbol, length.value, length.source);
+  };
+  return fmt::format("{}, {}, {}", said('E', sizes.experts), said('H', sizes.hidden), said('I', sizes.intermediate));
 }
 
 }  // namespace rankslice

@@ -324,4 +324,14 @@ Model map_tensors(Family const& family, TensorCatalog const& catalog, ModelConfi
   return rankslice::map_tensors(family, catalog, config, ExpertLayout::automatic, warnings);
 }
 
+HfTensor const& tensor_of(Model const& model, std::string_view key) {
+  auto const found = std::ranges::find(model.tensors, key, &HfTensor::key);
+  if (found == model.tensors.end()) throw std::out_of_range(std::string(key));
+  return *found;
+}
+
+Parameter const& parameter_of(Model const& model, std::string_view key) {
+  return model.parameters[tensor_of(model, key).parameter];
+}
+
 }  // namespace rankslice::test

@@ -81,4 +81,8 @@ void remove_tensor(TensorCatalog& catalog, std::string_view name);
 /// `map_tensors` by the shapes alone.
 [[nodiscard]] Model map_tensors(Family const& family, TensorCatalog const& catalog, ModelConfig const& config);
 
+/// By HF key.
+[[nodiscard]] HfTensor const& tensor_of(Model const& model, std::string_view key);
+[[nodiscard]] Parameter const& parameter_of(Model const& model, std::string_view key);
+
 }  // namespace rankslice::test
