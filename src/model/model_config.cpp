@@ -57,6 +57,12 @@ std::string find_text(Json const& object, char const* field) {
   return found->get<std::string>();
 }
 
+/// Of what counts only where it is a string (rule 28).
+std::string text_if_any(Json const& object, char const* field) {
+  auto const* found = find_field(object, field);
+  return found != nullptr && found->is_string() ? found->get<std::string>() : std::string{};
+}
+
 std::vector<std::uint64_t> find_counts(Json const& object, char const* field) {
   auto const* found = find_field(object, field);
   if (found == nullptr) return {};
@@ -98,7 +104,7 @@ ModelConfig parse_model_config(std::span<std::byte const> config_json) {
       .dense_layers = find_counts(text, "mlp_only_layers"),
       .sparse_step = std::max<std::uint64_t>(1, find_count(text, "decoder_sparse_step")),
       .quant_method = quantization != nullptr ? find_text(*quantization, "quant_method") : std::string{},
-      .mtp_expert_layout = find_text(text, "mtp_expert_hf_layout"),
+      .mtp_expert_layout = text_if_any(text, "mtp_expert_hf_layout"),
   };
 }
 

@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -78,6 +79,20 @@ TEST(ModelConfig, Rule61_TheExpertsHaveTwoNames) {
               AllOf(HasSubstr("num_experts = 16"), HasSubstr("num_local_experts = 8")));
 }
 
+TEST(ModelConfig, Rule28_NamesTheLayoutOfTheMtpExperts) {
+  EXPECT_EQ(parse(R"({"text_config": {"mtp_expert_hf_layout": "per_expert"}})").mtp_expert_layout, "per_expert");
+  for (auto const* no_string : {"null", "1", "[]", "{}"}) {
+    auto const json = fmt::format(R"({{"text_config": {{"mtp_expert_hf_layout": {}}}}})", no_string);
+    EXPECT_EQ(parse(json).mtp_expert_layout, "") << no_string;
+  }
+}
+
+TEST(ModelConfig, SaysWhichLayersHaveExperts) {
+  EXPECT_EQ(parse("{}").sparse_step, 1U);
+  EXPECT_EQ(parse(R"({"text_config": {"decoder_sparse_step": 2}})").sparse_step, 2U);
+  EXPECT_THAT(refusal(R"({"decoder_sparse_step": 0})"), HasSubstr("decoder_sparse_step: expected at least 1"));
+}
+
 TEST(ModelConfig, NamesTheQuantisation) {
   EXPECT_EQ(parse(R"({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}})").quant_method,
             "fp8");
@@ -139,6 +154,8 @@ ModelConfig of_type(std::string model_type) {
 TEST(FindFamily, AutoGoesByTheModelType) {
   EXPECT_EQ(find_family("auto", of_type("qwen3_5_moe")).name, "qwen3_5_moe");
   EXPECT_EQ(find_family("auto", of_type("qwen3_5_moe_text")).name, "qwen3_5_moe");
+  EXPECT_EQ(find_family("auto", of_type("qwen3_vl_moe")).name, "qwen3_vl_moe");
+  EXPECT_EQ(find_family("auto", of_type("qwen3_vl_moe_text")).name, "qwen3_vl_moe");
 }
 
 TEST(FindFamily, AutoRefusesAModelTypeWithoutATableAndNamesTheFamilies) {
