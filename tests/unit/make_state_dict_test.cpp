@@ -171,6 +171,21 @@ TEST(MakeStateDict, Rule45_ExpertsOfMtpAreSplitWhenAskedTo) {
               HasSubstr("both"));
 }
 
+TEST(MakeStateDict, Rule28_TheCallersWordOnMtpExpertsComesBeforeConfigJsons) {
+  auto tensors = three_of_five();
+  tensors["mtp.layers.0.mlp.experts.gate_and_up_projs"] = random_tensor(DType::BF16, {5, 4, 6}, 3 * 4 * 6 * 2, 4);
+  tensors["mtp.layers.0.mlp.experts.down_projs"] = random_tensor(DType::BF16, {5, 3, 4}, 3 * 3 * 4 * 2, 5);
+  test::TempDir const dir;
+  test::write_file(dir.file("config.json"), test::bytes_of(R"({"mtp_expert_hf_layout": "per_expert"})"));
+  auto const side_files = side_files_in(dir.path().string());
+  auto const split = [&](StateOptions const& options) {
+    return exported_shapes(make(tensors, make_mesh(2), options)).contains("mtp.layers.0.mlp.experts.4.up_proj.weight");
+  };
+  EXPECT_FALSE(split({.family = "qwen3_5_moe"}));
+  EXPECT_TRUE(split({.family = "qwen3_5_moe", .side_files = side_files}));
+  EXPECT_FALSE(split({.family = "qwen3_5_moe", .mtp_experts = "grouped", .side_files = side_files}));
+}
+
 TEST(MakeStateDict, SideFilesOfAFolderAreThoseThatAreNoWeights) {
   test::TempDir const dir;
   for (auto const* name : {"config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json",
