@@ -116,7 +116,10 @@ VerifyReport verify(StateDict const& state, VerifyOptions const& options) {
   for (auto const& [fqn, tensor] : state.tensors) {
     require_consistent(tensor, *state.source);
     ++report.tensors;
-    if (tensor.parameter.stacked_experts) report.experts += tensor.slice().part.size();
+    if (!tensor.parameter.stacked_experts) continue;
+    auto const held = tensor.slice();
+    report.experts += held.part.size();
+    if (held.rows.size() != tensor.parameter.row_count()) report.experts_in_part += held.part.size();
   }
   require_read_digests(state);
   auto const& model = state.source->model;

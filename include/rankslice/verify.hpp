@@ -29,6 +29,8 @@ struct VerifyReport {
   std::string reference = "none";  ///< "none", "store", "against"
   std::uint64_t tensors = 0;
   std::uint64_t experts = 0;  ///< Expert blocks: the sum of E over the stacked tensors; rank-local, those held.
+  /// Rank-local: those of them of which this rank has only some rows. No recorded digest is theirs to compare with.
+  std::uint64_t experts_in_part = 0;
   std::vector<Mismatch> mismatches;
 
   [[nodiscard]] bool ok() const { return mismatches.empty(); }

@@ -40,14 +40,6 @@ std::string scratch_place(Options const& options) {
   return temporary != nullptr && *temporary != '\0' ? temporary : ".";
 }
 
-/// Of presets that several families have, qwen3_5_moe's is taken.
-std::string usual_family(std::string const& preset) {
-  auto const is_one = [&](Preset const& known) {
-    return known.name == preset && known.model.family == SynthFamily::qwen3_5_moe;
-  };
-  return std::ranges::any_of(presets(), is_one) ? "qwen3_5_moe" : "auto";
-}
-
 /// A folder of ours would not be a part of the checkpoint, but would be seen in it.
 void require_outside(std::string const& place, std::string const& checkpoint) {
   auto const relative = fs::weakly_canonical(place).lexically_relative(fs::weakly_canonical(checkpoint));
@@ -131,7 +123,7 @@ class Bench {
   [[nodiscard]] SynthOptions synth_options() const {
     auto const& options = job_.options;
     auto const preset = options.preset.empty() ? "small" : options.preset;
-    return {.family = options.family == "auto" ? usual_family(preset) : options.family, .preset = preset};
+    return {.family = options.family, .preset = preset};
   }
 
   Job& job_;

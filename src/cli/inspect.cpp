@@ -49,17 +49,19 @@ std::string stored_as(Model const& model, Parameter const& parameter) {
   return text;
 }
 
-/// The stacked tensors, in the groups that are stored alike: decoder and MTP layers, grouped or split.
-Json summarize_experts(Model const& model) {
+/// The stacked tensors, in the groups that the HF checkpoint stores alike: decoder and MTP layers, grouped or split.
+Json summarize_experts(Checkpoint const& checkpoint) {
+  auto const& model = checkpoint.model;
   std::map<std::vector<std::string>, Totals> groups;
   for (auto const& parameter : model.parameters) {
     if (!parameter.stacked_experts) continue;
     auto const layers = parameter.fqn.find(".layers.");
     auto const split = parameter.tensors.size() > 1;
+    auto const transposed = checkpoint.storage.form == Form::hf && parameter.layout == Layout::swapped;
     auto& totals =
         groups[{parameter.fqn.substr(0, layers), parameter.fqn.substr(parameter.fqn.rfind('.') + 1),
                 split ? "split" : "grouped", std::string(name(parameter.hf_dtype)), stored_as(model, parameter),
-                to_string(parameter.shape), parameter.layout == Layout::swapped ? "transposed" : "as stored"}];
+                to_string(parameter.shape), transposed ? "transposed" : "as it is"}];
     ++totals.count;
     totals.bytes += parameter.bytes(parameter.whole(), Form::hf);
   }
@@ -144,7 +146,7 @@ Json summarize(Checkpoint const& checkpoint) {
            {{"count", experts},
             {"tensors", stacked.count},
             {"bytes", stacked.bytes},
-            {"groups", summarize_experts(checkpoint.model)}}},
+            {"groups", summarize_experts(checkpoint)}}},
           {"converted_on_load", converted.count},
           {"load", summarize_load(checkpoint, experts)},
           {"side_files", checkpoint.hf.side_files.size()},

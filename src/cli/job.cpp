@@ -255,6 +255,7 @@ void Job::report_verify(VerifyReport const& verified) {
   entry["reference"] = verified.reference;
   entry["tensors"] = verified.tensors;
   entry["experts"] = verified.experts;
+  if (verified.experts_in_part > 0) entry["experts_in_part"] = verified.experts_in_part;
   for (auto const& mismatch : verified.mismatches) {
     Json item{{"tensor", mismatch.tensor}, {"what", mismatch.what}};
     if (mismatch.expert >= 0) item["expert"] = mismatch.expert;

@@ -58,7 +58,10 @@ void load(Job& job) {
   StateDict state;
   auto const seconds_load = job.timed("load", [&] {
     source = job.open_selected();
-    job.timed("plan", [&] { planned = make_load_plan(source->model, source->storage.form, mesh, coordinate); });
+    job.timed("plan", [&] {
+      on_every_rank(job.world,
+                    [&] { planned = make_load_plan(source->model, source->storage.form, mesh, coordinate); });
+    });
     if (options.dry_run) return;
     LoadOptions const load_options{.verify = options.verify_level(), .call = job.call()};
     state = options.rank ? rankslice::load(source, mesh, coordinate, load_options)
@@ -81,6 +84,12 @@ void load(Job& job) {
   job.report_verify(verified);
   throw_if_bad(job.world, verified);
   job.console.say(describe(verified, seconds));
+  if (verified.experts_in_part > 0 && verified.reference != "none") {
+    job.console.warn(
+        fmt::format("{} are here in part, and alone these cannot be compared with what {} recorded of the "
+                    "whole: load with all ranks, or verify {}",
+                    counted(verified.experts_in_part, "expert block"), options.input, options.input));
+  }
   write_outputs(job, state);
 }
 

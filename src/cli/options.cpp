@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <cctype>
+#include <charconv>
 #include <cmath>
 #include <iostream>
+#include <limits>
 #include <map>
 #include <utility>
 
@@ -33,6 +35,21 @@ template <typename T>
 CLI::Option* option(CLI::App& app, std::string const& flags, T& value, std::string const& help) {
   return with_environment(app.add_option(flags, value, help));
 }
+
+/// A number in digits, from `least` on: the parser by itself takes -1 for 2^64 - 1.
+CLI::Validator whole_number(std::uint64_t least, std::uint64_t most) {
+  return {[least, most](std::string& text) {
+            std::uint64_t number = 0;
+            auto const [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+            auto const whole = error == std::errc{} && end == text.data() + text.size();
+            return whole && least <= number && number <= most
+                       ? std::string()
+                       : fmt::format("expected a whole number from {} to {}, found {}", least, most, text);
+          },
+          "", ""};
+}
+
+constexpr std::uint64_t kMostRanks = 1U << 20;
 
 CLI::Option* flag(CLI::App& app, std::string const& flags, bool& value, std::string const& help) {
   return with_environment(app.add_flag(flags, value, help));
@@ -93,9 +110,9 @@ void add_job_options(CLI::App& app, Options& o) {
 
 void add_mesh_options(CLI::App& app, Options& o) {
   option(app, "--ep", o.ep, "Expert-parallel width; ranks = ep_replicate × ep_shard × ep [all ranks]")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1, kMostRanks));
   option(app, "--ep-shard", o.ep_shard, "Ranks that share each expert: axis 1 of its native form is divided among them")
-      ->check(CLI::PositiveNumber)
+      ->check(whole_number(1, kMostRanks))
       ->capture_default_str();
 }
 
@@ -117,8 +134,8 @@ void add_plan(CLI::App& app, Options& o) {
   auto& sub =
       *app.add_subcommand("plan", "What each rank would read and hold; needs no MPI, no GPU and no tensor bytes");
   add_input(sub, o, "CKPT", "Folder of safetensors files, native store, or folder of shards");
-  option(sub, "--ranks", o.ranks, "Number of ranks")->check(CLI::PositiveNumber)->required();
-  option(sub, "--rank", o.rank, "List the byte ranges of this rank")->check(CLI::NonNegativeNumber);
+  option(sub, "--ranks", o.ranks, "Number of ranks")->check(whole_number(1, kMostRanks))->required();
+  option(sub, "--rank", o.rank, "List the byte ranges of this rank")->check(whole_number(0, kMostRanks));
   add_mesh_options(sub, o);
   add_model_options(sub, o);
   add_selection_options(sub, o);
@@ -130,11 +147,13 @@ void add_synth(CLI::App& app, Options& o) {
   auto& sub =
       *app.add_subcommand("synth", "A faithful checkpoint of a real architecture, with made-up values, of any size");
   sub.add_option("OUT", o.output, "Folder to make")->required();
-  option(sub, "--family", o.family, "qwen3_5_moe, qwen3_vl_moe, or auto: that of the preset")->capture_default_str();
+  option(sub, "--family", o.family, "qwen3_5_moe, qwen3_vl_moe, or auto: that of the preset, or the first")
+      ->capture_default_str();
   option(sub, "--preset", o.preset, "The model, see below")->capture_default_str();
-  option(sub, "--seed", o.seed, "Other values for the same names")->capture_default_str();
-  option(sub, "--layers", o.layers, "Number of decoder layers [the preset's]");
-  option(sub, "--experts", o.experts, "Number of experts [the preset's]");
+  auto const any = whole_number(0, std::numeric_limits<std::uint64_t>::max());
+  option(sub, "--seed", o.seed, "Other values for the same names")->check(any)->capture_default_str();
+  option(sub, "--layers", o.layers, "Number of decoder layers [the preset's]")->check(any);
+  option(sub, "--experts", o.experts, "Number of experts [the preset's]")->check(any);
   option(sub, "--expert-layout", o.expert_layout,
          "hub (auto is that too): as released; transformers: as save_pretrained writes a model built from scratch")
       ->check(CLI::IsMember({"auto", "hub", "transformers"}))
@@ -148,7 +167,7 @@ void add_synth(CLI::App& app, Options& o) {
   add_output_options(sub, o);
   sub.footer(
       "Presets:\n"
-      "  tiny (14 MB), small (2 GB), medium (8 GB)              of both families: name one with --family\n"
+      "  tiny (14 MB), small (2 GB), medium (8 GB)              of both families, see --family\n"
       "  qwen3.5-35b-a3b, qwen3.6-35b-a3b (72 GB)               real models in full\n"
       "  qwen3.5-122b-a10b (250 GB), qwen3.5-397b-a17b (807 GB)\n"
       "  qwen3-vl-30b-a3b (62 GB), qwen3-vl-235b-a22b (471 GB)\n\n"
@@ -163,8 +182,8 @@ void add_load(CLI::App& app, Options& o) {
   option(sub, "--store", o.store, "Write a native store (HDF5), all ranks in parallel");
   option(sub, "--save-shards", o.save_shards, "Write each rank's local tensors into this folder");
   option(sub, "--rank", o.rank, "Rank-local: load as this rank of --ranks, alone and without MPI")
-      ->check(CLI::NonNegativeNumber);
-  option(sub, "--ranks", o.ranks, "Rank-local: of so many ranks")->check(CLI::PositiveNumber);
+      ->check(whole_number(0, kMostRanks));
+  option(sub, "--ranks", o.ranks, "Rank-local: of so many ranks")->check(whole_number(1, kMostRanks));
   add_mesh_options(sub, o);
   add_job_options(sub, o);
   sub.footer(

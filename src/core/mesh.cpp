@@ -21,9 +21,9 @@ Mesh make_mesh(int ranks, int ep, int ep_shard) {
   auto const width = std::int64_t{ep} * ep_shard;
   if (ep == 0 || ranks % width != 0) {
     throw PlanError(
-        fmt::format("ep_shard {} × ep {} does not divide the number of ranks, {}: a mesh has "
-                    "ep_replicate × ep_shard × ep ranks",
-                    ep_shard, ep, ranks));
+        fmt::format("ep_shard {}{} does not divide the number of ranks, {}: a mesh has ep_replicate × ep_shard × ep "
+                    "ranks",
+                    ep_shard, ep == 0 ? "" : fmt::format(" × ep {}", ep), ranks));
   }
   return {.ep_replicate = ranks / (ep * ep_shard), .ep_shard = ep_shard, .ep = ep};
 }

@@ -182,11 +182,7 @@ Preset const& find_preset(std::string_view family, std::string_view preset) {
     families.push_back(name(candidate.model.family));
   }
   if (named.empty()) throw UsageError(fmt::format("unknown preset '{}': there are {}", preset, preset_names()));
-  if (family == "auto" && named.size() == 1) return *named.front();
-  if (family == "auto") {
-    throw UsageError(
-        fmt::format("preset {} is there for {}: name one with --family", preset, fmt::join(families, " and ")));
-  }
+  if (family == "auto") return *named.front();
   throw UsageError(fmt::format("preset {} is of family {}, not of {}", preset, fmt::join(families, " and "), family));
 }
 

@@ -23,7 +23,7 @@ struct Preset {
 /// All presets: for each family tiny, small and medium, then the real models by size.
 [[nodiscard]] std::span<Preset const> presets();
 
-/// @param family its name, or `auto`: that of the preset, where only one family has it.
+/// @param family its name, or `auto`: that of the preset, or the first one of those that have it.
 /// @throws UsageError for families and presets that there are not, or not together; it lists those there are.
 [[nodiscard]] Preset const& find_preset(std::string_view family, std::string_view preset);
 

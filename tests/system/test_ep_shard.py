@@ -175,3 +175,18 @@ def test_a_mesh_that_the_ranks_do_not_fill_is_wrong_usage(mini, ranks, ep, ep_sh
     expect(2, "plan", mini, "--ranks", ranks, "--ep", ep, "--ep-shard", ep_shard, says=str(ranks))
     alone = ["--rank", 0, "--ranks", ranks]
     expect(2, "load", mini, *alone, "--ep", ep, "--ep-shard", ep_shard, says=str(ranks))
+
+
+# What one rank can prove alone --------------------------------------------------------------------------------------
+
+
+def test_a_rank_alone_says_that_parts_of_experts_cannot_be_compared_with_a_store(tmp_path):
+    ckpt, _, _ = written(Variant("qwen3_5_moe"), tmp_path)
+    run_ok("load", ckpt, "--store", tmp_path / "s.h5")
+    alone = ["load", tmp_path / "s.h5", "--rank", 0, "--ranks", 2, "--json"]
+    shared = run_ok(*alone, "--ep-shard", 2)
+    assert shared.json["verify"]["experts_in_part"] == shared.json["verify"]["experts"] > 0
+    assert "are here in part" in shared.stderr
+    whole = run_ok(*alone)
+    assert "experts_in_part" not in whole.json["verify"]
+    assert "in part" not in whole.stderr

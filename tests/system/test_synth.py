@@ -289,7 +289,8 @@ def test_help_lists_every_preset():
 @pytest.mark.parametrize(
     "options, says",
     [
-        ([], "tiny is there for qwen3_5_moe and qwen3_vl_moe"),
+        (["--seed", "-1"], "found -1"),
+        (["--seed", str(2**64)], f"found {2**64}"),
         (["--preset", "qwen3-vl-30b-a3b", "--family", QWEN35], "of family qwen3_vl_moe"),
         (["--preset", "qwen3-vl-30b-a3b", "--mtp-experts", "split"], "no MTP block"),
         (["--family", QWEN35, "--expert-layout", "transformers", "--mtp-experts", "grouped"], "no MTP block"),

@@ -130,8 +130,7 @@ TEST(Presets, TellATransposedExpertByItsShape) {
 TEST(Presets, OfTheSameNameAreToldApartByTheFamily) {
   EXPECT_EQ(find_preset("qwen3_5_moe", "tiny").model.family, SynthFamily::qwen3_5_moe);
   EXPECT_EQ(find_preset("qwen3_vl_moe", "tiny").model.family, SynthFamily::qwen3_vl_moe);
-  EXPECT_THAT(usage_error("auto", "tiny"),
-              AllOf(HasSubstr("tiny"), HasSubstr("qwen3_5_moe and qwen3_vl_moe"), HasSubstr("--family")));
+  EXPECT_EQ(find_preset("auto", "tiny").model.family, SynthFamily::qwen3_5_moe);
 }
 
 TEST(Presets, ThatThereAreNotAreRefusedWithAListOfThoseThereAre) {
