@@ -10,8 +10,9 @@
 namespace rankslice {
 
 /// The digest/1 numbers of a list of tensors of a Hugging Face checkpoint. Each tensor has one number per entry of its
-/// first axis when its rank is at least 3 (an expert's digest), else a single one. Partial tables of parts of the
-/// tensors add up to the whole, so one all-reduce of `values()` gives the global digests. Sums are modulo 2^64.
+/// first axis when its rank is at least 3 (an expert's digest; none without elements), else a single one. Partial
+/// tables of parts of the tensors add up to the whole, so one all-reduce of `values()` gives the global digests. Sums
+/// are modulo 2^64.
 class DigestTable {
  public:
   DigestTable() = default;

@@ -35,6 +35,9 @@ enum class DType : std::uint8_t {
 /// Size of one element in bits: 4, 6, 8, 16, 32 or 64.
 [[nodiscard]] std::uint32_t bits(DType dtype);
 
+/// Whether an element is less than a byte, so that tensors are moved and digested as bytes.
+[[nodiscard]] bool sub_byte(DType dtype);
+
 /// Size of one element in bytes. @throws PlanError for the sub-byte types.
 [[nodiscard]] std::uint64_t element_bytes(DType dtype);
 

@@ -57,8 +57,10 @@ DTypeInfo const& info(DType dtype) { return kDTypes[static_cast<std::size_t>(dty
 
 std::uint32_t bits(DType dtype) { return info(dtype).bits; }
 
+bool sub_byte(DType dtype) { return bits(dtype) < 8; }
+
 std::uint64_t element_bytes(DType dtype) {
-  if (bits(dtype) % 8 != 0) throw PlanError(std::string(name(dtype)) + " has no whole number of bytes per element");
+  if (sub_byte(dtype)) throw PlanError(std::string(name(dtype)) + " has no whole number of bytes per element");
   return bits(dtype) / 8;
 }
 

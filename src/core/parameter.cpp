@@ -15,8 +15,6 @@ constexpr auto kLeastPiece = 64_KiB;
 
 constexpr std::array<std::string_view, 3> kExpertLayouts{"auto", "hub", "transformers"};  // by their numbers
 
-bool sub_byte(DType dtype) { return bits(dtype) < 8; }
-
 }  // namespace
 
 std::string_view name(ExpertLayout layout) { return kExpertLayouts.at(static_cast<std::size_t>(layout)); }

@@ -23,8 +23,6 @@ UniqueDatatype two_byte_float(std::size_t exponent_bits, std::size_t mantissa_bi
   return type;
 }
 
-bool sub_byte(DType dtype) { return bits(dtype) < 8; }
-
 DType recorded_dtype(UniqueDataset const& dataset, Subject const& subject) {
   auto const text = read_text(dataset.get(), kDTypeAttribute, subject);
   auto const dtype = parse_dtype(text);

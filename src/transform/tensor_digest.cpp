@@ -32,8 +32,6 @@ std::uint32_t factor(std::uint64_t position, std::uint32_t multiplier, std::uint
   return 2 * permuted(static_cast<std::uint32_t>(position), multiplier, offset) + 1;
 }
 
-bool is_sub_byte(DType dtype) { return bits(dtype) < 8; }
-
 }  // namespace
 
 AxisFactors::AxisFactors(std::uint32_t multiplier, std::uint32_t offset, std::uint64_t size)
@@ -59,7 +57,7 @@ std::uint64_t AxisFactors::weigh(Weigh kernel, std::uint64_t first, std::byte co
 }
 
 TensorDigest::Words::Words(DType dtype, Shape const& hf_shape) {
-  auto const as_bytes = is_sub_byte(dtype);
+  auto const as_bytes = sub_byte(dtype);
   auto const shape = as_bytes ? Shape{byte_size(dtype, hf_shape)} : hf_shape;
   auto const element = as_bytes ? 1 : element_bytes(dtype);
   bytes = std::min<std::uint64_t>(element, 4);
@@ -83,7 +81,8 @@ TensorDigest::TensorDigest(DType dtype, Shape const& hf_shape)
       column_factors_(0x4C95'7F2D, 0x0370'7344, words_.columns) {}
 
 std::size_t TensorDigest::entries(DType dtype, Shape const& hf_shape) {
-  return hf_shape.size() >= 3 && !is_sub_byte(dtype) ? hf_shape.front() : 1;
+  if (hf_shape.size() < 3 || sub_byte(dtype)) return 1;
+  return element_count(hf_shape) == 0 ? 0 : hf_shape.front();
 }
 
 void TensorDigest::check_inside(std::uint64_t first_element, std::uint64_t elements) const {

@@ -34,8 +34,8 @@ class TensorDigest {
   /// @param hf_shape global shape as the checkpoint file stores it. @throws FormatError when r or c reach 2^31.
   TensorDigest(DType dtype, Shape const& hf_shape);
 
-  /// How many numbers the tensor has: its first axis when the rank is at least 3, else 1. Sub-byte types, of which the
-  /// digest sees a row of bytes, always have 1.
+  /// How many numbers the tensor has: its first axis when the rank is at least 3 (0 when there are no elements: its
+  /// other axes may say anything then), else 1. Sub-byte types, of which the digest sees a row of bytes, always have 1.
   [[nodiscard]] static std::size_t entries(DType dtype, Shape const& hf_shape);
 
   /// Add to `d` (`entries` numbers) what a run of elements contributes. The run starts at `first_element`, row-major

@@ -11,8 +11,6 @@ namespace {
 
 constexpr std::uint64_t kBetween = 13;
 
-bool sub_byte(DType dtype) { return bits(dtype) < 8; }
-
 /// BF16 as F32: the same bits with zeros below.
 Bytes widened(Bytes const& bf16) {
   Bytes f32(2 * bf16.size());

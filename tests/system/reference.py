@@ -391,7 +391,9 @@ def _as_words(value):
 
 
 def digest(value):
-    """[sum, d(0), d(1), …] of an HF tensor; the list of entries only for rank 3 and above."""
+    """[sum, d(0), d(1), …] of an HF tensor; the list of entries only for rank 3 and above, and where there are any."""
+    if 0 in value.shape:
+        return [0]
     words = _as_words(value)
     entries, rows, row = words.shape
     with np.errstate(over="ignore"):

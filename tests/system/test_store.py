@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
+import checkpoints
 import program
 import reference
 from program import run_ok
@@ -85,6 +86,25 @@ def test_the_digests_of_the_source_are_recorded(opened, tiny_tensors):
     assert recorded.keys() == {escaped(key) for key in tiny_tensors}
     for key, value in tiny_tensors.items():
         assert recorded[escaped(key)] == reference.digest(value), key
+
+
+def test_axes_of_a_tensor_without_elements_cost_nothing(broken, tmp_path):
+    key, shape = "model.visual.nothing", [2**40, 0, 1]
+    path = sorted(broken.glob("*.safetensors"))[-1]
+
+    def add(entries):
+        end = max(entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
+        return entries | {key: {"dtype": "BF16", "shape": shape, "data_offsets": [end, end]}}
+
+    checkpoints.edit_header(path, add)
+    index = broken / "model.safetensors.index.json"
+    checkpoints.edit_json(index, lambda content: content["weight_map"].update({key: path.name}))
+    run_ok("load", broken, "--store", tmp_path / "store.h5", ranks=2)
+    with h5py.File(tmp_path / "store.h5") as file:
+        assert list(file["digest/source"][key]) == [0]
+    run_ok("verify", tmp_path / "store.h5", "--against", broken)
+    run_ok("to-hf", tmp_path / "store.h5", tmp_path / "back")
+    assert not checkpoints.folder_differences(broken, tmp_path / "back")
 
 
 def test_digests_of_stored_values_are_recorded_for_converted_tensors_only(opened, tiny_tensors):

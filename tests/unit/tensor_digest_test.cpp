@@ -119,9 +119,18 @@ TEST(DigestVectors, F64Scalar) {
 TEST(DigestVectors, NothingIsZero) {
   EXPECT_THAT(digest_of(DType::BF16, {0}, {}), ElementsAre(0));
   EXPECT_THAT(digest_of(DType::F32, {7, 0}, {}), ElementsAre(0));
-  EXPECT_THAT(digest_of(DType::U8, {2, 0, 3}, {}), ElementsAre(0, 0));
+  EXPECT_THAT(digest_of(DType::U8, {2, 0, 3}, {}), IsEmpty());
   EXPECT_THAT(digest_of(DType::U8, {0, 2, 3}, {}), IsEmpty());
   EXPECT_THAT(digest_of(DType::F4, {3, 0, 2}, {}), ElementsAre(0));
+}
+
+// A header of a few bytes can say so.
+TEST(DigestVectors, AxesOfATensorWithoutElementsCostNothing) {
+  Shape const shape{std::uint64_t{1} << 60, 0, 1};
+  EXPECT_EQ(TensorDigest::entries(DType::BF16, shape), 0U);
+  DigestTable const table({{.key = "a", .shape = shape}, {.key = "b", .shape = {2, 1, 1}}});
+  EXPECT_EQ(table.sum(0), 0U);
+  EXPECT_EQ(table.of(1).size(), 2U);
 }
 
 TEST(DigestVectors, ExpertFactors) {
