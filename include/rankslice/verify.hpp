@@ -31,7 +31,8 @@ struct VerifyReport {
   std::uint64_t experts = 0;  ///< Expert blocks: the sum of E over the stacked tensors; rank-local, those held.
   /// Rank-local: those of them of which this rank has only some rows. No recorded digest is theirs to compare with.
   std::uint64_t experts_in_part = 0;
-  std::vector<Mismatch> mismatches;
+  std::vector<Mismatch> mismatches;  ///< Of each rank at most the first 1000 when ranks share what they found.
+  std::uint64_t unlisted = 0;        ///< How many more there were.
 
   [[nodiscard]] bool ok() const { return mismatches.empty(); }
   /// @throws VerifyError naming the first mismatches.

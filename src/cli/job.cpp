@@ -262,6 +262,7 @@ void Job::report_verify(VerifyReport const& verified) {
     if (mismatch.rank >= 0) item["rank"] = mismatch.rank;
     entry["mismatches"].push_back(std::move(item));
   }
+  entry["unlisted_mismatches"] = verified.unlisted;
 }
 
 void Job::finish() {

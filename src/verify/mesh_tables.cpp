@@ -102,7 +102,7 @@ Digests digest_all_held(StateDict const& state, CallOptions const& call, Communi
   MeshTables mesh(state, world);
   mesh.reduce(held.source, "held", report.mismatches);
   mesh.reduce(held.stored, "held", report.mismatches);
-  share_mismatches(report.mismatches, world);
+  share_mismatches(report, world);
   on_every_rank(world, [&] { report.throw_if_bad(); });
   return held;
 }

@@ -8,34 +8,43 @@ namespace {
 
 using nlohmann::json;
 
-std::vector<std::byte> pack(std::vector<Mismatch> const& mismatches) {
+constexpr std::size_t kMostOfARank = 1000;  // rank 0 holds those of all ranks, and so does every rank after it
+
+std::vector<std::byte> pack(VerifyReport const& report) {
   auto list = json::array();
-  for (auto const& mismatch : mismatches) {
+  for (auto const& mismatch : report.mismatches) {
     list.push_back({mismatch.tensor, mismatch.expert, mismatch.rank, mismatch.what});
   }
-  auto const packed = json::to_cbor(list);
+  auto const packed = json::to_cbor(json{{"unlisted", report.unlisted}, {"mismatches", std::move(list)}});
   auto const bytes = std::as_bytes(std::span(packed));
   return {bytes.begin(), bytes.end()};
 }
 
-void unpack(std::vector<std::byte> const& bytes, std::vector<Mismatch>& mismatches) {
+void unpack(std::vector<std::byte> const& bytes, VerifyReport& report) {
   auto const* const data = reinterpret_cast<std::uint8_t const*>(bytes.data());
-  for (auto const& item : json::from_cbor(data, data + bytes.size())) {
-    mismatches.push_back({.tensor = item[0], .expert = item[1], .rank = item[2], .what = item[3]});
+  auto const packed = json::from_cbor(data, data + bytes.size());
+  report.unlisted += packed["unlisted"].get<std::uint64_t>();
+  for (auto const& item : packed["mismatches"]) {
+    report.mismatches.push_back({.tensor = item[0], .expert = item[1], .rank = item[2], .what = item[3]});
   }
 }
 
 }  // namespace
 
-void share_mismatches(std::vector<Mismatch>& mismatches, Communicator& world) {
+void share_mismatches(VerifyReport& report, Communicator& world) {
   if (world.size() == 1) return;
-  auto const of_ranks = world.gather(pack(mismatches), 0);
-  std::vector<Mismatch> all;
+  if (report.mismatches.size() > kMostOfARank) {
+    report.unlisted += report.mismatches.size() - kMostOfARank;
+    report.mismatches.resize(kMostOfARank);
+  }
+  auto const of_ranks = world.gather(pack(report), 0);
+  VerifyReport all;
   for (auto const& bytes : of_ranks) unpack(bytes, all);
   auto shared = pack(all);
   broadcast_vector(world, shared, 0);
-  mismatches.clear();
-  unpack(shared, mismatches);
+  report.mismatches.clear();
+  report.unlisted = 0;
+  unpack(shared, report);
 }
 
 }  // namespace rankslice

@@ -1,13 +1,12 @@
 #pragma once
 
-#include <vector>
-
 #include "rankslice/communicator.hpp"
 #include "rankslice/verify.hpp"
 
 namespace rankslice {
 
-/// Make the list of what any rank found the list of every rank, by rank. Collective.
-void share_mismatches(std::vector<Mismatch>& mismatches, Communicator& world);
+/// Make the mismatches that any rank found, of each the first 1000, those of every rank, by rank; the others are
+/// counted. Collective.
+void share_mismatches(VerifyReport& report, Communicator& world);
 
 }  // namespace rankslice

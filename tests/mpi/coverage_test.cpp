@@ -78,12 +78,12 @@ class Coverage : public JobTest {
     tensor.offsets[1] = slice.rows.begin;
   }
   static std::vector<std::string> found(StateDict const& state) {
-    std::vector<Mismatch> mismatches;
+    VerifyReport report;
     MeshTables mesh(state, world());
-    check_coverage(state, mesh, mismatches);
-    share_mismatches(mismatches, world());
+    check_coverage(state, mesh, report.mismatches);
+    share_mismatches(report, world());
     std::vector<std::string> what;
-    for (auto const& mismatch : mismatches) what.push_back(mismatch.what);
+    for (auto const& mismatch : report.mismatches) what.push_back(mismatch.what);
     return what;
   }
   /// With half of each expert's rows on one half of the ranks, where there are two halves.
