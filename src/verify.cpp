@@ -2,7 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
+#include <string_view>
+#include <unordered_map>
 
 #include "copies.hpp"
 #include "hf_files.hpp"
@@ -26,18 +27,15 @@ void add(VerifyReport& report, std::vector<Mismatch> const& more) {
 /// Name the rank that holds, or read, each expert that differs from a reference.
 void name_owners(std::vector<Mismatch>& mismatches, Checkpoint const& source, Mesh const& mesh) {
   if (mesh.ep_shard > 1) return;  // it may be any of those that share the expert
-  auto const parts = static_cast<std::uint64_t>(mesh.ep);
+  if (mismatches.empty()) return;
+  std::unordered_map<std::string_view, std::uint64_t> experts;
+  for (auto const& tensor : source.model.tensors) {
+    experts.emplace(tensor.key, source.model.parameters[tensor.parameter].part_count());
+  }
   for (auto& mismatch : mismatches) {
     if (mismatch.expert < 0 || mismatch.rank >= 0) continue;
-    auto const& tensor = *std::ranges::find(source.model.tensors, mismatch.tensor, &HfTensor::key);
-    auto const experts = source.model.parameters[tensor.parameter].part_count();
-    auto const expert = static_cast<std::uint64_t>(mismatch.expert);
-    for (std::uint64_t ep = 0; ep < parts; ++ep) {
-      if (expert < balanced_part(experts, parts, ep).end) {
-        mismatch.rank = static_cast<int>(ep);
-        break;
-      }
-    }
+    mismatch.rank = static_cast<int>(part_with(static_cast<std::uint64_t>(mismatch.expert), experts.at(mismatch.tensor),
+                                               static_cast<std::uint64_t>(mesh.ep)));
     mismatch.what = fmt::format("rank {}: {}", mismatch.rank, mismatch.what);
   }
 }
@@ -149,7 +147,7 @@ VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions c
     check_coverage(state, mesh, report.mismatches);
     if (options.level == VerifyLevel::full) verify_contents(state, mesh, world, options, report);
   }
-  share_mismatches(report.mismatches, world);
+  share_mismatches(report, world);
   return report;
 }
 
@@ -182,7 +180,7 @@ VerifyReport verify(Checkpoint const& checkpoint, Communicator& world, VerifyOpt
     if (world.rank() == 0) check_side_files(checkpoint.hf, watch({.stop = options.call.stop}, "verify", 0, &world));
   });
   compare_with_references(checkpoint, read, options, world, make_mesh(world.size()), report);
-  share_mismatches(report.mismatches, world);
+  share_mismatches(report, world);
   return report;
 }
 

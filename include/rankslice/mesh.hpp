@@ -36,6 +36,9 @@ struct Mesh {
 /// and there may be empty parts at the end.
 [[nodiscard]] Range balanced_part(std::uint64_t count, std::uint64_t parts, std::uint64_t index);
 
+/// The inverse: the `index` of the part that has an item of [0, count).
+[[nodiscard]] std::uint64_t part_with(std::uint64_t item, std::uint64_t count, std::uint64_t parts);
+
 /// How a tensor lies along one dimension of the mesh.
 struct Placement {
   enum class Kind : std::uint8_t { replicate, shard } kind = Kind::replicate;

@@ -35,4 +35,11 @@ Range balanced_part(std::uint64_t count, std::uint64_t parts, std::uint64_t inde
   return {begin, begin + base + (index < larger ? 1 : 0)};
 }
 
+std::uint64_t part_with(std::uint64_t item, std::uint64_t count, std::uint64_t parts) {
+  auto const base = count / parts;
+  auto const larger = count % parts;
+  auto const in_larger = larger * (base + 1);  // all items when base is 0
+  return item < in_larger ? item / (base + 1) : larger + (item - in_larger) / base;
+}
+
 }  // namespace rankslice

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 
 #include "transform/tensor_digest.hpp"
 
@@ -22,33 +23,37 @@ std::string describe(HfTensor const& tensor, std::int64_t expert) {
   return fmt::format("layer {}, expert {} of {}", key.substr(digits, key.find('.', digits) - digits), expert, key);
 }
 
-/// The numbers of the same matrices (gate, up, …) of all experts, and the factor of each.
-struct ExpertNumbers {
-  std::vector<std::uint64_t> values, factors;
+/// An entry of the digests of a list of tensors.
+struct Entry {
+  std::uint32_t tensor = 0;
+  std::size_t number = 0;
+  bool operator==(Entry const&) const = default;
 };
 
-ExpertNumbers numbers_of_experts(Model const& model, HfTensor const& tensor, DigestTable const& table) {
-  ExpertNumbers numbers;
+/// Whose values an expert's digest belongs to, going by its q: another expert's, or else those of another matrix (gate
+/// for up); nothing when nobody's. A digest of 0 is that of an expert that is not there, which may hold for several.
+std::optional<Entry> owner_of(std::uint64_t d, Entry const& at, Model const& model, DigestTable const& expected) {
+  if (d == 0) return std::nullopt;
+  auto const q = d * inverse_modulo_2_64(expert_factor(at.number));
+  auto const& tensor = model.tensors[at.tensor];
+  std::optional<Entry> other_matrix;
   for (auto const i : model.parameters[tensor.parameter].tensors) {
-    if (model.tensors[i].columns != tensor.columns) continue;
-    auto const entries = table.of(i);
+    auto const same_matrix = model.tensors[i].columns == tensor.columns;
+    auto const entries = expected.of(i);
     for (std::size_t e = 0; e < entries.size(); ++e) {
-      numbers.values.push_back(entries[e]);
-      numbers.factors.push_back(expert_factor(e));
+      if (Entry{i, e} == at || entries[e] != q * expert_factor(e)) continue;
+      if (same_matrix) return Entry{i, e};
+      if (!other_matrix) other_matrix = Entry{i, e};
     }
   }
-  return numbers;
+  return other_matrix;
 }
 
-/// Which other expert's values a digest belongs to, going by its q; nothing when no expert's. A digest of 0 is that of
-/// an expert that is not there, which may hold for several.
-std::optional<std::size_t> owner_of(std::uint64_t d, std::size_t expert, ExpertNumbers const& expected) {
-  if (d == 0) return std::nullopt;
-  auto const q = d * inverse_modulo_2_64(expected.factors[expert]);
-  for (std::size_t e = 0; e < expected.values.size(); ++e) {
-    if (e != expert && expected.values[e] == q * expected.factors[e]) return e;
-  }
-  return std::nullopt;
+/// "expert 17", or the key of another matrix.
+std::string name_owner(Model const& model, HfTensor const& tensor, Entry const& owner) {
+  auto const& other = model.tensors[owner.tensor];
+  if (other.columns != tensor.columns) return other.key;
+  return fmt::format("expert {}", other.experts.begin + owner.number);
 }
 
 Mismatch tensor_mismatch(HfTensor const& tensor, std::string const& what) {
@@ -64,13 +69,12 @@ void append_differences(Model const& model, std::size_t index, NamedTable const&
   auto const have = found.table.of(index);
   for (std::size_t e = 0; e < want.size(); ++e) {
     if (want[e] == have[e]) continue;
-    auto const number = tensor.experts.begin + e;
-    auto const expert = stacked ? static_cast<std::int64_t>(number) : -1;
+    auto const expert = stacked ? static_cast<std::int64_t>(tensor.experts.begin + e) : -1;
     auto what = fmt::format("{}: {} digest {:016x}, {} {:016x}", describe(tensor, expert), expected.name, want[e],
                             found.name, have[e]);
     if (stacked) {
-      auto const owner = owner_of(have[e], number, numbers_of_experts(model, tensor, expected.table));
-      if (owner) what += fmt::format(" (holds the values of expert {})", *owner);
+      auto const owner = owner_of(have[e], {static_cast<std::uint32_t>(index), e}, model, expected.table);
+      if (owner) what += fmt::format(" (holds the values of {})", name_owner(model, tensor, *owner));
     }
     if (rank >= 0) what = fmt::format("rank {}: {}", rank, what);
     mismatches.push_back({.tensor = tensor.key, .expert = expert, .rank = rank, .what = std::move(what)});

@@ -60,6 +60,24 @@ TEST(BalancedPart, SharesCountsOfBytesBeyond32Bits) {
   EXPECT_EQ(balanced_part(count + 1, 4, 3), (Range{count / 4 * 3 + 1, count + 1}));
 }
 
+TEST(PartWith, Rule9_IsThePartWhoseRangeHasTheItem) {
+  for (std::uint64_t count : {0U, 1U, 2U, 5U, 8U, 60U, 128U}) {
+    for (std::uint64_t parts : {1U, 2U, 3U, 7U, 8U, 64U, 200U}) {
+      for (std::uint64_t index = 0; index < parts; ++index) {
+        auto const part = balanced_part(count, parts, index);
+        for (auto item = part.begin; item < part.end; ++item) {
+          EXPECT_EQ(part_with(item, count, parts), index) << item << " of " << count << " in " << parts;
+        }
+      }
+    }
+  }
+  // 10 experts of 4 ranks: 3, 3, 2 and 2
+  EXPECT_EQ(part_with(2, 10, 4), 0U);
+  EXPECT_EQ(part_with(3, 10, 4), 1U);
+  EXPECT_EQ(part_with(7, 10, 4), 2U);
+  EXPECT_EQ(part_with(8, 10, 4), 3U);
+}
+
 TEST(Mesh, Rule13_EpIsTheFastestDimensionThenEpShard) {
   Mesh const mesh{.ep_replicate = 2, .ep_shard = 3, .ep = 4};
   EXPECT_EQ(mesh.ranks(), 24);
