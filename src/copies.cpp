@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "storage_reader.hpp"
 #include "watch.hpp"
@@ -11,9 +12,12 @@ namespace rankslice {
 
 namespace {
 
-/// The pieces that hold the same slices as the one before them: copies, in a storage that is ordered by slice.
-std::vector<std::size_t> find_copies(std::vector<StoredPiece> const& pieces) {
+/// The pieces that hold the same slices as the one before them: copies, in a storage that is ordered by slice. Only
+/// shards have any: in the HF form a gate and an up matrix are the same slice of their parameter.
+std::vector<std::size_t> find_copies(Checkpoint const& checkpoint) {
   std::vector<std::size_t> copies;
+  if (checkpoint.format != CheckpointFormat::shards) return copies;
+  auto const& pieces = checkpoint.storage.pieces;
   for (std::size_t i = 1; i < pieces.size(); ++i) {
     auto const same = pieces[i].parameter == pieces[i - 1].parameter && pieces[i].slice == pieces[i - 1].slice;
     if (same && !pieces[i].slice.empty()) copies.push_back(i);
@@ -21,39 +25,57 @@ std::vector<std::size_t> find_copies(std::vector<StoredPiece> const& pieces) {
   return copies;
 }
 
-/// One number for what a piece holds. `sums` is all zero, before and after.
-std::uint64_t digest_piece(Checkpoint const& checkpoint, StoredPiece const& piece, Digests& sums,
-                           BlockDone const& done) {
-  auto const& model = checkpoint.model;
-  auto const& parameter = model.parameters[piece.parameter];
-  auto const& storage = checkpoint.storage;
-  auto const file = open_reader(storage.files[piece.extent.file].path);
-  ParameterDigest digest(model, parameter);
-  Transfer(model, storage.form, done).digest(piece, piece.slice, *file, {.digest = &digest, .sums = &sums});
-  std::uint64_t number = 0;
-  for (std::size_t i = 0; i < parameter.tensors.size(); ++i) {  // split experts that changed places must show
-    auto& table = parameter.converted() ? sums.stored : sums.source;
-    number += expert_factor(i) * table.sum(parameter.tensors[i]);
-    for (auto* const any : {&sums.source, &sums.stored}) std::ranges::fill(any->of(parameter.tensors[i]), 0);
+/// One number for what each of some pieces holds, which come by parameter.
+class PieceDigests {
+ public:
+  PieceDigests(Checkpoint const& checkpoint, BlockDone const& done)
+      : model_(checkpoint.model),
+        reader_(checkpoint.storage, checkpoint.model),
+        transfer_(checkpoint.model, checkpoint.storage.form, done),
+        sums_(checkpoint.model) {}
+
+  [[nodiscard]] std::uint64_t of(StoredPiece const& piece) {
+    auto const& parameter = model_.parameters[piece.parameter];
+    if (&parameter != parameter_) digest_.emplace(model_, parameter);
+    parameter_ = &parameter;
+    transfer_.digest(piece, piece.slice, reader_.file(piece.extent.file), {.digest = &*digest_, .sums = &sums_});
+    std::uint64_t number = 0;
+    for (std::size_t i = 0; i < parameter.tensors.size(); ++i) {  // split experts that changed places must show
+      auto& table = parameter.converted() ? sums_.stored : sums_.source;
+      number += expert_factor(i) * table.sum(parameter.tensors[i]);
+      for (auto* const any : {&sums_.source, &sums_.stored}) std::ranges::fill(any->of(parameter.tensors[i]), 0);
+    }
+    return number;
   }
-  return number;
-}
+
+  /// @throws IoError for a file that was changed while it was read.
+  void check_unchanged() const { reader_.check_unchanged(); }
+
+ private:
+  Model const& model_;
+  StorageReader reader_;
+  Transfer transfer_;
+  Digests sums_;  // all zero between pieces
+  Parameter const* parameter_ = nullptr;
+  std::optional<ParameterDigest> digest_;  // of that parameter
+};
 
 }  // namespace
 
 void require_equal_copies(Checkpoint const& checkpoint, Communicator& world, CallOptions const& call) {
   auto const& pieces = checkpoint.storage.pieces;
-  auto const copies = find_copies(pieces);
-  if (checkpoint.format != CheckpointFormat::shards || copies.empty()) return;
+  auto const copies = find_copies(checkpoint);
+  if (copies.empty()) return;
   std::vector<std::uint64_t> digests(pieces.size());  // of copies and what they are copies of
   for (auto const copy : copies) digests[copy] = digests[copy - 1] = 1;
   auto const done = watch({.stop = call.stop}, "verify", 0, &world);
   on_every_rank(world, [&] {
-    Digests sums(checkpoint.model);
+    PieceDigests piece_digests(checkpoint, done);
     for (std::size_t i = 0; i < pieces.size(); ++i) {
       auto const mine = static_cast<int>(pieces[i].extent.file) % world.size() == world.rank();
-      digests[i] = digests[i] != 0 && mine ? digest_piece(checkpoint, pieces[i], sums, done) : 0;
+      digests[i] = digests[i] != 0 && mine ? piece_digests.of(pieces[i]) : 0;
     }
+    piece_digests.check_unchanged();
   });
   world.all_reduce(digests, Reduce::sum);
   on_every_rank(world, [&] {

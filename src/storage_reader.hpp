@@ -25,12 +25,13 @@ class StorageReader {
   /// @throws IoError, FormatError, PlanError when the storage lacks something of the slice.
   void for_each_piece(PlannedSlice const& wanted, PieceStep const& step);
 
+  /// A file of the storage. @throws IoError, FormatError
+  [[nodiscard]] FileReader& file(std::uint32_t index);
+
   /// Every file that was read is still what it was when it was opened. @throws IoError
   void check_unchanged() const;
 
  private:
-  FileReader& file(std::uint32_t index);
-
   struct OpenFile {
     std::unique_ptr<FileReader> reader;
     FileIdentity identity;
