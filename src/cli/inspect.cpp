@@ -6,6 +6,7 @@
 
 #include "cli/commands.hpp"
 #include "cli/listing.hpp"
+#include "model/family.hpp"
 #include "plan/plan.hpp"
 
 namespace rankslice::cli {
@@ -111,12 +112,6 @@ std::vector<std::string> oddities(Checkpoint const& checkpoint) {
   return odd;
 }
 
-/// The segment before the names of most checkpoints of the Hub (rules 19, 32).
-std::string prefix_of(Model const& model) {
-  auto const has = [](HfTensor const& tensor) { return tensor.key.starts_with("model."); };
-  return std::ranges::any_of(model.tensors, has) ? "model." : "";
-}
-
 /// What a person asks first, in the order in which it is printed.
 Json summarize(Checkpoint const& checkpoint) {
   std::map<std::string, Totals> dtypes;
@@ -137,7 +132,7 @@ Json summarize(Checkpoint const& checkpoint) {
           {"path", checkpoint.path},
           {"format", format_name(checkpoint.format)},
           {"family", checkpoint.family},
-          {"prefix", prefix_of(checkpoint.model)},
+          {"prefix", find_prefix(find_family(checkpoint.family, {}).keys, checkpoint.model.tensors)},
           {"files", checkpoint.storage.files.size()},
           {"tensors", all.count},
           {"bytes", all.bytes},

@@ -60,12 +60,12 @@ class ExpertLayers {
 void demand_announced_layers(ExpertLayers const& layers, MappedCatalog const& mapped, ModelConfig const& config) {
   std::unordered_set<std::uint64_t> const dense(config.dense_layers.begin(), config.dense_layers.end());
   auto const announced = fmt::format("config.json has num_hidden_layers = {}", config.layers);
-  for (std::uint64_t layer = 0; layer < config.layers; ++layer) {
-    auto const sparse = (layer + 1) % config.sparse_step == 0;
-    if (sparse && !dense.contains(layer)) layers.demand(Stack::decoder, std::to_string(layer), announced);
+  // No longer than there are layers to be found, or listed as dense: the first that is neither is an error.
+  for (std::uint64_t sparse = 1; sparse <= config.layers / config.sparse_step; ++sparse) {
+    auto const layer = sparse * config.sparse_step - 1;
+    if (!dense.contains(layer)) layers.demand(Stack::decoder, std::to_string(layer), announced);
   }
-  auto const is_mtp = [](KeyMapping const& key) { return key.fqn.starts_with("mtp."); };
-  if (std::ranges::none_of(mapped.keys, is_mtp)) return;
+  if (std::ranges::none_of(mapped.keys, is_mtp, &KeyMapping::fqn)) return;
   auto const mtp_announced = fmt::format("config.json has mtp_num_hidden_layers = {}", config.mtp_layers);
   for (std::uint64_t layer = 0; layer < config.mtp_layers; ++layer) {
     layers.demand(Stack::mtp, std::to_string(layer), mtp_announced);
@@ -137,7 +137,8 @@ void check_experts(MappedCatalog const& mapped, Parameter const& parameter, Expe
                        fmt::format("expected experts below E = {} ({}), found {}", sizes.experts.value,
                                    sizes.experts.source, last.expert));
   }
-  if (parameter.tensors.size() == sizes.experts.value * matrices) return;
+  auto const complete = parameter.tensors.size() / matrices;  // divided: E may be any number
+  if (parameter.tensors.size() % matrices == 0 && complete == sizes.experts.value) return;
 
   std::vector<std::uint64_t> lacking;
   std::optional<ExpertMatrix> missing;

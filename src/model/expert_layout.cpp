@@ -8,8 +8,6 @@ namespace rankslice {
 
 namespace {
 
-std::string_view name_of(ExpertLayout layout) { return layout == ExpertLayout::hub ? "hub" : "transformers"; }
-
 bool fits(ExpertSizes const& sizes, KeyMapping const& key, Layout layout, CatalogTensor const& tensor) {
   return tensor.shape == expected_shape(sizes, key, layout) && element_count(tensor.shape) != 0;
 }
@@ -63,9 +61,9 @@ ExpertLayout detect_layout(MappedCatalog const& mapped, ExpertSizes const& sizes
       found = layout;
       first = tensor.name;
     } else if (layout != found) {
-      throw tensor_error(mapped.catalog, tensor,
-                         fmt::format("expected the {} layout, as {} has it, found the {} layout", name_of(found), first,
-                                     name_of(layout)));
+      throw tensor_error(
+          mapped.catalog, tensor,
+          fmt::format("expected the {} layout, as {} has it, found the {} layout", name(found), first, name(layout)));
     }
   }
   return found;
@@ -85,7 +83,7 @@ void check_shape(MappedCatalog const& mapped, std::size_t i, ExpertSizes const& 
 std::vector<Layout> find_layouts(MappedCatalog const& mapped, ExpertSizes const& sizes, ExpertLayout requested) {
   auto const by_request = requested != ExpertLayout::automatic;
   auto const of_checkpoint = by_request ? requested : detect_layout(mapped, sizes);
-  auto const reason = fmt::format(" by --expert-layout {}", name_of(requested));
+  auto const reason = fmt::format(" by --expert-layout {}", name(requested));
   std::vector<Layout> layouts(mapped.keys.size(), Layout::same);
   for (std::size_t i = 0; i < layouts.size(); ++i) {
     auto const& key = mapped.keys[i];

@@ -39,7 +39,7 @@ std::string_view without_needless_prefix(KeyTable const& table, std::string_view
 }
 
 bool has_prefix(KeyTable const& table, std::string_view hf_key) {
-  return hf_key.starts_with(kModel) && !without_needless_prefix(table, hf_key).starts_with(kMtp);
+  return hf_key.starts_with(kModel) && !is_mtp(without_needless_prefix(table, hf_key));
 }
 
 void refuse(KeyTable const& table, std::string_view hf_key, std::string_view key) {
@@ -98,6 +98,8 @@ std::optional<StackedKey> match_stacked(KeyTable const& table, std::string_view 
 }
 
 }  // namespace
+
+bool is_mtp(std::string_view fqn) { return fqn.starts_with(kMtp); }
 
 KeyMapping from_hf(KeyTable const& table, std::string_view hf_key, std::string_view prefix) {
   auto const source = without_needless_prefix(table, hf_key);

@@ -92,6 +92,9 @@ struct KeyMapping {
 /// FQN -> HF key, of stacked parameters that of the grouped tensor (rules 24, 46-49).
 [[nodiscard]] std::string to_hf(KeyTable const& table, std::string_view fqn);
 
+/// Whether a parameter is of the multi-token prediction, beside the decoder.
+[[nodiscard]] bool is_mtp(std::string_view fqn);
+
 /// The rule of a stacked parameter and its layer, which points into the FQN.
 struct StackedName {
   StackedRule const* rule = nullptr;

@@ -4,6 +4,8 @@
 
 #include "rankslice/error.hpp"
 
+#include "model/key_table.hpp"
+
 namespace rankslice {
 
 namespace {
@@ -15,7 +17,7 @@ Range part_of(std::uint64_t count, int parts, int index) {
 /// Rule 15 in upstream's words, behind the parameter's own name.
 std::string upstream_name(std::string const& fqn) {
   auto const tail = fqn.substr(fqn.rfind('.') + 1);
-  return (fqn.starts_with("mtp.") ? "MTP " : "Base ") + tail;
+  return (is_mtp(fqn) ? "MTP " : "Base ") + tail;
 }
 
 Range held_rows(Parameter const& parameter, Mesh const& mesh, MeshCoordinate const& coordinate) {

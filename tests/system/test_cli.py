@@ -141,6 +141,18 @@ def test_inspect_says_how_experts_are_stored_and_what_load_would_do(mini, mini_t
     assert report["prefix"] == "model."
 
 
+def test_inspect_takes_a_misplaced_mtp_for_no_prefix(broken):  # rules 32, 43
+    def respell(entries):
+        return {"model." + key if key.startswith("mtp.") else key.removeprefix("model."): entries[key] for key in entries}
+
+    for path in broken.glob("*.safetensors"):
+        checkpoints.edit_header(path, respell)
+    index = broken / "model.safetensors.index.json"
+    checkpoints.edit_json(index, lambda content: content.update(weight_map=respell(content["weight_map"])))
+    assert any("model.mtp." in key for key in json.loads(index.read_text())["weight_map"])
+    assert run_ok("inspect", broken, "--json").json["prefix"] == ""
+
+
 def test_inspect_says_what_is_odd(broken):
     (broken / "model.safetensors.index.json").unlink(missing_ok=True)
     (broken / "config.json").unlink()

@@ -237,6 +237,36 @@ TEST(MapTensors, Rule42_ALayerThatConfigJsonAnnouncesHasExperts) {
   EXPECT_EQ(absurd.tensor, "model.language_model.layers.4.mlp.experts.gate_up_proj");
 }
 
+// Nothing is tried layer by layer up to such a number.
+TEST(MapTensors, AbsurdNumbersOfLayersWithoutExpertsAreNoWork) {
+  constexpr auto kSparse = std::uint64_t{1} << 62;
+  auto const refused = refusal([](auto&, auto& config) {
+    config.layers = 2 * kSparse;
+    config.sparse_step = kSparse;
+  });
+  EXPECT_EQ(refused.tensor, fmt::format("model.language_model.layers.{}.mlp.experts.gate_up_proj", kSparse - 1));
+  auto const none = refusal([](auto&, auto& config) {
+    config.layers = kSparse - 1;
+    config.sparse_step = kSparse;
+  });
+  EXPECT_EQ(none.message, "accepted");
+}
+
+// Twice as many matrices are 8 modulo 2^64, as many as there are.
+TEST(MapTensors, Rule40_AnAbsurdNumberOfSplitExpertsIsNotTakenForAnother) {
+  auto shape = tiny_qwen35();
+  shape.mtp_form = ExpertForm::split;
+  auto catalog = make_catalog(shape);
+  std::erase_if(catalog.tensors, [](CatalogTensor const& tensor) {
+    return !tensor.name.starts_with("mtp.") || tensor.name.find("down_proj") != std::string::npos;
+  });
+  auto config = make_config(shape);
+  config.partial = true;
+  EXPECT_NO_THROW((void)map_tensors(qwen3_5_moe(), catalog, config));
+  config.experts = (std::uint64_t{1} << 63) + 4;
+  EXPECT_THROW((void)map_tensors(qwen3_5_moe(), catalog, config), FormatError);
+}
+
 TEST(MapTensors, DenseLayersNeedNoExperts) {
   auto const refused = refusal([](auto& catalog, auto& config) {
     remove_tensor(catalog, kGateUp);
