@@ -8,6 +8,8 @@
 #include "rankslice/checkpoint.hpp"
 #include "rankslice/error.hpp"
 
+#include "core/unique_handle.hpp"
+
 namespace rankslice {
 
 namespace {
@@ -18,6 +20,18 @@ std::string reason_of(int error) {
   return reinterpret_cast<char const*>(text.data());
 }
 
+struct CodeTraits {
+  using Handle = pcre2_code*;
+  static Handle null() noexcept { return nullptr; }
+  static void close(Handle code) noexcept { pcre2_code_free(code); }
+};
+
+struct GroupsTraits {
+  using Handle = pcre2_match_data*;
+  static Handle null() noexcept { return nullptr; }
+  static void close(Handle groups) noexcept { pcre2_match_data_free(groups); }
+};
+
 /// A regular expression that is to match from the first character on.
 class KeyPattern {
  public:
@@ -27,14 +41,13 @@ class KeyPattern {
     auto const* const text = reinterpret_cast<PCRE2_SPTR>(pattern_.data());
     int error = 0;
     PCRE2_SIZE position = 0;
-    code_.reset(pcre2_compile(text, pattern_.size(), kAsPython, &error, &position, nullptr), pcre2_code_free);
-    if (code_) return;
+    code_.reset(pcre2_compile(text, pattern_.size(), kAsPython, &error, &position, nullptr));
+    if (code_.valid()) return;
     throw UsageError(fmt::format("{} '{}': at character {}: {}", name_, pattern_, position, reason_of(error)));
   }
 
   [[nodiscard]] bool matches(std::string_view key) const {
-    std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> const groups(
-        pcre2_match_data_create_from_pattern(code_.get(), nullptr), pcre2_match_data_free);
+    UniqueHandle<GroupsTraits> const groups(pcre2_match_data_create_from_pattern(code_.get(), nullptr));
     auto const* const text = reinterpret_cast<PCRE2_SPTR>(key.data());
     auto const result = pcre2_match(code_.get(), text, key.size(), 0, 0, groups.get(), nullptr);
     if (result >= 0) return true;
@@ -44,16 +57,16 @@ class KeyPattern {
 
  private:
   std::string pattern_, name_;
-  std::shared_ptr<pcre2_code> code_;
+  UniqueHandle<CodeTraits> code_;
 };
 
 }  // namespace
 
 KeySelection key_selection(std::string const& include, std::string const& exclude) {
   if (include.empty() && exclude.empty()) return {};
-  // An empty pattern would match every key.
+  // An empty pattern would match every key. Shared, as a selection can be copied.
   auto const pattern = [](std::string const& text, std::string name) {
-    return text.empty() ? std::nullopt : std::optional<KeyPattern>(std::in_place, text, std::move(name));
+    return text.empty() ? nullptr : std::make_shared<KeyPattern const>(text, std::move(name));
   };
   return [included = pattern(include, "include"), excluded = pattern(exclude, "exclude")](std::string_view key) {
     return (!included || included->matches(key)) && !(excluded && excluded->matches(key));
