@@ -313,6 +313,7 @@ def test_verify_reads_a_checkpoint_against_a_store(mini, mini_store, mini_tensor
     assert report["verify"]["tensors"] == len(mini_tensors)
     assert report["verify"]["experts"] == sum(value.shape[0] for value in stacked)
     assert report["verify"]["mismatches"] == []
+    assert report["verify"]["unlisted_mismatches"] == 0
 
 
 def test_verifying_can_be_left_out(mini):
