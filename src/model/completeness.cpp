@@ -72,6 +72,32 @@ void demand_announced_layers(ExpertLayers const& layers, MappedCatalog const& ma
   }
 }
 
+/// What a split parameter lacks.
+struct Missing {
+  ExpertMatrix first;
+  std::vector<std::uint64_t> experts;  ///< As many as are listed.
+  bool more = false;
+};
+
+/// Of `end.expert` experts with `end.matrix` matrices each, not all of which are there.
+Missing find_missing(MappedCatalog const& mapped, Parameter const& parameter, ExpertMatrix const& end) {
+  Missing missing;
+  auto next = parameter.tensors.begin();
+  for (std::uint64_t expert = 0; expert < end.expert && !missing.more; ++expert) {
+    auto lacks = false;
+    for (std::uint64_t matrix = 0; matrix < end.matrix; ++matrix) {
+      ExpertMatrix const wanted{expert, matrix};
+      auto const is_there = next != parameter.tensors.end() && mapped.keys[*next].split == wanted;
+      if (is_there) ++next;
+      if (!is_there && !lacks && missing.experts.empty()) missing.first = wanted;
+      lacks = lacks || !is_there;
+    }
+    missing.more = lacks && missing.experts.size() == kListed;
+    if (lacks && !missing.more) missing.experts.push_back(expert);
+  }
+  return missing;
+}
+
 }  // namespace
 
 void check_unquantised(MappedCatalog const& mapped, ModelConfig const& config) {
@@ -131,35 +157,20 @@ void check_expert_layers(KeyTable const& table, MappedCatalog const& mapped, Mod
 void check_experts(MappedCatalog const& mapped, Parameter const& parameter, ExpertSizes const& sizes) {
   auto const& first = mapped.keys[parameter.tensors.front()];
   auto const matrices = first.stacked->split.size();
-  auto const place_of = [&](std::uint32_t tensor) { return *mapped.keys[tensor].split; };
-  if (auto const last = place_of(parameter.tensors.back()); last.expert >= sizes.experts.value) {
-    throw tensor_error(mapped.catalog, mapped.catalog.tensors[parameter.tensors.back()],
-                       fmt::format("expected experts below E = {} ({}), found {}", sizes.experts.value,
-                                   sizes.experts.source, last.expert));
+  auto const& [experts, source] = sizes.experts;
+  auto const last = parameter.tensors.back();
+  if (auto const highest = mapped.keys[last].split->expert; highest >= experts) {
+    throw tensor_error(mapped.catalog, mapped.catalog.tensors[last],
+                       fmt::format("expected experts below E = {} ({}), found {}", experts, source, highest));
   }
   auto const complete = parameter.tensors.size() / matrices;  // divided: E may be any number
-  if (parameter.tensors.size() % matrices == 0 && complete == sizes.experts.value) return;
-
-  std::vector<std::uint64_t> lacking;
-  std::optional<ExpertMatrix> missing;
-  auto next = parameter.tensors.begin();
-  for (std::uint64_t expert = 0; expert < sizes.experts.value && lacking.size() <= kListed; ++expert) {
-    for (std::uint64_t matrix = 0; matrix < matrices; ++matrix) {
-      ExpertMatrix const expected{expert, matrix};
-      if (next != parameter.tensors.end() && place_of(*next) == expected) {
-        ++next;
-        continue;
-      }
-      if (!missing) missing = expected;
-      if (lacking.empty() || lacking.back() != expert) lacking.push_back(expert);
-    }
-  }
-  auto const more = lacking.size() > kListed;
-  lacking.resize(std::min(lacking.size(), kListed));
-  throw missing_matrix(*first.stacked, parameter.fqn, first.layer, *missing,
-                       fmt::format("expected {} for each of {} experts ({}), found {} in all; not enough for {}{}",
-                                   matrices == 1 ? "a tensor" : "2 tensors", sizes.experts.value, sizes.experts.source,
-                                   parameter.tensors.size(), fmt::join(lacking, ", "), more ? ", …" : ""));
+  if (parameter.tensors.size() % matrices == 0 && complete == experts) return;
+  auto const missing = find_missing(mapped, parameter, {experts, matrices});
+  throw missing_matrix(
+      *first.stacked, parameter.fqn, first.layer, missing.first,
+      fmt::format("expected {} for each of {} experts ({}), found {} in all; there is no whole set for expert {}{}",
+                  matrices == 1 ? "a tensor" : "2 tensors", experts, source, parameter.tensors.size(),
+                  fmt::join(missing.experts, ", "), missing.more ? ", …" : ""));
 }
 
 }  // namespace rankslice

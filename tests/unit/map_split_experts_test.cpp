@@ -225,12 +225,13 @@ TEST(MapSplitExperts, Rules40And41And42_AMissingMatrixIsNamed) {
   std::string const two = "expected 2 tensors for each of 4 experts (config.json's num_experts), found ";
   std::string const one = "expected a tensor for each of 4 experts (config.json's num_experts), found ";
   for (auto const& [keys, named, text, found] : {
-           Missing{{"1.gate_proj.weight"}, "1.gate_proj.weight", "1", two + "7 in all; not enough for 1"},
-           Missing{{"3.up_proj.weight"}, "3.up_proj.weight", "3", two + "7 in all; not enough for 3"},
+           Missing{
+               {"1.gate_proj.weight"}, "1.gate_proj.weight", "1", two + "7 in all; there is no whole set for expert 1"},
+           Missing{{"3.up_proj.weight"}, "3.up_proj.weight", "3", two + "7 in all; there is no whole set for expert 3"},
            Missing{{"0.gate_proj.weight", "0.up_proj.weight", "2.gate_proj.weight"},
                    "0.gate_proj.weight",
                    "0",
-                   two + "5 in all; not enough for 0, 2"},
+                   two + "5 in all; there is no whole set for expert 0, 2"},
        }) {
     for (auto const& at : {kDecoder, kMtp}) {
       auto const refused = refusal([&](auto& catalog, auto&) {
@@ -245,7 +246,7 @@ TEST(MapSplitExperts, Rules40And41And42_AMissingMatrixIsNamed) {
   }
   auto const down = refusal([](auto& catalog, auto&) { remove_tensor(catalog, kMtp + "2.down_proj.weight"); });
   EXPECT_EQ(down.message, kMtp + "2.down_proj.weight: Missing down MTP expert weight for layer 0, expert 2: " + one +
-                              "3 in all; not enough for 2");
+                              "3 in all; there is no whole set for expert 2");
 }
 
 TEST(MapSplitExperts, Rule42_ExpertsZeroAndThreeOfFourAreNotTwoExperts) {
@@ -256,7 +257,7 @@ TEST(MapSplitExperts, Rule42_ExpertsZeroAndThreeOfFourAreNotTwoExperts) {
       }
     }
   };
-  EXPECT_THAT(refusal(without_1_and_2).message, HasSubstr("found 4 in all; not enough for 1, 2"));
+  EXPECT_THAT(refusal(without_1_and_2).message, HasSubstr("found 4 in all; there is no whole set for expert 1, 2"));
   // Without config.json the highest expert says how many there are.
   auto const unsaid = refusal([&](auto& catalog, auto& config) {
     without_1_and_2(catalog, config);
@@ -276,7 +277,7 @@ TEST(MapSplitExperts, Rule42_ManyMissingExpertsAreListedInPart) {
         });
       },
       shape);
-  EXPECT_THAT(refused.message, HasSubstr("found 2 in all; not enough for 0, 1, 2, 3, 4, 5, 6, 7, …"));
+  EXPECT_THAT(refused.message, HasSubstr("found 2 in all; there is no whole set for expert 0, 1, 2, 3, 4, 5, 6, 7, …"));
 }
 
 TEST(MapSplitExperts, Rule42_AnAbsurdExpertIsRefusedInNoTime) {
