@@ -69,7 +69,7 @@ void expect_same(Model const& found, Model const& expected) {
   }
 }
 
-TEST(FreshModel, Rules45To49_WhatIsWrittenIsOpenedAsTheSame) {
+TEST(FreshModel, Rules44To49_WhatIsWrittenIsOpenedAsTheSame) {
   auto const config = make_config(tiny_qwen35());
   auto const natives = natives_of(make_model(tiny_qwen35()));
   for (auto const form : {ExpertForm::grouped, ExpertForm::split}) {

@@ -259,7 +259,7 @@ TEST(Qwen35Moe, Rule54_TheHolderIsInsertedOnceAfterTheLastLinearAttention) {
             "mtp.layers.0.linear_attn._fp32_params.dt_bias");  // rule 39
 }
 
-TEST(Qwen35Moe, Rules55And57_TrackedFloatsLoadAsF32AndIntegersStay) {
+TEST(Qwen35Moe, Rules55To57_TrackedFloatsLoadAsF32AndIntegersStay) {
   auto const* const key = "model.language_model.layers.0.linear_attn.dt_bias";
   for (auto const dtype : {DType::BF16, DType::F16, DType::F32}) {
     EXPECT_EQ(find_dtype_on_load(table(), key, dtype), DType::F32);
