@@ -1,9 +1,8 @@
 #include "rankslice/load.hpp"
 
-#include <fmt/format.h>
-
 #include "io/memory.hpp"
 #include "plan/plan.hpp"
+#include "state/consistency.hpp"
 #include "state/local_tensor.hpp"
 #include "storage_reader.hpp"
 #include "watch.hpp"
@@ -62,13 +61,9 @@ StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh
 
 StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh, Communicator& world,
                LoadOptions const& options) {
+  require_same_mesh(mesh, world);
   StateDict state;
-  on_every_rank(world, [&] {
-    if (mesh.ranks() != world.size()) {
-      throw PlanError(fmt::format("a mesh of {} ranks cannot be loaded by {} ranks", mesh.ranks(), world.size()));
-    }
-    state = load_slices(source, mesh, mesh.coordinate(world.rank()), options, &world);
-  });
+  on_every_rank(world, [&] { state = load_slices(source, mesh, mesh.coordinate(world.rank()), options, &world); });
   return state;
 }
 

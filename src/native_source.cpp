@@ -9,18 +9,17 @@
 
 namespace rankslice {
 
-HeldTensors::HeldTensors(StateDict const& state) : by_index_(state.source->model.parameters.size()) {
-  for (auto const& [fqn, tensor] : state.tensors) by_index_.at(tensor.index) = &tensor;
-  for (std::size_t i = 0; i < by_index_.size(); ++i) {
-    auto const& parameter = state.source->model.parameters[i];
-    auto const* const tensor = by_index_[i];
-    if (tensor == nullptr) {
-      throw PlanError(fmt::format("{}: missing from the state dict; a whole checkpoint needs every tensor of {}",
-                                  parameter.fqn, state.source->path),
-                      parameter.fqn);
-    }
-    require_consistent(*tensor, *state.source);
-  }
+HeldTensors::HeldTensors(StateDict const& state) {
+  require_consistent(state);
+  auto const& parameters = state.source->model.parameters;
+  by_index_.resize(parameters.size());
+  for (auto const& [fqn, tensor] : state.tensors) by_index_[tensor.index] = &tensor;
+  auto const missing = std::ranges::find(by_index_, nullptr);
+  if (missing == by_index_.end()) return;
+  auto const& fqn = parameters[static_cast<std::size_t>(missing - by_index_.begin())].fqn;
+  throw PlanError(fmt::format("{}: missing from the state dict; a whole checkpoint needs every tensor of {}", fqn,
+                              state.source->path),
+                  fqn);
 }
 
 void HeldTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 
 #include "rankslice/to_hf.hpp"
 
@@ -45,7 +46,8 @@ ShardMetadata describe(StateDict const& state) {
 }
 
 /// Write this rank's file at `path`, complete and read back.
-void write_shard(StateDict const& state, std::string const& path, SaveOptions const& options, Communicator* world) {
+void write_shard(StateDict const& state, HeldTensors& held, std::string const& path, SaveOptions const& options,
+                 Communicator* world) {
   std::vector<SafetensorsHeader::Tensor> tensors;
   std::vector<PlannedSlice> plan;
   for (auto const& [fqn, tensor] : state.tensors) {
@@ -60,9 +62,9 @@ void write_shard(StateDict const& state, std::string const& path, SaveOptions co
   Storage target{
       .form = Form::native, .files = {{shard_file_name(state.mesh.rank(state.coordinate)), path, size}}, .pieces = {}};
   for (auto const& tensor : parse_safetensors_header(raw, size, path).tensors) {
-    auto const& held = state.tensors.at(tensor.name);
+    auto const& local = state.tensors.at(tensor.name);
     target.pieces.push_back(
-        {.parameter = held.index, .tensor = 0, .slice = held.slice(), .extent = {.file = 0, .bytes = tensor.bytes}});
+        {.parameter = local.index, .tensor = 0, .slice = local.slice(), .extent = {.file = 0, .bytes = tensor.bytes}});
   }
   std::ranges::sort(target.pieces, {}, &StoredPiece::parameter);
 
@@ -70,7 +72,6 @@ void write_shard(StateDict const& state, std::string const& path, SaveOptions co
   writer.allocate(size);
   writer.write(raw, 0);
   writer.close();
-  HeldTensors held(state);
   auto const done = watch(options.call, "save_shards", 2 * bytes, world);
   auto const written = write_slices(model, plan, held, target, done);
   check_read_back(model, plan, target, written, done);
@@ -89,23 +90,25 @@ void require_only_shards(std::string const& folder) {
 }  // namespace
 
 void save_shards(StateDict const& state, std::string const& out_dir, Communicator& world, SaveOptions const& options) {
-  require_same_source(state, world);
-  on_every_rank(world, [&] { require_consistent(state, world); });
+  require_agreement(state, world);
+  std::optional<HeldTensors> held;
+  on_every_rank(world, [&] { held.emplace(state); });
   (void)digest_all_held(state, options.call, world);  // for the copies of a tensor that must be equal
   SharedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite, world);
-  on_every_rank(world,
-                [&] { write_shard(state, output.path() + "/" + shard_file_name(world.rank()), options, &world); });
+  on_every_rank(
+      world, [&] { write_shard(state, *held, output.path() + "/" + shard_file_name(world.rank()), options, &world); });
   output.publish();
 }
 
 void save_shard(StateDict const& state, std::string const& out_dir, SaveOptions const& options) {
+  HeldTensors held(state);
   std::error_code error;
   std::filesystem::create_directory(out_dir, error);
   if (error) throw IoError(ExitCode::cannot_create, out_dir + ": " + error.message(), out_dir);
   require_only_shards(out_dir);
   auto const name = shard_file_name(state.mesh.rank(state.coordinate));
   StagedOutput output(out_dir + "/" + name, StagedOutput::Kind::file, options.overwrite);
-  write_shard(state, output.path(), options, nullptr);
+  write_shard(state, held, output.path(), options, nullptr);
   output.publish();
 }
 

@@ -92,12 +92,11 @@ void complete(std::string const& path, Checkpoint const& source, Digests const& 
 }  // namespace
 
 void save_store(StateDict const& state, std::string const& path, Communicator& world, SaveOptions const& options) {
+  require_agreement(state, world);
   auto const& source = *state.source;
   std::optional<HeldTensors> held;
   std::vector<PlannedSlice> plan;
-  require_same_source(state, world);
   on_every_rank(world, [&] {
-    require_consistent(state, world);
     held.emplace(state);
     plan = make_save_plan(source.model, state.mesh, state.coordinate);
   });

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "checkpoint_parts.hpp"
 #include "copies.hpp"
 #include "hf_files.hpp"
 #include "hf_storage.hpp"
@@ -36,6 +37,16 @@ ExportPlan plan_export(Checkpoint const& source, Mesh const& mesh, MeshCoordinat
     auto const is_taken = [&](std::uint32_t tensor) { return plan.taken[tensor]; };
     return std::ranges::none_of(model.parameters[planned.parameter].tensors, is_taken);
   });
+  return plan;
+}
+
+/// Every rank's part of the same files. Collective.
+ExportPlan agree_on_export(Checkpoint const& source, Mesh const& mesh, Communicator& world,
+                           ExportOptions const& options) {
+  ExportPlan plan;
+  on_every_rank(world, [&] { plan = plan_export(source, mesh, mesh.coordinate(world.rank()), options); });
+  require_same(fingerprint(plan.target.hf),
+               "would write other files than rank 0; keys and max_file_bytes must be the same on every rank", world);
   return plan;
 }
 
@@ -111,15 +122,11 @@ class Export {
 
 ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communicator& world,
                    ExportOptions const& options) {
+  require_agreement(state, world);
   auto const& model = state.source->model;
   std::optional<HeldTensors> held;
-  ExportPlan plan;
-  require_same_source(state, world);
-  on_every_rank(world, [&] {
-    require_consistent(state, world);
-    held.emplace(state);
-    plan = plan_export(*state.source, state.mesh, state.coordinate, options);
-  });
+  on_every_rank(world, [&] { held.emplace(state); });
+  auto const plan = agree_on_export(*state.source, state.mesh, world, options);
   auto const expected = without_left_out(plan.taken, digest_all_held(state, options.call, world));
 
   Export output(model, plan, out_dir, world, options);
@@ -132,9 +139,7 @@ ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communica
 ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Communicator& world,
                    ExportOptions const& options, VerifyLevel verify) {
   auto const& model = checkpoint.model;
-  auto const mesh = make_mesh(world.size());
-  ExportPlan plan;
-  on_every_rank(world, [&] { plan = plan_export(checkpoint, mesh, mesh.coordinate(world.rank()), options); });
+  auto const plan = agree_on_export(checkpoint, make_mesh(world.size()), world, options);
   if (verify == VerifyLevel::full) require_equal_copies(checkpoint, world, options.call);
   StreamedTensors streamed(checkpoint.storage, model);
 

@@ -17,12 +17,16 @@ struct LoadOptions {
 };
 
 /// Load this rank's slice: its experts of every stacked tensor and all dense tensors, in the native form. Reads each
-/// byte that it owns once and no other; needs the owned bytes and a bounded staging buffer. Collective.
-/// @throws IoError (also for a file that changes meanwhile), FormatError, DeviceError; the same on every rank.
+/// byte that it owns once and no other; needs the owned bytes and a bounded staging buffer. Collective, with the same
+/// mesh and options on every rank.
+/// @throws PlanError for a mesh that is not one of these ranks or not the same on all of them, or whose `ep_shard` does
+/// not divide the rows; IoError (also for a file that changes meanwhile), FormatError, DeviceError. The same on every
+/// rank, a PlanError as UsageError.
 [[nodiscard]] StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh, Communicator& world,
                              LoadOptions const& options = {});
 
-/// Rank-local: the same for one coordinate of a mesh, without any communication.
+/// Rank-local: the same for one coordinate of a mesh, without any communication. @throws PlanError also for a
+/// coordinate outside the mesh.
 [[nodiscard]] StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh,
                              MeshCoordinate const& coordinate, LoadOptions const& options = {});
 

@@ -36,7 +36,8 @@ struct StateOptions {
 /// Names that contain `_extra_state` are left out. All ranks give the same names, dtypes, global shapes and options,
 /// which the calls that take the state check. Local.
 /// @param tensors by FQN, native; files are filled in the order of the names
-/// @throws PlanError for a buffer of another size than this rank's part, or rows that `ep_shard` does not divide;
+/// @throws PlanError for a buffer of another size than this rank's part, a coordinate outside the mesh, or rows that
+/// `ep_shard` does not divide;
 /// FormatError for names, shapes and dtypes that do not fit the family or config.json; UsageError for an unknown
 /// family.
 [[nodiscard]] StateDict make_state_dict(std::map<std::string, LocalTensor> const& tensors, Mesh const& mesh,

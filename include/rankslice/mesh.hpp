@@ -17,12 +17,14 @@ struct MeshCoordinate {
 };
 
 /// Ranks arranged as (`ep_replicate`, `ep_shard`, `ep`), `ep` fastest (rule 13): rank = (replicate·S + shard)·W + ep.
+/// At least 1 along each dimension; whatever takes a mesh refuses another with PlanError.
 struct Mesh {
   int ep_replicate = 1;
   int ep_shard = 1;
   int ep = 1;
 
   [[nodiscard]] int ranks() const { return ep_replicate * ep_shard * ep; }
+  /// @throws PlanError for a rank outside the mesh.
   [[nodiscard]] MeshCoordinate coordinate(int rank) const;
   [[nodiscard]] int rank(MeshCoordinate at) const;
   auto operator<=>(Mesh const&) const = default;

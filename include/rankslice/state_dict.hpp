@@ -24,12 +24,15 @@ struct ShardedTensor {
   [[nodiscard]] Slice slice() const;
 };
 
-/// FQN -> local tensor: what one rank holds of a checkpoint. Free a tensor by erasing it.
+/// FQN -> local tensor: what one rank holds of a checkpoint. Free a tensor by erasing it. Whatever is changed here,
+/// each tensor under its own FQN must stay a part of a parameter of `source`; who takes a state checks that
+/// (PlanError).
 struct StateDict {
   std::map<std::string, ShardedTensor, std::less<>> tensors;
-  Mesh mesh;
+  Mesh mesh;  ///< The same on every rank.
   MeshCoordinate coordinate;
   /// Where it came from, and the form to which `to_hf` brings it back; of a selection, only what was selected.
+  /// Never null.
   std::shared_ptr<Checkpoint const> source;
   /// What was read, digested in the staging buffers, and, for converted tensors, what left them (`digest.md`). Empty
   /// when loading did not digest.

@@ -7,6 +7,7 @@
 
 namespace rankslice {
 
+/// The same on every rank.
 struct SaveOptions {
   bool overwrite = false;  ///< Replace what exists under the final name, in one step at the end.
   CallOptions call{};
@@ -53,9 +54,10 @@ class StoreFormat {
 void disable_hdf5_exit_handler();
 
 /// Write a state dict to one HDF5 file: rank 0 makes the metadata, all ranks write their parts at the addresses it
-/// shares; checked by reading back and renamed when complete. In `rankslice::hdf5`. Collective.
-/// @throws IoError (`cannot_create` when `path` exists and `overwrite` is not set), VerifyError when what was written
-/// reads back differently.
+/// shares; checked by reading back and renamed when complete. In `rankslice::hdf5`. Collective, with the same options
+/// on every rank.
+/// @throws IoError (`cannot_create` when `path` exists and `overwrite` is not set); PlanError and VerifyError as
+/// `to_hf`
 void save_store(StateDict const& state, std::string const& path, Communicator& world, SaveOptions const& options = {});
 
 }  // namespace rankslice

@@ -8,6 +8,7 @@
 
 namespace rankslice {
 
+/// The same on every rank.
 struct VerifyOptions {
   VerifyLevel level = VerifyLevel::full;
   /// Compared with, beside the digests that the source recorded itself: its own recorded digests, or, when it has
@@ -39,13 +40,15 @@ struct VerifyReport {
   void throw_if_bad() const;
 };
 
-/// Prove that the ranks together hold exactly the checkpoint: same keys, shapes and dtypes everywhere, slices that tile
-/// every tensor, and digests of the held tensors equal to those of the bytes that were read and to the reference. The
-/// report is the same on every rank. Collective.
+/// Prove that the ranks together hold exactly the checkpoint: same mesh, source, keys, shapes and dtypes everywhere,
+/// slices that tile every tensor, and digests of the held tensors equal to those of the bytes that were read and to the
+/// reference. The report is the same on every rank. Collective, with the same options on every rank.
+/// @throws PlanError for a state that is not what it says, as UsageError on every rank; IoError
 [[nodiscard]] VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions const& options = {});
 
 /// Rank-local: what one rank can prove alone, that its held tensors are what it read and, as far as they go, what the
 /// source recorded. Levels below `full` prove nothing here, and `options.against` is not used. Not collective.
+/// @throws PlanError for a state that is not what it says.
 [[nodiscard]] VerifyReport verify(StateDict const& state, VerifyOptions const& options = {});
 
 /// Read every byte of a checkpoint once, the ranks sharing the work, and compare its digests with those that it

@@ -1,14 +1,43 @@
-#include "rankslice/mesh.hpp"
+#include "core/mesh.hpp"
 
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "rankslice/error.hpp"
 
 namespace rankslice {
 
+void require_valid(Mesh const& mesh) {
+  auto ranks = std::int64_t{1};
+  for (auto const dimension : {mesh.ep_replicate, mesh.ep_shard, mesh.ep}) {
+    ranks = dimension < 1 ? 0 : ranks * dimension;
+    if (ranks >= 1 && ranks <= std::numeric_limits<int>::max()) continue;
+    throw PlanError(
+        fmt::format("a mesh of {} ranks (ep_replicate × ep_shard × ep): there must be at least 1 along each dimension, "
+                    "and at most {} in all",
+                    to_string(mesh), std::numeric_limits<int>::max()));
+  }
+}
+
+void require_inside(Mesh const& mesh, MeshCoordinate const& at) {
+  require_valid(mesh);
+  auto const within = [](int index, int count) { return index >= 0 && index < count; };
+  if (within(at.ep_replicate, mesh.ep_replicate) && within(at.ep_shard, mesh.ep_shard) && within(at.ep, mesh.ep)) {
+    return;
+  }
+  throw PlanError(fmt::format("coordinate ({}, {}, {}) (ep_replicate, ep_shard, ep) is outside the mesh of {} ranks",
+                              at.ep_replicate, at.ep_shard, at.ep, to_string(mesh)));
+}
+
+std::string to_string(Mesh const& mesh) {
+  return fmt::format("{} × {} × {}", mesh.ep_replicate, mesh.ep_shard, mesh.ep);
+}
+
 MeshCoordinate Mesh::coordinate(int rank) const {
+  require_valid(*this);
+  if (rank < 0 || rank >= ranks()) throw PlanError(fmt::format("rank {} is outside a mesh of {} ranks", rank, ranks()));
   return {.ep_replicate = rank / (ep_shard * ep), .ep_shard = rank / ep % ep_shard, .ep = rank % ep};
 }
 

@@ -4,6 +4,7 @@
 
 #include "rankslice/error.hpp"
 
+#include "core/mesh.hpp"
 #include "model/key_table.hpp"
 
 namespace rankslice {
@@ -33,6 +34,7 @@ Range held_rows(Parameter const& parameter, Mesh const& mesh, MeshCoordinate con
 }  // namespace
 
 Slice held_slice(Parameter const& parameter, Mesh const& mesh, MeshCoordinate const& coordinate) {
+  require_inside(mesh, coordinate);
   if (!parameter.stacked_experts) return parameter.whole();
   return {.part = part_of(parameter.part_count(), mesh.ep, coordinate.ep),
           .rows = held_rows(parameter, mesh, coordinate)};

@@ -2,7 +2,10 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
+#include <span>
+
+#include "core/fingerprint.hpp"
+#include "core/mesh.hpp"
 
 namespace rankslice {
 
@@ -27,9 +30,7 @@ void require_place(ShardedTensor const& tensor) {
                              to_string(global)));
 }
 
-}  // namespace
-
-void require_consistent(ShardedTensor const& tensor, Checkpoint const& source) {
+void require_tensor(ShardedTensor const& tensor, Checkpoint const& source) {
   auto const& parameters = source.model.parameters;
   if (tensor.index >= parameters.size() || parameters[tensor.index] != tensor.parameter) {
     refuse(tensor, fmt::format("is not parameter {} of {}", tensor.index, source.path));
@@ -41,24 +42,66 @@ void require_consistent(ShardedTensor const& tensor, Checkpoint const& source) {
                              expected, tensor.data.bytes));
 }
 
-void require_consistent(StateDict const& state, Communicator const& world) {
-  auto const coordinate = state.mesh.coordinate(world.rank());
-  if (state.mesh.ranks() != world.size() || state.coordinate != coordinate) {
-    auto const rank = state.mesh.rank(state.coordinate);
-    throw PlanError(fmt::format("the state is that of rank {} of {}, but this is rank {} of {}", rank,
-                                state.mesh.ranks(), world.rank(), world.size()));
+}  // namespace
+
+void require_consistent(StateDict const& state) {
+  if (state.source == nullptr) throw PlanError("the state dict has no source, which says what its tensors are part of");
+  require_inside(state.mesh, state.coordinate);
+  for (auto const& [fqn, tensor] : state.tensors) {
+    if (fqn != tensor.parameter.fqn) {
+      throw PlanError(fmt::format("{}: the state dict has {} under this name", fqn, tensor.parameter.fqn), fqn);
+    }
+    require_tensor(tensor, *state.source);
   }
-  for (auto const& [fqn, tensor] : state.tensors) require_consistent(tensor, *state.source);
 }
 
-void require_same_source(StateDict const& state, Communicator& world) {
-  auto of_rank_0 = state.source->fingerprint;  // as long on every rank
+void require_consistent(StateDict const& state, Communicator const& world) {
+  require_consistent(state);
+  auto const rank = state.mesh.rank(state.coordinate);
+  if (state.mesh.ranks() == world.size() && rank == world.rank()) return;
+  throw PlanError(fmt::format("the state is that of rank {} of {}, but this is rank {} of {}", rank, state.mesh.ranks(),
+                              world.rank(), world.size()));
+}
+
+void require_same_mesh(Mesh const& mesh, Communicator& world) {
+  auto of_rank_0 = mesh;
+  world.broadcast(std::as_writable_bytes(std::span(&of_rank_0, 1)), 0);
+  on_every_rank(world, [&] {
+    require_valid(mesh);
+    if (mesh.ranks() != world.size()) {
+      throw PlanError(
+          fmt::format("a mesh of {} ranks is not one of the {} that there are", to_string(mesh), world.size()));
+    }
+    if (mesh == of_rank_0) return;
+    throw PlanError(fmt::format("rank {} has another mesh than rank 0: {} ranks (ep_replicate × ep_shard × ep), not {}",
+                                world.rank(), to_string(mesh), to_string(of_rank_0)));
+  });
+}
+
+void require_same(std::string const& fingerprint, std::string const& problem, Communicator& world) {
+  auto of_rank_0 = fingerprint;
   world.broadcast(std::as_writable_bytes(std::span(of_rank_0)), 0);
   on_every_rank(world, [&] {
-    if (state.source->fingerprint == of_rank_0) return;
-    throw PlanError(fmt::format("this rank's state has other tensors, dtypes or global shapes than rank 0's: {} of {}",
-                                state.source->model.parameters.size(), state.source->path));
+    if (fingerprint != of_rank_0) throw PlanError(fmt::format("rank {}: {}", world.rank(), problem));
   });
+}
+
+std::string model_fingerprint(Checkpoint const& source) {
+  auto text = fmt::format("{} {}", source.fingerprint, source.family);
+  for (auto const& parameter : source.model.parameters) {
+    text += fmt::format("\n{} {} {} {} {}", parameter.fqn, name(parameter.hf_dtype), name(parameter.dtype),
+                        static_cast<int>(parameter.layout), to_string(parameter.shape));
+  }
+  return xxh3_128(std::as_bytes(std::span(text)));
+}
+
+void require_agreement(StateDict const& state, Communicator& world) {
+  on_every_rank(world, [&] { require_consistent(state, world); });
+  require_same_mesh(state.mesh, world);
+  require_same(model_fingerprint(*state.source),
+               fmt::format("its state has other tensors, dtypes, layouts or global shapes than rank 0's: {} of {}",
+                           state.source->model.parameters.size(), state.source->path),
+               world);
 }
 
 }  // namespace rankslice

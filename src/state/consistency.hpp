@@ -1,20 +1,34 @@
 #pragma once
 
+#include <string>
+
 #include "rankslice/communicator.hpp"
 #include "rankslice/state_dict.hpp"
 
 namespace rankslice {
 
-/// A local tensor is what its own fields and the source say: a part of the global tensor that lies inside it, whole in
-/// all axes but the experts', in a buffer of just that size. Callers may have rebuilt any of it. Local.
+/// A state is what its fields and its source say: every local tensor stands under its own FQN, is a part of the global
+/// tensor that lies inside it, whole in all axes but the experts', in a buffer of just that size; the coordinate is one
+/// of the mesh. Callers may have rebuilt any of it, so this comes before anything else is done with a state. Local.
 /// @throws PlanError naming the tensor, expected and found.
-void require_consistent(ShardedTensor const& tensor, Checkpoint const& source);
+void require_consistent(StateDict const& state);
 
-/// The same for all tensors, and that the ranks are those of the mesh for which the state was loaded. Local.
-/// @throws PlanError
+/// The same, and this is the rank whose state it is, among as many as the mesh has. Local. @throws PlanError
 void require_consistent(StateDict const& state, Communicator const& world);
 
-/// All ranks hold a state of the same tensors: names, dtypes and global shapes. Collective. @throws PlanError
-void require_same_source(StateDict const& state, Communicator& world);
+/// Every rank passes the same mesh, with as many ranks as there are. Collective. @throws PlanError
+void require_same_mesh(Mesh const& mesh, Communicator& world);
+
+/// Every rank has the `fingerprint` of rank 0; all are of the same length. Collective.
+/// @throws PlanError, which says `problem`, of a rank that has not.
+void require_same(std::string const& fingerprint, std::string const& problem, Communicator& world);
+
+/// What the ranks must have alike of a state's source: the Hugging Face files, and what they are taken for: the family,
+/// and names, dtypes, layouts and global shapes of the parameters. 32 hex digits.
+[[nodiscard]] std::string model_fingerprint(Checkpoint const& source);
+
+/// What must be so before the ranks save a state together, as each plans its own part alone: the state of every rank is
+/// consistent, and mesh and source are the same everywhere. Collective. @throws PlanError
+void require_agreement(StateDict const& state, Communicator& world);
 
 }  // namespace rankslice

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include "core/fingerprint.hpp"
+#include "core/mesh.hpp"
+#include "state/consistency.hpp"
 #include "transform/tensor_digest.hpp"
 
 namespace rankslice {
@@ -11,9 +13,14 @@ namespace {
 
 /// What every rank must have alike, as one text.
 std::string describe(StateDict const& state) {
-  auto text = state.source->fingerprint;
-  for (auto const& [fqn, tensor] : state.tensors) {
-    text += fmt::format("\n{} {} {}", fqn, name(tensor.parameter.dtype), to_string(tensor.parameter.shape));
+  auto const& source = *state.source;
+  auto text =
+      fmt::format("{} {} {}", model_fingerprint(source), to_string(state.mesh), static_cast<int>(source.format));
+  for (auto const& [fqn, tensor] : state.tensors) text += '\n' + fqn;
+  if (source.format == CheckpointFormat::shards) {  // of which the ranks compare the copies together
+    for (auto const& piece : source.storage.pieces) {
+      text += fmt::format("\n{} {} {}", piece.parameter, to_string(piece.slice), piece.extent.file);
+    }
   }
   return text;
 }
@@ -95,12 +102,14 @@ bool check_alike(StateDict const& state, Communicator& world, std::vector<Mismat
   auto of_rank_0 = mine;
   world.broadcast(std::as_writable_bytes(std::span(of_rank_0)), 0);
   if (of_rank_0 != mine) {
-    mismatches.push_back({.tensor = {},
-                          .expert = -1,
-                          .rank = world.rank(),
-                          .what = fmt::format("rank {}: its {} tensors have other names, dtypes or global shapes than "
-                                              "those of rank 0, or come from another checkpoint",
-                                              world.rank(), state.tensors.size())});
+    mismatches.push_back(
+        {.tensor = {},
+         .expert = -1,
+         .rank = world.rank(),
+         .what = fmt::format("rank {}: its {} tensors have other names, dtypes, layouts or global shapes "
+                             "than those of rank 0, come from another checkpoint or storage, or are "
+                             "sharded over another mesh, {} ranks",
+                             world.rank(), state.tensors.size(), to_string(state.mesh))});
   }
   return false;
 }

@@ -10,8 +10,8 @@
 
 namespace rankslice {
 
-/// Every rank has the same source, names, dtypes and global shapes as rank 0; those that have not say so in
-/// `mismatches`. Returns whether all have: only then can tables of numbers be compared. Collective.
+/// Every rank has the same mesh, source, names, dtypes, layouts and global shapes as rank 0; those that have not say so
+/// in `mismatches`. Returns whether all have: only then can tables of numbers be compared. Collective.
 [[nodiscard]] bool check_alike(StateDict const& state, Communicator& world, std::vector<Mismatch>& mismatches);
 
 /// Every row of every expert of every stacked tensor is on exactly one rank of each replica, and every dense tensor is

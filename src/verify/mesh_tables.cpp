@@ -7,6 +7,7 @@
 #include "core/literals.hpp"
 #include "transform/parameter_digest.hpp"
 #include "verify/compare.hpp"
+#include "verify/coverage.hpp"
 #include "verify/shared_mismatches.hpp"
 
 namespace rankslice {
@@ -100,6 +101,7 @@ Digests digest_all_held(StateDict const& state, CallOptions const& call, Communi
   on_every_rank(world, [&] { held = digest_held(state, call, &world); });
   VerifyReport report;
   MeshTables mesh(state, world);
+  check_coverage(state, mesh, report.mismatches);
   mesh.reduce(held.source, "held", report.mismatches);
   mesh.reduce(held.stored, "held", report.mismatches);
   share_mismatches(report, world);

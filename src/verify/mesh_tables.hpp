@@ -40,8 +40,9 @@ class MeshTables {
 /// null.
 [[nodiscard]] Digests digest_held(StateDict const& state, CallOptions const& call, Communicator* world);
 
-/// The digests of what all ranks together hold. Copies of a tensor on several ranks must be equal, so that it does not
-/// matter who writes which part of it. Collective. @throws VerifyError naming tensor, expert and rank.
+/// The digests of what all ranks together hold, of every tensor all of it once in each replica. Copies of a tensor on
+/// several ranks must be equal, so that it does not matter who writes which part of it. Collective.
+/// @throws VerifyError naming tensor, expert and rank.
 [[nodiscard]] Digests digest_all_held(StateDict const& state, CallOptions const& call, Communicator& world);
 
 }  // namespace rankslice

@@ -221,6 +221,14 @@ TEST(MakeStateDict, ExpertsThatDoNotFitEachOtherAreRefused) {
   EXPECT_THAT(refusal(tensors), AllOf(HasSubstr("down_proj"), HasSubstr("missing")));
 }
 
+TEST(MakeStateDict, CoordinatesOutsideTheMeshAreRefused) {
+  for (auto const& at : {MeshCoordinate{.ep = 2}, MeshCoordinate{.ep = -1}, MeshCoordinate{.ep_shard = 1},
+                         MeshCoordinate{.ep_replicate = 1}}) {
+    EXPECT_THROW((void)make_state_dict(three_of_five(), make_mesh(2), at, kQwen), PlanError);
+  }
+  EXPECT_THROW((void)make_state_dict(three_of_five(), {.ep = 0}, {}, kQwen), PlanError);
+}
+
 TEST(MakeStateDict, NothingAndUnknownFamiliesAreRefused) {
   EXPECT_THAT(refusal(std::map<std::string, LocalTensor>{}), HasSubstr("without tensors"));
   EXPECT_THAT(refusal([] { (void)make(three_of_five(), make_mesh(2), {.family = "llama"}); }), HasSubstr("llama"));

@@ -101,6 +101,13 @@ TEST(Mesh, EveryRankHasItsOwnCoordinateAndBack) {
   }
 }
 
+TEST(Mesh, RanksOutsideItAndMeshesWithoutAnyHaveNoCoordinate) {
+  for (auto const rank : {-1, 6, 7}) EXPECT_THROW((void)(Mesh{1, 2, 3}.coordinate(rank)), PlanError) << rank;
+  for (auto const& mesh : {Mesh{0, 1, 1}, Mesh{1, 0, 1}, Mesh{1, 1, 0}, Mesh{1, -1, -1}, Mesh{65536, 65536, 1}}) {
+    EXPECT_THROW((void)mesh.coordinate(0), PlanError);
+  }
+}
+
 TEST(Mesh, WidthDefaultsToAllRanks) {
   EXPECT_EQ(make_mesh(6), (Mesh{.ep_replicate = 1, .ep_shard = 1, .ep = 6}));
   EXPECT_EQ(make_mesh(6, 0, 2), (Mesh{.ep_replicate = 1, .ep_shard = 2, .ep = 3}));

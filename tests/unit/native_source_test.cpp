@@ -157,6 +157,23 @@ TEST_F(Held, ABufferOfAnotherSizeThanItsShapeIsAnError) {
   expect_refused("native.experts", "[4, 50, 70] takes 28000 bytes, its buffer has 21000");
 }
 
+TEST_F(Held, TensorsUnderEachOthersNamesAreAnError) {
+  std::swap(state_.tensors.at("native.dense"), state_.tensors.at("native.experts"));
+  expect_refused("native.dense", "has native.experts under this name");
+}
+
+TEST_F(Held, ATensorThatIsNoneOfTheSourceIsAnError) {
+  for (auto const index : {1U - kDense, 2U, ~0U}) {
+    state_.tensors.at("native.dense").index = index;
+    expect_refused("native.dense", "is not parameter " + std::to_string(index) + " of /the/source");
+  }
+}
+
+TEST_F(Held, AStateWithoutASourceIsAnError) {
+  state_.source.reset();
+  expect_refused("", "no source");
+}
+
 // ---- what a file holds ----
 
 class Streamed : public testing::Test {

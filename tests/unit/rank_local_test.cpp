@@ -3,13 +3,16 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <memory>
 #include <optional>
 #include <stop_token>
 
 #include "rankslice/load.hpp"
+#include "rankslice/to_hf.hpp"
 #include "rankslice/verify.hpp"
 
 #include "core/literals.hpp"
@@ -278,6 +281,42 @@ TEST_F(RankLocal, ProgressCountsTheBytesThatAreRead) {
     last = progress.done;
   }
   EXPECT_EQ(last, expected);
+}
+
+TEST_F(RankLocal, ASliceOutsideTheMeshCannotBeLoaded) {
+  for (auto const& mesh : {Mesh{1, 1, 0}, Mesh{1, 0, 1}, Mesh{0, 1, 1}, Mesh{1, 1, -2}}) {
+    EXPECT_THROW((void)load(source(), mesh, MeshCoordinate{}), PlanError);
+  }
+  for (auto const& at : {MeshCoordinate{.ep = 2}, MeshCoordinate{.ep = -1}, MeshCoordinate{.ep_shard = 1}}) {
+    EXPECT_THROW((void)load(source(), make_mesh(2), at), PlanError);
+  }
+}
+
+TEST_F(RankLocal, AStateThatIsNotWhatItSaysIsNeitherProvedNorSaved) {
+  auto const right = load_rank(make_mesh(2), 1);
+  auto const expect_refused = [&](std::string const& message, std::function<void(StateDict&)> const& change) {
+    auto state = right;
+    change(state);
+    auto const folder = dir_->file("never");
+    for (auto const& use : {std::function([&] { (void)verify(state); }), {[&] { save_shard(state, folder); }}}) {
+      try {
+        use();
+        ADD_FAILURE() << "accepted: " << message;
+      } catch (PlanError const& error) {
+        EXPECT_THAT(error.what(), HasSubstr(message));
+      }
+    }
+    EXPECT_FALSE(std::filesystem::exists(folder));
+  };
+  constexpr auto kDown = "model.language_model.layers.1.mlp.experts.down_projs";
+  constexpr auto kOtherDown = "model.language_model.layers.0.mlp.experts.down_projs";
+  expect_refused("no source", [](StateDict& state) { state.source.reset(); });
+  expect_refused("outside the mesh of 1 × 1 × 2 ranks", [](StateDict& state) { state.coordinate.ep = 2; });
+  expect_refused("a mesh of 1 × 0 × 2 ranks", [](StateDict& state) { state.mesh.ep_shard = 0; });
+  expect_refused("is not parameter", [&](StateDict& state) { state.tensors.at(kDown).index = ~0U; });
+  expect_refused("is no slice of", [&](StateDict& state) { state.tensors.at(kDown).offsets.clear(); });
+  expect_refused("under this name",
+                 [&](StateDict& state) { std::swap(state.tensors.at(kDown), state.tensors.at(kOtherDown)); });
 }
 
 TEST_F(RankLocal, DevicesThatAreNotThereAreRefused) {
