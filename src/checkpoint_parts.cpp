@@ -8,8 +8,7 @@
 
 #include "core/fingerprint.hpp"
 #include "format/hf_folder.hpp"
-#include "format/hf_index.hpp"
-#include "hf_storage.hpp"
+#include "hf_target.hpp"
 #include "model/expert_layout.hpp"
 #include "model/map_tensors.hpp"
 #include "plan/plan.hpp"
@@ -107,7 +106,7 @@ ExpertLayout find_layout(CheckpointParts const& parts, Family const& family, Ten
 
 Storage find_storage(CheckpointParts const& parts, Checkpoint const& checkpoint) {
   if (parts.format == CheckpointFormat::state) return {.form = Form::native, .files = {}, .pieces = {}};
-  if (!parts.native.empty()) return native_storage(parts, checkpoint.model);
+  if (parts.format != CheckpointFormat::huggingface) return native_storage(parts, checkpoint.model);
   return {
       .form = Form::hf, .files = checkpoint.catalog.files, .pieces = hf_pieces(checkpoint.catalog, checkpoint.model)};
 }
@@ -142,24 +141,6 @@ void take_digests(std::vector<StoreContents::RecordedDigest> const& recorded, Mo
   }
 }
 
-/// Names become paths below an output folder: a store or index made by somebody else must not lead out of it.
-void require_harmless_names(HfLayout const& layout, std::string const& path) {
-  std::set<std::string_view> names;
-  auto const require = [&](std::string const& file, std::string_view fault) {
-    if (fault.empty() && !names.insert(file).second) fault = "there are two files of this name";
-    if (!fault.empty())
-      throw FormatError(fmt::format("{}: the file name '{}' is refused: {}", path, file, fault), path);
-  };
-  auto const top_level_fault = [](std::string_view name) -> std::string_view {
-    auto const forbidden = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f || c == '/'; };
-    if (name.empty() || name == "." || name == "..") return "it is no file name";
-    return std::ranges::any_of(name, forbidden) ? "it contains a slash or a control character" : "";
-  };
-  for (auto const& file : layout.files) require(file.name, fault_of_shard_name(file.name));
-  for (auto const& side : layout.side_files) require(side.name, top_level_fault(side.name));
-  if (!layout.index_name.empty()) require(layout.index_name, top_level_fault(layout.index_name));
-}
-
 /// Which tensors make up the parameters of a list.
 std::vector<bool> tensors_of(std::vector<std::string> const& list, Model const& model) {
   std::set<std::string_view> const fqns(list.begin(), list.end());
@@ -189,13 +170,16 @@ Checkpoint assemble(CheckpointParts parts) {
   config.partial = parts.hf.headers == HeaderOrigin::selection;
   auto const& family = find_family(parts.family, config);
   checkpoint.catalog = make_catalog(parts.hf, parts.hf_folder, parts.warnings);
+  if (checkpoint.catalog.tensors.empty()) {
+    throw FormatError(fmt::format("{}: there are no tensors in it", parts.path), parts.path);
+  }
   std::vector<std::string> of_fresh_tensors;  // which were never meant to fit anything but themselves
   auto& warnings = parts.hf.headers == HeaderOrigin::state ? of_fresh_tensors : parts.warnings;
   auto const layout = find_layout(parts, family, checkpoint.catalog);
   checkpoint.model = map_tensors(family, checkpoint.catalog, config, layout, warnings);
   checkpoint.hf = std::move(parts.hf);
   checkpoint.fingerprint = checkpoint.source_fingerprint = fingerprint(checkpoint.hf);
-  if (!parts.selected.empty()) checkpoint = with_tensors(checkpoint, tensors_of(parts.selected, checkpoint.model));
+  if (!parts.selected.empty()) checkpoint = keep_tensors(checkpoint, tensors_of(parts.selected, checkpoint.model));
   if (checkpoint.hf.headers != HeaderOrigin::source) keep_held_dtypes(checkpoint.model, parts);
   auto const& model = checkpoint.model;
   checkpoint.storage = find_storage(parts, checkpoint);

@@ -30,7 +30,7 @@ struct CheckpointParts {
   std::string hf_folder;              ///< Where the files of `hf` are, if anywhere.
   std::vector<std::string> selected;  ///< FQNs of a selection of what `hf` has; empty: all.
   std::vector<CatalogFile> files;     ///< Of `native`.
-  std::vector<Native> native;         ///< Empty when the HF files hold the tensors.
+  std::vector<Native> native;         ///< Of a Hugging Face folder empty: its files hold the tensors.
   std::vector<StoreContents::RecordedDigest> source_digests;
   std::vector<StoreContents::RecordedDigest> stored_digests;
   std::vector<std::string> warnings;

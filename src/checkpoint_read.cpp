@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <filesystem>
 #include <iterator>
+#include <map>
 #include <set>
 
 #include "checkpoint_parts.hpp"
+#include "core/checked.hpp"
 #include "format/hf_folder.hpp"
 #include "format/shards.hpp"
 #include "fresh_source.hpp"
@@ -116,20 +118,27 @@ CheckpointParts read_given_source(std::string const& path, std::string const& fo
   }
 }
 
-/// The checkpoint that shards were loaded from; nothing when it is gone.
+/// The checkpoint that shards were loaded from; nothing when it is gone. A broken one is not: fresh headers instead of
+/// its own would hide what happened to it.
 std::optional<CheckpointParts> read_recorded_source(ShardMetadata const& shard, std::string const& folder,
                                                     OpenOptions const& options, std::vector<std::string>& warnings) {
   auto const& path = shard.source;
+  constexpr auto kAdvice = "name a checkpoint with the same tensors with --source";
   std::optional<CheckpointParts> source;
   if (path.empty()) return source;
+  std::error_code unreadable;  // told by those who read it
+  if (fs::status(path, unreadable).type() == fs::file_type::not_found) {
+    warnings.push_back(fmt::format("{}: the source of these shards, {}, is gone; headers and index will be fresh, {}",
+                                   folder, path, kAdvice));
+    return source;
+  }
   try {
     source = read_store_or_hf(path, options);
   } catch (IoError const& error) {
-    auto const what = fmt::format("{}: the source of these shards cannot be read: {}", folder, error.what());
-    auto const advice = "name a checkpoint with the same tensors with --source";
-    if (error.code != ExitCode::input_missing) throw IoError(error.code, fmt::format("{}; {}", what, advice), path);
-    warnings.push_back(fmt::format("{}; headers and index will be fresh, {}", what, advice));
-    return source;
+    throw IoError(error.code,
+                  fmt::format("{}: the source of these shards is there, but cannot be read: {}; {}", folder,
+                              error.what(), kAdvice),
+                  path);
   }
   if (auto const found = fingerprint(source->hf); found != shard.source_fingerprint) {
     throw IoError(ExitCode::input_missing,
@@ -143,21 +152,43 @@ std::optional<CheckpointParts> read_recorded_source(ShardMetadata const& shard, 
 
 FreshOptions forms_of(ShardMetadata const& shard, std::string const& path) {
   auto const layout = parse_expert_layout(shard.expert_layout);
-  if (!layout || (shard.mtp_experts != "grouped" && shard.mtp_experts != "split")) {
-    throw FormatError(fmt::format("{}: __metadata__: expert_layout '{}' or mtp_experts '{}' is not known here", path,
-                                  shard.expert_layout, shard.mtp_experts),
-                      path);
+  auto const decoder = parse_expert_form(shard.decoder_experts);
+  auto const mtp = parse_expert_form(shard.mtp_experts);
+  if (!layout || !decoder || !mtp) {
+    throw FormatError(
+        fmt::format("{}: __metadata__: expert_layout '{}', decoder_experts '{}' or mtp_experts '{}' is not known here",
+                    path, shard.expert_layout, shard.decoder_experts, shard.mtp_experts),
+        path);
   }
-  return {.expert_layout = *layout, .mtp_experts = parse_expert_form(shard.mtp_experts)};
+  FreshOptions forms{.expert_layout = *layout, .decoder_experts = *decoder, .mtp_experts = *mtp};
+  for (auto const& [fqn, place] : shard.tensors) {
+    if (place.hf_dtype) forms.hf_dtypes.emplace(fqn, *place.hf_dtype);
+  }
+  return forms;
+}
+
+/// Where no source tells what is true, a shape could claim experts without end.
+void require_held(CheckpointParts const& shards) {
+  std::map<std::string_view, std::uint64_t> held;
+  for (auto const& part : shards.native) held[part.fqn] += part.extent.bytes.size();
+  for (auto const& part : shards.native) {
+    auto const claimed = checked_byte_size(part.dtype, part.shape);
+    if (claimed && *claimed <= held.at(part.fqn)) continue;
+    auto const& path = shards.files[part.extent.file].path;
+    throw FormatError(fmt::format("{}: {}: global_shape {} of {} is more than the {} bytes that all shards have of it",
+                                  path, part.fqn, to_string(part.shape), name(part.dtype), held.at(part.fqn)),
+                      path, part.fqn);
+  }
 }
 
 /// What to write shards with: headers and side files of their source, or else fresh headers.
 void add_source(CheckpointParts& shards, ShardMetadata const& first, std::string const& folder,
                 OpenOptions const& options) {
-  shards.family = first.family;
+  shards.family = options.family == "auto" ? first.family : options.family;
   auto source = options.source.empty() ? read_recorded_source(first, folder, options, shards.warnings)
                                        : std::optional(read_given_source(options.source, folder, options));
   if (!source) {
+    require_held(shards);
     auto forms = forms_of(first, folder + "/" + shard_file_name(0));
     if (options.expert_layout != ExpertLayout::automatic) forms.expert_layout = options.expert_layout;
     add_fresh_files(shards, forms);

@@ -1,22 +1,41 @@
 #include "fresh_source.hpp"
 
-#include <set>
+#include <fmt/format.h>
+#include <simdjson.h>
+
+#include <map>
 #include <utility>
 
+#include "rankslice/error.hpp"
+
 #include "format/fresh_layout.hpp"
+#include "format/quote.hpp"
 
 namespace rankslice {
 
-void add_fresh_files(CheckpointParts& parts, FreshOptions const& options, std::uint64_t max_file_bytes) {
-  std::set<std::string_view> seen;
+namespace {
+
+/// By FQN, so that files are filled alike whatever the order of `listed`.
+std::vector<NativeTensor> each_once(std::vector<CheckpointParts::Native> const& listed) {
+  std::map<std::string_view, CheckpointParts::Native const*> by_fqn;
+  for (auto const& native : listed) by_fqn.emplace(native.fqn, &native);
   std::vector<NativeTensor> natives;
-  for (auto const& native : parts.native) {
-    if (seen.insert(native.fqn).second) natives.push_back({native.fqn, native.dtype, native.shape});
+  for (auto const& [fqn, native] : by_fqn) {
+    if (!simdjson::validate_utf8(fqn.data(), fqn.size())) {
+      throw FormatError(fmt::format("{}: the name is no UTF-8", in_quotes(fqn)), {}, in_quotes(fqn));
+    }
+    natives.push_back({native->fqn, native->dtype, native->shape});
   }
-  auto const model = make_fresh_model(find_family(parts.family, {}), natives, options);
+  return natives;
+}
+
+}  // namespace
+
+void add_fresh_files(CheckpointParts& parts, FreshOptions const& options, std::uint64_t max_file_bytes) {
+  auto const model = make_fresh_model(find_family(parts.family, {}), each_once(parts.native), options);
   std::vector<SafetensorsHeader::Tensor> tensors;
   for (auto const& tensor : model.tensors) {
-    tensors.push_back({tensor.key, model.parameters[tensor.parameter].dtype, tensor.shape, {}});
+    tensors.push_back({tensor.key, tensor.dtype, tensor.shape, {}});
   }
   parts.hf = make_fresh_layout(std::move(tensors), max_file_bytes);
   parts.hf.headers = HeaderOrigin::state;
@@ -30,7 +49,8 @@ FreshOptions expert_forms(Checkpoint const& checkpoint) {
     auto const stacked = find_stacked(keys, parameter.fqn);
     if (!stacked) continue;
     auto const grouped = checkpoint.model.tensors[parameter.tensors.front()].shape.size() == parameter.shape.size();
-    if (!grouped && stacked->rule->stack == Stack::mtp) forms.mtp_experts = ExpertForm::split;
+    auto const mtp = stacked->rule->stack == Stack::mtp;
+    if (!grouped) (mtp ? forms.mtp_experts : forms.decoder_experts) = ExpertForm::split;
     auto const as_hub = parameter.layout == stacked->rule->grouped_layout(ExpertLayout::hub);
     if (grouped && !as_hub) forms.expert_layout = ExpertLayout::transformers;
   }

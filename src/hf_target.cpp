@@ -3,11 +3,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
+#include <string_view>
+#include <unordered_map>
 
 #include "rankslice/error.hpp"
 
 #include "format/fresh_layout.hpp"
 #include "format/hf_folder.hpp"
+#include "format/hf_index.hpp"
 
 namespace rankslice {
 
@@ -21,7 +25,24 @@ std::vector<bool> taken_tensors(Model const& model, KeySelection const& keys) {
 
 TensorCatalog make_fresh_catalog(HfLayout const& layout) {
   std::vector<std::string> warnings;
-  return make_catalog(layout, "fresh", warnings);
+  return make_catalog(layout, {}, warnings);
+}
+
+void require_harmless_names(HfLayout const& layout, std::string const& path) {
+  std::set<std::string_view> names;
+  auto const require = [&](std::string const& file, std::string_view fault) {
+    if (fault.empty() && !names.insert(file).second) fault = "there are two files of this name";
+    if (!fault.empty())
+      throw FormatError(fmt::format("{}: the file name '{}' is refused: {}", path, file, fault), path);
+  };
+  auto const top_level_fault = [](std::string_view name) -> std::string_view {
+    auto const forbidden = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f || c == '/'; };
+    if (name.empty() || name == "." || name == "..") return "it is no file name";
+    return std::ranges::any_of(name, forbidden) ? "it contains a slash or a control character" : "";
+  };
+  for (auto const& file : layout.files) require(file.name, fault_of_shard_name(file.name));
+  for (auto const& side : layout.side_files) require(side.name, top_level_fault(side.name));
+  if (!layout.index_name.empty()) require(layout.index_name, top_level_fault(layout.index_name));
 }
 
 HfTarget make_target(Checkpoint const& source, std::vector<bool> const& taken, std::uint64_t max_file_bytes) {
@@ -36,8 +57,27 @@ HfTarget make_target(Checkpoint const& source, std::vector<bool> const& taken, s
   target.hf.config = source.hf.config;
   target.hf.side_files = source.hf.side_files;
   target.hf.left_out = source.hf.left_out;
+  require_harmless_names(target.hf, source.path);
   target.catalog = make_fresh_catalog(target.hf);
   return target;
+}
+
+std::vector<StoredPiece> hf_pieces(TensorCatalog const& catalog, Model const& model) {
+  std::unordered_map<std::string_view, Extent> places;
+  for (auto const& tensor : catalog.tensors) places.emplace(tensor.name, tensor.extent);
+  std::vector<StoredPiece> pieces;
+  pieces.reserve(catalog.tensors.size());
+  for (std::uint32_t i = 0; i < model.parameters.size(); ++i) {
+    auto const& parameter = model.parameters[i];
+    for (auto const tensor : parameter.tensors) {
+      auto const place = places.find(model.tensors[tensor].key);
+      if (place == places.end()) continue;
+      auto slice = parameter.whole();
+      if (parameter.stacked_experts) slice.part = model.tensors[tensor].experts;
+      pieces.push_back({.parameter = i, .tensor = tensor, .slice = slice, .extent = place->second});
+    }
+  }
+  return pieces;
 }
 
 }  // namespace rankslice

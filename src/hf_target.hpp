@@ -16,10 +16,19 @@ struct HfTarget {
 [[nodiscard]] std::vector<bool> taken_tensors(Model const& model, KeySelection const& keys);
 
 /// The source's own files when all tensors are taken, else fresh ones for those that are; all side files. Pure.
+/// @throws FormatError where a side file has the name of a fresh one
 [[nodiscard]] HfTarget make_target(Checkpoint const& source, std::vector<bool> const& taken,
                                    std::uint64_t max_file_bytes = kMaxFileBytes);
 
+/// Names become paths below an output folder: a store or index made by somebody else must not lead out of it.
+/// `path` names the checkpoint in errors. Pure. @throws FormatError for such a name, and for two files of one name
+void require_harmless_names(HfLayout const& layout, std::string const& path);
+
 /// The catalog of a layout that nobody else has written, in which nothing can be odd. Pure.
 [[nodiscard]] TensorCatalog make_fresh_catalog(HfLayout const& layout);
+
+/// Where the tensors of a catalog, which may lack some of the model's, lie in its files, as pieces of the parameters
+/// that they make up. Pure.
+[[nodiscard]] std::vector<StoredPiece> hf_pieces(TensorCatalog const& catalog, Model const& model);
 
 }  // namespace rankslice

@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <unordered_set>
 
 #include "rankslice/error.hpp"
 
 #include "checkpoint_parts.hpp"
+#include "format/hf_folder.hpp"
 #include "fresh_source.hpp"
 #include "io/file.hpp"
 #include "plan/held.hpp"
@@ -24,16 +26,14 @@ bool is_extra_state(std::string const& fqn) { return fqn.find("_extra_state") !=
 std::vector<std::byte> config_among(std::vector<SideFile> const& side_files) {
   auto const config = std::ranges::find(side_files, "config.json", &SideFile::name);
   if (config == side_files.end()) return {};
+  if (config->size > kMaxSideFileBytes) {
+    throw FormatError(
+        fmt::format("{}: expected at most {} bytes, found {}", config->path, kMaxSideFileBytes, config->size),
+        config->path);
+  }
   std::vector<std::byte> bytes(config->size);
   open_reader(config->path)->read(bytes, config->offset);
   return bytes;
-}
-
-/// Rule 28
-ExpertForm mtp_form(StateOptions const& options, std::vector<std::byte> const& config) {
-  auto name = options.mtp_experts;
-  if (name.empty() && !config.empty()) name = parse_model_config(config).mtp_expert_layout;
-  return name.empty() ? ExpertForm::grouped : parse_expert_form(name);
 }
 
 CheckpointParts parts_of(std::map<std::string, LocalTensor> const& tensors, StateOptions const& options) {
@@ -48,7 +48,12 @@ CheckpointParts parts_of(std::map<std::string, LocalTensor> const& tensors, Stat
   }
   if (parts.native.empty()) throw PlanError("a state dict without tensors makes no checkpoint");
   auto const config = config_among(options.side_files);
-  FreshOptions const forms{.expert_layout = options.expert_layout, .mtp_experts = mtp_form(options, config)};
+  FreshOptions forms{.expert_layout = options.expert_layout};
+  if (options.mtp_experts) {
+    forms.mtp_experts = *options.mtp_experts;
+  } else if (!config.empty()) {
+    forms.mtp_experts = mtp_form(parse_model_config(config));
+  }
   add_fresh_files(parts, forms, options.max_file_bytes);
   parts.hf.side_files = options.side_files;
   std::ranges::sort(parts.hf.side_files, {}, &SideFile::name);
@@ -59,9 +64,10 @@ CheckpointParts parts_of(std::map<std::string, LocalTensor> const& tensors, Stat
 
 /// Names that do not lead back would send tensors home under others.
 void require_names(Checkpoint const& source, std::vector<CheckpointParts::Native> const& native) {
+  std::unordered_set<std::string_view> led_back;
+  for (auto const& parameter : source.model.parameters) led_back.insert(parameter.fqn);
   for (auto const& tensor : native) {
-    auto const found = std::ranges::find(source.model.parameters, tensor.fqn, &Parameter::fqn);
-    if (found != source.model.parameters.end()) continue;
+    if (led_back.contains(tensor.fqn)) continue;
     throw FormatError(fmt::format("{}: is no native name of {}: exported, it would be loaded under another", tensor.fqn,
                                   source.family),
                       {}, tensor.fqn);

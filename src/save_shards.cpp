@@ -39,9 +39,14 @@ ShardMetadata describe(StateDict const& state) {
                       .fingerprint = state.source->fingerprint,
                       .headers = state.source->hf.headers,
                       .expert_layout = std::string(name(forms.expert_layout)),
+                      .decoder_experts = std::string(name(forms.decoder_experts)),
                       .mtp_experts = std::string(name(forms.mtp_experts)),
                       .tensors = {}};
-  for (auto const& [fqn, tensor] : state.tensors) shard.tensors[fqn] = {tensor.parameter.shape, tensor.offsets};
+  for (auto const& [fqn, tensor] : state.tensors) {
+    auto const& parameter = tensor.parameter;
+    auto const hf_dtype = parameter.converted() ? std::optional(parameter.hf_dtype) : std::nullopt;
+    shard.tensors[fqn] = {parameter.shape, tensor.offsets, hf_dtype};
+  }
   return shard;
 }
 

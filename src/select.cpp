@@ -87,7 +87,7 @@ void copy_numbers(DigestTable const& from, std::vector<std::optional<std::uint32
 
 }  // namespace
 
-Checkpoint with_tensors(Checkpoint const& checkpoint, std::vector<bool> const& taken) {
+Checkpoint keep_tensors(Checkpoint const& checkpoint, std::vector<bool> const& taken) {
   auto const& model = checkpoint.model;
   require_whole(model, taken);
   auto target = make_target(checkpoint, taken);
@@ -111,7 +111,7 @@ std::shared_ptr<Checkpoint const> select_tensors(std::shared_ptr<Checkpoint cons
                                                  KeySelection const& keys) {
   auto const taken = taken_tensors(checkpoint->model, keys);
   if (std::ranges::find(taken, false) == taken.end()) return checkpoint;
-  return std::make_shared<Checkpoint const>(with_tensors(*checkpoint, taken));
+  return std::make_shared<Checkpoint const>(keep_tensors(*checkpoint, taken));
 }
 
 }  // namespace rankslice

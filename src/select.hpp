@@ -6,7 +6,7 @@
 
 namespace rankslice {
 
-/// `select_tensors` by number. Pure. @throws PlanError
-[[nodiscard]] Checkpoint with_tensors(Checkpoint const& checkpoint, std::vector<bool> const& taken);
+/// `select_tensors` by number. Pure. @throws PlanError, FormatError as `make_target`
+[[nodiscard]] Checkpoint keep_tensors(Checkpoint const& checkpoint, std::vector<bool> const& taken);
 
 }  // namespace rankslice

@@ -6,7 +6,6 @@
 #include "checkpoint_parts.hpp"
 #include "copies.hpp"
 #include "hf_files.hpp"
-#include "hf_storage.hpp"
 #include "hf_target.hpp"
 #include "native_source.hpp"
 #include "plan/plan.hpp"

@@ -42,7 +42,7 @@ struct SideFile {
 enum class HeaderOrigin : std::uint8_t {
   source,     ///< Those of the files that were opened, byte for byte.
   selection,  ///< Fresh: some of the tensors were left out.
-  state,      ///< Fresh: the tensors came without a checkpoint.
+  state,      ///< Fresh: there is no source, or none any more (shards that have outlived theirs).
 };
 
 /// "source", "selection", …
@@ -125,16 +125,17 @@ struct OpenOptions {
 /// Which tensors, by HF key.
 using KeySelection = std::function<bool(std::string_view hf_key)>;
 
-/// The keys that match `include` and do not match `exclude`; an empty pattern takes, or leaves out, nothing. Patterns
-/// are PCRE2, whose common part with Python's `re` is nearly all of that, and must match from the key's first character
-/// on, but not to its last (rule 25): `mod` matches `model.norm.weight`, `norm` does not.
-/// Empty, which stands for all keys, when both patterns are.
+/// The keys that match `include` and do not match `exclude`; an empty `include` takes all, an empty `exclude` leaves
+/// out none. Patterns are PCRE2, whose common part with Python's `re` is nearly all of that, and must match from the
+/// key's first character on, but not to its last (rule 25): `mod` matches `model.norm.weight`, `norm` does not. Empty,
+/// which stands for all keys, when both patterns are.
 /// @throws UsageError for a pattern that cannot be read, with the place and the reason.
 [[nodiscard]] KeySelection key_selection(std::string const& include, std::string const& exclude = {});
 
 /// The same checkpoint as if it had only the tensors that `keys` takes, with fresh headers and index, and all side
 /// files. The checkpoint itself when it takes all of them, or is empty. Pure.
-/// @throws PlanError when nothing is taken, or of split experts some tensors of a parameter and some not.
+/// @throws PlanError when nothing is taken, or of split experts some tensors of a parameter and some not;
+/// UsageError when `keys` cannot judge a key (a pattern of `key_selection` that backtracks too far).
 [[nodiscard]] std::shared_ptr<Checkpoint const> select_tensors(std::shared_ptr<Checkpoint const> const& checkpoint,
                                                                KeySelection const& keys);
 

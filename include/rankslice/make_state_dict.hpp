@@ -1,6 +1,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,9 +21,9 @@ struct LocalTensor {
 struct StateOptions {
   std::string family;                              ///< `qwen3_5_moe`, `qwen3_vl_moe`
   ExpertLayout expert_layout = ExpertLayout::hub;  ///< How exports hold grouped experts (rule 61).
-  /// How exports hold the experts of MTP: `grouped`, `split` (rule 28). Empty: as config.json's `mtp_expert_hf_layout`
-  /// says, or else grouped.
-  std::string mtp_experts{};
+  /// How exports hold the experts of MTP (rule 28). Empty: as config.json's `mtp_expert_hf_layout` says, or else
+  /// grouped.
+  std::optional<ExpertForm> mtp_experts{};
   /// Carried along by exports: those of a checkpoint (`Checkpoint::hf`), or `side_files_in` a folder. The tensors must
   /// fit the config.json among them.
   std::vector<SideFile> side_files{};
@@ -33,13 +34,13 @@ struct StateOptions {
 
 /// A state dict that was not loaded from a checkpoint: trained weights, or those of another program. `to_hf`,
 /// `save_store` and `save_shards` take it like any other; headers and index are fresh, dtypes are exported as held.
-/// Names that contain `_extra_state` are left out. All ranks give the same names, dtypes, global shapes and options,
-/// which the calls that take the state check. Local.
+/// Names that contain `_extra_state` are left out. All ranks give the same names, dtypes, global shapes and options:
+/// the calls that take the state refuse what would make other headers or another index than rank 0's. Local.
 /// @param tensors by FQN, native; files are filled in the order of the names
 /// @throws PlanError for a buffer of another size than this rank's part, a coordinate outside the mesh, or rows that
-/// `ep_shard` does not divide;
-/// FormatError for names, shapes and dtypes that do not fit the family or config.json; UsageError for an unknown
-/// family.
+/// `ep_shard` does not divide; FormatError for names, shapes and dtypes that do not fit the family or config.json, names
+/// that are no UTF-8, and side files whose names lead out of a folder or meet; UsageError for an unknown family; IoError
+/// for a config.json that cannot be read.
 [[nodiscard]] StateDict make_state_dict(std::map<std::string, LocalTensor> const& tensors, Mesh const& mesh,
                                         MeshCoordinate const& coordinate, StateOptions const& options);
 

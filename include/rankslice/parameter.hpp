@@ -34,6 +34,17 @@ enum class ExpertLayout : std::uint8_t {
 /// The inverse of `name`; nothing for an unknown one.
 [[nodiscard]] std::optional<ExpertLayout> parse_expert_layout(std::string_view name);
 
+/// How a checkpoint holds the experts of a layer.
+enum class ExpertForm : std::uint8_t {
+  grouped,  ///< All experts in one tensor for each projection.
+  split,    ///< Each expert's matrices in tensors of their own.
+};
+
+/// "grouped", "split"
+[[nodiscard]] std::string_view name(ExpertForm form);
+/// The inverse of `name`; nothing for an unknown one.
+[[nodiscard]] std::optional<ExpertForm> parse_expert_form(std::string_view name);
+
 /// What somebody holds, reads or writes of a parameter.
 struct Slice {
   Range part;        ///< Experts of a stacked tensor, elements of a dense one (bytes for sub-byte types).

@@ -44,7 +44,7 @@ struct Extent {
 /// A file with tensor data.
 struct CatalogFile {
   std::string name;  ///< As users know it: the path below the checkpoint directory.
-  std::string path;  ///< What `open` takes.
+  std::string path;  ///< What `open` takes; empty for a file that is nowhere (of a store's source).
   std::uint64_t size = 0;
   std::int64_t modified_ns = 0;  ///< Time of its last change when its header was read; 0 when not known.
 };

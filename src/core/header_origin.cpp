@@ -16,7 +16,7 @@ struct Entry {
 constexpr std::array kEntries{
     Entry{HeaderOrigin::source, "source", ""},
     Entry{HeaderOrigin::selection, "selection", "some of the tensors were left out"},
-    Entry{HeaderOrigin::state, "state", "the tensors came without a checkpoint"},
+    Entry{HeaderOrigin::state, "state", "there is no checkpoint to take them from"},
 };
 
 Entry const& entry_of(HeaderOrigin origin) { return *std::ranges::find(kEntries, origin, &Entry::origin); }

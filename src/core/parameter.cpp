@@ -26,6 +26,15 @@ std::optional<ExpertLayout> parse_expert_layout(std::string_view name) {
   return std::nullopt;
 }
 
+std::string_view name(ExpertForm form) { return form == ExpertForm::split ? "split" : "grouped"; }
+
+std::optional<ExpertForm> parse_expert_form(std::string_view name) {
+  for (auto const form : {ExpertForm::grouped, ExpertForm::split}) {
+    if (rankslice::name(form) == name) return form;
+  }
+  return std::nullopt;
+}
+
 Slice intersection(Slice const& a, Slice const& b) {
   return {.part = intersection(a.part, b.part), .rows = intersection(a.rows, b.rows)};
 }

@@ -27,10 +27,16 @@ NameTable table_of(TensorCatalog const& catalog) {
   return NameTable(std::move(names));
 }
 
-void append_file(TensorCatalog& catalog, HfFile const& file, std::string const& path) {
+/// What a file is called in messages: its path, where it has one.
+std::string below(std::string const& folder, std::string const& name) {
+  return folder.empty() ? name : folder + "/" + name;
+}
+
+void append_file(TensorCatalog& catalog, HfFile const& file, std::string const& folder) {
   auto const number = static_cast<std::uint32_t>(catalog.files.size());
-  catalog.files.push_back({file.name, path, file.size, file.modified_ns});
-  for (auto& tensor : parse_safetensors_header(file.header, file.size, path).tensors)
+  auto const place = below(folder, file.name);
+  catalog.files.push_back({file.name, folder.empty() ? "" : place, file.size, file.modified_ns});
+  for (auto& tensor : parse_safetensors_header(file.header, file.size, place).tensors)
     catalog.tensors.push_back({std::move(tensor.name), tensor.dtype, std::move(tensor.shape), {number, tensor.bytes}});
 }
 
@@ -67,16 +73,18 @@ void warn_of_total_size(TensorCatalog const& catalog, HfIndex const& index, std:
 
 TensorCatalog make_catalog(HfLayout const& layout, std::string const& folder, std::vector<std::string>& warnings) {
   TensorCatalog catalog;
-  for (auto const& file : layout.files) append_file(catalog, file, folder + "/" + file.name);
+  for (auto const& file : layout.files) append_file(catalog, file, folder);
   auto const names = table_of(catalog);
   if (auto const duplicate = names.duplicate()) {
     auto const &first = catalog.tensors[duplicate->first], &second = catalog.tensors[duplicate->second];
-    refuse_tensor(catalog.files[second.extent.file].path, second.name,
-                  fmt::format("is in {} as well", catalog.files[first.extent.file].path));
+    auto const place_of = [&](CatalogTensor const& tensor) {
+      return below(folder, catalog.files[tensor.extent.file].name);
+    };
+    refuse_tensor(place_of(second), second.name, fmt::format("is in {} as well", place_of(first)));
   }
   if (layout.index_name.empty()) return catalog;
 
-  auto const index_path = folder + "/" + layout.index_name;
+  auto const index_path = below(folder, layout.index_name);
   auto const index = parse_hf_index(layout.index, index_path);
   check_index(catalog, names, index, index_path);
   warn_of_total_size(catalog, index, index_path, warnings);

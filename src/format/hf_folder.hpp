@@ -19,9 +19,9 @@ inline constexpr std::uint64_t kMaxSideFileBytes = std::uint64_t{256} << 20;
 /// @throws IoError `input_missing` when folder, shards or tensors are missing, FormatError.
 [[nodiscard]] HfLayout read_hf_folder(std::string const& folder, std::vector<std::string>& warnings);
 
-/// The catalog that the headers and the index of a layout describe, with files placed below `folder`, and checked
-/// against the index: each tensor in the shard that the index names, none missing, none in two shards, none left over.
-/// Pure. @throws FormatError
+/// The catalog that the headers and the index of a layout describe, with files placed below `folder` (without paths
+/// when that is empty: they are nowhere), and checked against the index: each tensor in the shard that the index names,
+/// none missing, none in two shards, none left over. Pure. @throws FormatError
 [[nodiscard]] TensorCatalog make_catalog(HfLayout const& layout, std::string const& folder,
                                          std::vector<std::string>& warnings);
 

@@ -4,7 +4,6 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <optional>
 
 #include "rankslice/error.hpp"
 
@@ -89,6 +88,15 @@ std::optional<Shape> natural_numbers(json const& object, std::string const& name
   return object[name].get<Shape>();
 }
 
+std::optional<DType> hf_dtype_of(json const& place, std::string const& fqn, Field const& field) {
+  auto const found = place.find("hf_dtype");
+  if (found == place.end()) return std::nullopt;
+  auto const dtype = found->is_string() ? parse_dtype(found->get<std::string>()) : std::nullopt;
+  if (!dtype)
+    field.fail(fmt::format("{}: expected the name of a dtype as hf_dtype, found {}", fqn, found->dump()), fqn);
+  return dtype;
+}
+
 std::map<std::string, ShardMetadata::Place> places_of(Metadata const& metadata, Field const& field) {
   auto const object = object_of(metadata, field);
   std::map<std::string, ShardMetadata::Place> places;
@@ -99,7 +107,7 @@ std::map<std::string, ShardMetadata::Place> places_of(Metadata const& metadata, 
       field.fail(fmt::format("{}: expected global_shape and offsets, one number per axis, found {}", fqn, place.dump()),
                  fqn);
     }
-    places[fqn] = {*shape, *offsets};
+    places[fqn] = {*shape, *offsets, hf_dtype_of(place, fqn, field)};
   }
   return places;
 }
@@ -116,6 +124,7 @@ Metadata to_metadata(ShardMetadata const& shard) {
   auto tensors = json::object();
   for (auto const& [fqn, place] : shard.tensors) {
     tensors[fqn] = {{"global_shape", place.global_shape}, {"offsets", place.offsets}};
+    if (place.hf_dtype) tensors[fqn]["hf_dtype"] = name(*place.hf_dtype);
   }
   return {{"format", "pt"},
           {"rankslice_format", kFormat},
@@ -127,6 +136,7 @@ Metadata to_metadata(ShardMetadata const& shard) {
           {"fingerprint", shard.fingerprint},
           {"headers", std::string(name(shard.headers))},
           {"expert_layout", shard.expert_layout},
+          {"decoder_experts", shard.decoder_experts},
           {"mtp_experts", shard.mtp_experts},
           {"tensors", tensors.dump()}};
 }
@@ -145,6 +155,7 @@ ShardMetadata parse_shard_metadata(Metadata const& metadata, std::string const& 
           .fingerprint = text("fingerprint"),
           .headers = headers_of(metadata, {file, "headers"}),
           .expert_layout = text("expert_layout"),
+          .decoder_experts = text("decoder_experts"),
           .mtp_experts = text("mtp_experts"),
           .tensors = places_of(metadata, {file, "tensors"})};
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 
 #include "rankslice/checkpoint.hpp"
@@ -15,6 +16,7 @@ struct ShardMetadata {
   struct Place {
     Shape global_shape;
     Shape offsets;
+    std::optional<DType> hf_dtype{};  ///< In that checkpoint, where it is another one.
   };
   Mesh mesh;
   MeshCoordinate coordinate;
@@ -24,7 +26,8 @@ struct ShardMetadata {
   std::string fingerprint;         ///< Of what was loaded of it: another one when it was a selection.
   HeaderOrigin headers = HeaderOrigin::source;
   std::string expert_layout;             ///< "hub" or "transformers": how that checkpoint held grouped experts.
-  std::string mtp_experts;               ///< "grouped" or "split"
+  std::string decoder_experts;           ///< "grouped" or "split" …
+  std::string mtp_experts;               ///< … likewise
   std::map<std::string, Place> tensors;  ///< By FQN.
 };
 

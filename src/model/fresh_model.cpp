@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cctype>
 #include <unordered_map>
 
 #include "rankslice/error.hpp"
@@ -19,10 +18,11 @@ FormatError refusal(std::string const& fqn, std::string const& reason) {
 }
 
 void check_stackable(NativeTensor const& native, std::uint64_t matrices) {
-  if (native.shape.size() == 3 && bits(native.dtype) % 8 == 0 && native.shape[2] % matrices == 0) return;
+  auto const is_filled = std::ranges::find(native.shape, 0U) == native.shape.end();
+  if (native.shape.size() == 3 && is_filled && bits(native.dtype) % 8 == 0 && native.shape[2] % matrices == 0) return;
   throw refusal(native.fqn,
-                fmt::format("stacked experts need 3 axes{} and a dtype of whole bytes, found {} {}",
-                            matrices == 1 ? "" : ", the last even,", name(native.dtype), to_string(native.shape)));
+                fmt::format("stacked experts need 3 axes, none of them 0{}, and a dtype of whole bytes, found {} {}",
+                            matrices == 1 ? "" : ", the last even", name(native.dtype), to_string(native.shape)));
 }
 
 class FreshModel {
@@ -33,12 +33,15 @@ class FreshModel {
     auto const stacked = find_stacked(table_, native.fqn);
     auto& parameter = model_.parameters.emplace_back();
     parameter.fqn = native.fqn;
-    parameter.hf_dtype = parameter.dtype = native.dtype;
+    auto const hf_dtype = options_.hf_dtypes.find(native.fqn);
+    parameter.dtype = native.dtype;
+    parameter.hf_dtype = hf_dtype == options_.hf_dtypes.end() ? native.dtype : hf_dtype->second;
     parameter.shape = native.shape;
     parameter.stacked_experts = stacked.has_value();
     if (!stacked) return add_dense();
-    auto const split = stacked->rule->stack == Stack::mtp && options_.mtp_experts == ExpertForm::split;
-    split && !stacked->rule->split.empty() ? add_split(native, *stacked->rule) : add_grouped(native, *stacked->rule);
+    auto const form = stacked->rule->stack == Stack::mtp ? options_.mtp_experts : options_.decoder_experts;
+    form == ExpertForm::split && !stacked->rule->split.empty() ? add_split(native, *stacked->rule)
+                                                               : add_grouped(native, *stacked->rule);
   }
 
   [[nodiscard]] Model take() { return std::move(model_); }
@@ -102,20 +105,6 @@ void check_collisions(Model const& model) {
 }
 
 }  // namespace
-
-ExpertForm parse_expert_form(std::string_view name) {
-  std::string form(name);
-  std::ranges::transform(form, form.begin(),
-                         [](unsigned char c) { return c == '_' ? '-' : static_cast<char>(std::tolower(c)); });
-  if (form == "split" || form == "per-expert" || form == "per-expert-safetensors") return ExpertForm::split;
-  if (form == "grouped" || form == "group") return ExpertForm::grouped;
-  throw UsageError(
-      fmt::format("Unsupported MTP expert HF layout: '{}'; there is split, per-expert, "
-                  "per-expert-safetensors, grouped, group",
-                  name));
-}
-
-std::string_view name(ExpertForm form) { return form == ExpertForm::split ? "split" : "grouped"; }
 
 Model make_fresh_model(Family const& family, std::vector<NativeTensor> const& tensors, FreshOptions const& options) {
   FreshModel fresh(family, options);

@@ -1,7 +1,7 @@
 #pragma once
 
+#include <map>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "model/family.hpp"
@@ -15,26 +15,19 @@ struct NativeTensor {
   Shape shape;  ///< Global, native.
 };
 
-/// How a checkpoint holds the experts of a layer.
-enum class ExpertForm : std::uint8_t { grouped, split };
-
-/// Rule 28: the names of the MTP's, in any case and with `_` or `-`: `split`, `per-expert`, `per-expert-safetensors`;
-/// `grouped`, `group`. @throws UsageError for others
-[[nodiscard]] ExpertForm parse_expert_form(std::string_view name);
-
-/// "grouped", "split"
-[[nodiscard]] std::string_view name(ExpertForm form);
-
+/// How the Hugging Face checkpoint holds what it may hold in several ways.
 struct FreshOptions {
   ExpertLayout expert_layout = ExpertLayout::hub;  ///< Of grouped experts; `automatic` is the Hub's.
+  ExpertForm decoder_experts = ExpertForm::grouped;
   ExpertForm mtp_experts = ExpertForm::grouped;
+  std::map<std::string, DType> hf_dtypes{};  ///< By FQN, of tensors whose dtype is another one than natively.
 };
 
 /// The Hugging Face tensors that native ones become when no source says how they were (rules 24, 45-49): parameters and
-/// tensors in the order of `tensors`, of split experts one expert after the other, gate before up. Dtypes are kept.
-/// Pure.
-/// @throws FormatError for stacked experts of the wrong axes, and for names that meet in one key or do not come back
-/// from theirs
+/// tensors in the order of `tensors`, of split experts one expert after the other, gate before up. Dtypes are kept,
+/// but for those that the options name. Pure.
+/// @throws FormatError for stacked experts of the wrong axes or of no elements, and for names that meet in one key or
+/// do not come back from theirs
 [[nodiscard]] Model make_fresh_model(Family const& family, std::vector<NativeTensor> const& tensors,
                                      FreshOptions const& options = {});
 

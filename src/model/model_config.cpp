@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <cctype>
 
 #include "rankslice/error.hpp"
 
@@ -106,6 +107,19 @@ ModelConfig parse_model_config(std::span<std::byte const> config_json) {
       .quant_method = quantization != nullptr ? find_text(*quantization, "quant_method") : std::string{},
       .mtp_expert_layout = text_if_any(text, "mtp_expert_hf_layout"),
   };
+}
+
+ExpertForm mtp_form(ModelConfig const& config) {
+  auto form = config.mtp_expert_layout;
+  std::ranges::transform(form, form.begin(),
+                         [](unsigned char c) { return c == '_' ? '-' : static_cast<char>(std::tolower(c)); });
+  if (form == "split" || form == "per-expert" || form == "per-expert-safetensors") return ExpertForm::split;
+  if (form == "grouped" || form == "group" || form.empty()) return ExpertForm::grouped;
+  throw FormatError(
+      fmt::format("{}: Unsupported MTP expert HF layout: '{}'; there is split, per-expert, per-expert-safetensors, "
+                  "grouped, group",
+                  kFile, config.mtp_expert_layout),
+      kFile);
 }
 
 }  // namespace rankslice

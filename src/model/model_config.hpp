@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "rankslice/parameter.hpp"
+
 namespace rankslice {
 
 /// What config.json says of the experts. Zero: not said.
@@ -19,11 +21,16 @@ struct ModelConfig {
   std::vector<std::uint64_t> dense_layers;  ///< Decoder layers without experts (`mlp_only_layers`).
   std::uint64_t sparse_step = 1;  ///< Only every so many-th decoder layer has experts (`decoder_sparse_step`).
   std::string quant_method;       ///< `quantization_config.quant_method`; empty when there is none.
-  std::string mtp_expert_layout;  ///< `mtp_expert_hf_layout` (rule 28); empty when there is none.
+  std::string mtp_expert_layout;  ///< `mtp_expert_hf_layout`, in which no loading trusts (rule 30); may be empty.
   bool partial = false;           ///< Tensors may be missing: a selection of those that the config speaks of.
 };
 
 /// @throws FormatError for bytes that are no JSON object, or fields of the wrong type.
 [[nodiscard]] ModelConfig parse_model_config(std::span<std::byte const> config_json);
+
+/// Rule 28: how exports hold the experts of MTP by `mtp_expert_layout`, which in any case and with `_` or `-` is
+/// `split`, `per-expert`, `per-expert-safetensors`, or `grouped`, `group`; grouped when it is empty.
+/// @throws FormatError for others
+[[nodiscard]] ExpertForm mtp_form(ModelConfig const& config);
 
 }  // namespace rankslice

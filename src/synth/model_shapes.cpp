@@ -93,31 +93,31 @@ void add_linear_attention(Module const& attention, SynthModel const& model) {
 }
 
 /// How the routed experts of one layer lie in a checkpoint.
-enum class ExpertForm : std::uint8_t { rows_are_inputs, rows_are_outputs, split };
+enum class StoredExperts : std::uint8_t { rows_are_inputs, rows_are_outputs, split };
 
-ExpertForm decoder_form(SynthModel const& model) {
+StoredExperts decoder_form(SynthModel const& model) {
   auto const on_hub = model.layout == SynthLayout::hub;
   if (model.family == SynthFamily::qwen3_vl_moe) {
-    return on_hub ? ExpertForm::rows_are_inputs : ExpertForm::rows_are_outputs;  // rules 2, 5a
+    return on_hub ? StoredExperts::rows_are_inputs : StoredExperts::rows_are_outputs;  // rules 2, 5a
   }
-  return on_hub ? ExpertForm::rows_are_outputs : ExpertForm::split;  // rules 3, 5a
+  return on_hub ? StoredExperts::rows_are_outputs : StoredExperts::split;  // rules 3, 5a
 }
 
-ExpertForm mtp_form(SynthModel const& model) {
-  return model.mtp_experts == MtpExperts::split ? ExpertForm::split : ExpertForm::rows_are_outputs;  // rule 5
+StoredExperts mtp_form(SynthModel const& model) {
+  return model.mtp_experts == MtpExperts::split ? StoredExperts::split : StoredExperts::rows_are_outputs;  // rule 5
 }
 
-void add_routed_experts(Module const& experts, ModelDims const& dims, ExpertForm form) {
+void add_routed_experts(Module const& experts, ModelDims const& dims, StoredExperts form) {
   switch (form) {
-    case ExpertForm::rows_are_inputs:
+    case StoredExperts::rows_are_inputs:
       experts.add("gate_up_proj", {dims.experts, dims.hidden, 2 * dims.intermediate});
       experts.add("down_proj", {dims.experts, dims.intermediate, dims.hidden});
       return;
-    case ExpertForm::rows_are_outputs:
+    case StoredExperts::rows_are_outputs:
       experts.add("gate_up_proj", {dims.experts, 2 * dims.intermediate, dims.hidden});
       experts.add("down_proj", {dims.experts, dims.hidden, dims.intermediate});
       return;
-    case ExpertForm::split:
+    case StoredExperts::split:
       for (std::uint64_t x = 0; x < dims.experts; ++x) {
         auto const expert = experts.child(std::to_string(x));
         expert.add("gate_proj.weight", {dims.intermediate, dims.hidden});
@@ -135,7 +135,7 @@ void add_shared_expert(Module const& mlp, ModelDims const& dims) {
 }
 
 /// The two families register router and experts in different orders.
-void add_mlp(Module const& mlp, SynthModel const& model, ExpertForm form) {
+void add_mlp(Module const& mlp, SynthModel const& model, StoredExperts form) {
   auto const& dims = model.dims;
   Shape const router{dims.experts, dims.hidden};
   if (model.family == SynthFamily::qwen3_vl_moe) {
@@ -148,7 +148,7 @@ void add_mlp(Module const& mlp, SynthModel const& model, ExpertForm form) {
   }
 }
 
-void add_layer(Module const& layer, SynthModel const& model, ExpertForm form, bool full_attention) {
+void add_layer(Module const& layer, SynthModel const& model, StoredExperts form, bool full_attention) {
   if (full_attention) {
     add_full_attention(layer.child("self_attn"), model);
   } else {

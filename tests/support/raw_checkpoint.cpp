@@ -96,8 +96,11 @@ std::map<std::string, RawTensor> read_raw_tensors(std::string const& folder) {
 }
 
 void write_small_checkpoint(std::string const& folder) {
+  write_checkpoint(folder, make_catalog(tiny_qwen35()), make_config_json(tiny_qwen35()));
+}
+
+void write_checkpoint(std::string const& folder, TensorCatalog const& catalog, std::string const& config_json) {
   fs::create_directories(folder);
-  auto const catalog = make_catalog(tiny_qwen35());
   auto const count = catalog.tensors.size();
   Json weight_map;
   std::uint64_t total_size = 0;
@@ -112,7 +115,7 @@ void write_small_checkpoint(std::string const& folder) {
   }
   Json const index{{"metadata", {{"total_size", total_size}}}, {"weight_map", weight_map}};
   write_file(folder + "/model.safetensors.index.json", bytes_of(index.dump(2)));
-  write_file(folder + "/config.json", bytes_of(make_config_json(tiny_qwen35())));
+  write_file(folder + "/config.json", bytes_of(config_json));
   write_file(folder + "/tokenizer.json", bytes_of("{\"not\": \"really\"}"));
 }
 

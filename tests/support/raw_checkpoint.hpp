@@ -38,7 +38,10 @@ struct RawTensor {
 /// config.json and one side file. Experts: 4 in each of 5 layers.
 void write_small_checkpoint(std::string const& folder);
 
-/// One of its keys.
+/// The same with the tensors of a catalog and another config.json.
+void write_checkpoint(std::string const& folder, TensorCatalog const& catalog, std::string const& config_json);
+
+/// A key of the small checkpoint.
 inline constexpr auto kGateUpOfLayer2 = "model.language_model.layers.2.mlp.experts.gate_up_proj";
 
 }  // namespace rankslice::test

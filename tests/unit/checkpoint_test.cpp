@@ -195,6 +195,29 @@ TEST_F(HfCheckpoint, WhatIsNotThereIsNamed) {
   EXPECT_THAT(refusal(folder() + "/config.json"), AllOf(HasSubstr("2 "), HasSubstr("rankslice::hdf5")));
 }
 
+TEST_F(HfCheckpoint, WithoutTensorsIsRefusedEvenWhereTheyMayBeMissing) {
+  auto const nothing = dir_.file("nothing");
+  fs::create_directory(nothing);
+  test::write_file(nothing + "/model.safetensors", test::raw_header("{}"));
+  EXPECT_THAT(refusal(nothing, {.family = "qwen3_5_moe"}), AllOf(HasSubstr("65 " + nothing), HasSubstr("no tensors")));
+  auto parts = read_checkpoint_parts(nothing, {.family = "qwen3_5_moe"});
+  parts.hf.headers = HeaderOrigin::selection;
+  EXPECT_THROW((void)assemble(std::move(parts)), FormatError);
+}
+
+TEST_F(HfCheckpoint, WhatAStoreDoesNotHoldIsMissingAndNotReadFromElsewhere) {
+  for (auto const format : {CheckpointFormat::store, CheckpointFormat::shards}) {
+    auto parts = read_checkpoint_parts(folder(), {});
+    parts.format = format;
+    try {
+      (void)assemble(std::move(parts));
+      ADD_FAILURE() << "opened";
+    } catch (FormatError const& error) {
+      EXPECT_THAT(error.what(), AllOf(HasSubstr(folder()), HasSubstr("missing")));
+    }
+  }
+}
+
 // ---- a folder of shards ----
 
 /// Shards of two ranks of the small checkpoint, whose headers can be edited.

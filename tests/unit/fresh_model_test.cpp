@@ -143,7 +143,8 @@ TEST(FreshModel, Rule7_EveryNameKeepsItsPrefixOrItsLackOfOne) {
 TEST(FreshModel, StackedExpertsOfTheWrongAxesAreRefused) {
   std::string const fqn = "mtp.layers.0.mlp.experts.gate_and_up_projs";
   for (auto const form : {ExpertForm::grouped, ExpertForm::split}) {
-    for (auto const& shape : {Shape{}, Shape{4, 6}, Shape{2, 6, 7}, Shape{2, 6, 8, 1}}) {
+    for (auto const& shape : {Shape{}, Shape{4, 6}, Shape{2, 6, 7}, Shape{2, 6, 8, 1}, Shape{0, 6, 8},
+                              Shape{std::uint64_t{1} << 60, 0, 8}, Shape{1, 6, 0}}) {
       try {
         (void)make_fresh_model(qwen3_5_moe(), {{fqn, DType::BF16, shape}}, {.mtp_experts = form});
         ADD_FAILURE() << to_string(shape);
@@ -165,21 +166,22 @@ TEST(FreshModel, Rules24And48_NamesThatMeetOrLeadAstrayAreRefused) {
                FormatError);
 }
 
-TEST(FreshModel, Rule28_TheFormsOfTheMtpExpertsHaveManyNames) {
-  for (auto const* name : {"split", "per-expert", "per_expert", "Per-Expert-Safetensors", "PER_EXPERT_SAFETENSORS"}) {
-    EXPECT_EQ(parse_expert_form(name), ExpertForm::split) << name;
-  }
-  for (auto const* name : {"grouped", "group", "GROUPED", "Group"}) {
-    EXPECT_EQ(parse_expert_form(name), ExpertForm::grouped) << name;
-  }
-  for (std::string const name : {"", "splits", "per expert", "stacked", "grouped "}) {
-    try {
-      (void)parse_expert_form(name);
-      ADD_FAILURE() << name;
-    } catch (UsageError const& error) {
-      EXPECT_THAT(error.what(), HasSubstr("Unsupported MTP expert HF layout: '" + name + "'"));
-    }
-  }
+TEST(FreshModel, Rule5a_ExpertsOfTheDecoderAreSplitApartFromThoseOfMtp) {
+  std::string const decoder = "model.language_model.layers.0.mlp.experts.", mtp = "mtp.layers.0.mlp.experts.";
+  std::vector<NativeTensor> const natives{{decoder + "down_projs", DType::BF16, {1, 4, 6}},
+                                          {mtp + "down_projs", DType::BF16, {1, 4, 6}}};
+  EXPECT_THAT(keys_of(make_fresh_model(qwen3_5_moe(), natives, {.decoder_experts = ExpertForm::split})),
+              ElementsAre(decoder + "0.down_proj.weight [6, 4]", mtp + "down_proj [1, 6, 4]"));
+  EXPECT_THAT(keys_of(make_fresh_model(qwen3_5_moe(), natives, {.mtp_experts = ExpertForm::split})),
+              ElementsAre(decoder + "down_proj [1, 6, 4]", mtp + "0.down_proj.weight [6, 4]"));
+}
+
+TEST(FreshModel, Rule57_WhatWasWidenedIsWrittenInTheDtypeThatIsNamed) {
+  std::string const fqn = "model.language_model.layers.0.linear_attn._fp32_params.A_log";
+  auto const model = make_fresh_model(qwen3_5_moe(), {{fqn, DType::F32, {4}}}, {.hf_dtypes = {{fqn, DType::BF16}}});
+  EXPECT_EQ(model.tensors[0].dtype, DType::BF16);
+  EXPECT_EQ(model.parameters[0].hf_dtype, DType::BF16);
+  EXPECT_EQ(model.parameters[0].dtype, DType::F32);
 }
 
 }  // namespace

@@ -58,6 +58,20 @@ class MakeCatalog : public testing::Test {
   std::vector<std::string> warnings_;
 };
 
+TEST_F(MakeCatalog, WithoutAFolderFilesHaveNoPathAndAreStillNamed) {
+  auto const catalog = make_catalog(layout_of({file_with("s1.safetensors", {"x"})}), "", warnings_);
+  EXPECT_EQ(catalog.files[0].name, "s1.safetensors");
+  EXPECT_EQ(catalog.files[0].path, "");
+  auto const twice = layout_of({file_with("s1.safetensors", {"x"}), file_with("s2.safetensors", {"x"})});
+  try {
+    (void)make_catalog(twice, "", warnings_);
+    ADD_FAILURE() << "expected a FormatError, found none";
+  } catch (FormatError const& error) {
+    EXPECT_EQ(error.file, "s2.safetensors");
+    EXPECT_THAT(error.what(), HasSubstr("s1.safetensors"));
+  }
+}
+
 TEST_F(MakeCatalog, OrdersTensorsByFileAndFirstByte) {
   auto const layout = layout_of({file_with("a/s1.safetensors", {"z", "y"}), file_with("s2.safetensors", {"x", "w"})});
   auto const catalog = make(layout);

@@ -6,7 +6,7 @@
 
 #include "rankslice/error.hpp"
 
-#include "hf_storage.hpp"
+#include "hf_target.hpp"
 #include "plan/plan.hpp"
 #include "support/hand_model.hpp"
 #include "support/model_catalog.hpp"

@@ -78,6 +78,8 @@ TEST(MakeStateDict, ItsSourceIsTheCheckpointThatAnExportWrites) {
   EXPECT_EQ(source->format, CheckpointFormat::state);
   EXPECT_EQ(source->hf.headers, HeaderOrigin::state);
   EXPECT_EQ(source->source, "");
+  EXPECT_EQ(source->catalog.files[0].name, "model.safetensors");
+  EXPECT_EQ(source->catalog.files[0].path, "") << "nothing is there yet";
   std::vector<std::string> keys;
   for (auto const& tensor : source->catalog.tensors) keys.push_back(tensor.name);
   // By dtype, F32 first, as safetensors orders a file.
@@ -162,13 +164,30 @@ TEST(MakeStateDict, Rule45_ExpertsOfMtpAreSplitWhenAskedTo) {
   tensors["mtp.layers.0.mlp.experts.gate_and_up_projs"] = random_tensor(DType::BF16, {5, 4, 6}, 3 * 4 * 6 * 2, 4);
   tensors["mtp.layers.0.mlp.experts.down_projs"] = random_tensor(DType::BF16, {5, 3, 4}, 3 * 3 * 4 * 2, 5);
   auto const shapes =
-      exported_shapes(make(tensors, make_mesh(2), {.family = "qwen3_5_moe", .mtp_experts = "Per_Expert"}));
+      exported_shapes(make(tensors, make_mesh(2), {.family = "qwen3_5_moe", .mtp_experts = ExpertForm::split}));
   EXPECT_EQ(shapes.size(), 3U + 5 * 3);
   EXPECT_EQ(shapes.at("mtp.layers.0.mlp.experts.4.up_proj.weight"), (Shape{3, 4}));
   EXPECT_EQ(shapes.at("mtp.layers.0.mlp.experts.0.down_proj.weight"), (Shape{4, 3}));
   EXPECT_TRUE(shapes.contains("model.language_model.layers.0.mlp.experts.down_proj")) << "the decoder's are not";
-  EXPECT_THAT(refusal([&] { (void)make(tensors, make_mesh(2), {.family = "qwen3_5_moe", .mtp_experts = "both"}); }),
-              HasSubstr("both"));
+}
+
+TEST(MakeStateDict, Rule28_ExpertsOfMtpLieAsConfigJsonSaysUnlessAskedOtherwise) {
+  auto tensors = three_of_five();
+  tensors["mtp.layers.0.mlp.experts.gate_and_up_projs"] = random_tensor(DType::BF16, {5, 4, 6}, 3 * 4 * 6 * 2, 4);
+  tensors["mtp.layers.0.mlp.experts.down_projs"] = random_tensor(DType::BF16, {5, 3, 4}, 3 * 3 * 4 * 2, 5);
+  test::TempDir const dir;
+  auto const made_by = [&](std::string const& layout, std::optional<ExpertForm> asked = std::nullopt) {
+    test::write_file(dir.file("config.json"),
+                     test::bytes_of(R"({"model_type": "qwen3_5_moe", "mtp_expert_hf_layout": ")" + layout + "\"}"));
+    return exported_shapes(
+        make(tensors, make_mesh(2),
+             {.family = "qwen3_5_moe", .mtp_experts = asked, .side_files = side_files_in(dir.path().string())}));
+  };
+  constexpr auto kSplit = "mtp.layers.0.mlp.experts.0.down_proj.weight";
+  EXPECT_TRUE(made_by("Per_Expert").contains(kSplit));
+  EXPECT_FALSE(made_by("group").contains(kSplit));
+  EXPECT_FALSE(made_by("split", ExpertForm::grouped).contains(kSplit));
+  EXPECT_THAT(refusal([&] { (void)made_by("both"); }), AllOf(HasSubstr("config.json"), HasSubstr("both")));
 }
 
 TEST(MakeStateDict, Rule28_TheCallersWordOnMtpExpertsComesBeforeConfigJsons) {
@@ -209,6 +228,29 @@ TEST(MakeStateDict, NamesThatWouldNotComeBackAreRefused) {
   auto tensors = three_of_five();
   tensors["model.language_model.layers.0.mlp.shared_expert.up_proj.weight"] = random_tensor(DType::BF16, {2}, 4, 8);
   EXPECT_THAT(refusal(tensors), HasSubstr("shared_expert.up_proj.weight"));  // the native name has shared_experts
+}
+
+TEST(MakeStateDict, NamesThatAreNoUtf8AreRefused) {
+  auto tensors = three_of_five();
+  tensors["caf\xe9"] = random_tensor(DType::BF16, {2}, 4, 8);
+  EXPECT_THROW((void)make(tensors, make_mesh(2), kQwen), FormatError);
+  EXPECT_THAT(refusal(tensors), AllOf(HasSubstr("caf\\xe9"), HasSubstr("UTF-8")));
+}
+
+TEST(MakeStateDict, AConfigJsonOfAbsurdSizeIsNotRead) {
+  auto options = kQwen;
+  options.side_files = {
+      {.name = "config.json", .size = std::uint64_t{1} << 40, .path = "/some/config.json", .checksum = {}}};
+  EXPECT_THAT(refusal([&] { (void)make(three_of_five(), make_mesh(2), options); }),
+              AllOf(HasSubstr("/some/config.json"), HasSubstr("at most 268435456 bytes")));
+}
+
+TEST(MakeStateDict, SideFilesWhoseNamesLeadElsewhereAreRefused) {
+  for (std::string const name : {"../config.txt", "", "model.safetensors"}) {
+    auto options = kQwen;
+    options.side_files = {{.name = name, .path = {}, .checksum = {}}};
+    EXPECT_THAT(refusal([&] { (void)make(three_of_five(), make_mesh(2), options); }), HasSubstr("'" + name + "'"));
+  }
 }
 
 TEST(MakeStateDict, ExpertsThatDoNotFitEachOtherAreRefused) {

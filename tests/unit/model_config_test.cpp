@@ -220,5 +220,28 @@ TEST(FindFamily, EveryFamilyIsFoundByItsName) {
   for (auto const* family : families()) EXPECT_EQ(&find_family(family->name, {}), family);
 }
 
+TEST(ModelConfig, Rule28_TheFormsOfTheMtpExpertsHaveManyNames) {
+  auto const form_of = [](std::string const& name) {
+    ModelConfig config;
+    config.mtp_expert_layout = name;
+    return mtp_form(config);
+  };
+  for (auto const* name : {"split", "per-expert", "per_expert", "Per-Expert-Safetensors", "PER_EXPERT_SAFETENSORS"}) {
+    EXPECT_EQ(form_of(name), ExpertForm::split) << name;
+  }
+  for (auto const* name : {"", "grouped", "group", "GROUPED", "Group"}) {
+    EXPECT_EQ(form_of(name), ExpertForm::grouped) << name;
+  }
+  for (std::string const name : {"splits", "per expert", "stacked", "grouped "}) {
+    try {
+      (void)form_of(name);
+      ADD_FAILURE() << name;
+    } catch (FormatError const& error) {
+      EXPECT_EQ(error.file, "config.json");
+      EXPECT_THAT(error.what(), HasSubstr("Unsupported MTP expert HF layout: '" + name + "'"));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace rankslice

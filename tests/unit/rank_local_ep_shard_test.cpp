@@ -14,7 +14,7 @@
 #include "rankslice/to_hf.hpp"
 #include "rankslice/verify.hpp"
 
-#include "hf_storage.hpp"
+#include "hf_target.hpp"
 #include "support/hand_model.hpp"
 #include "support/naive_digest.hpp"
 #include "support/raw_checkpoint.hpp"

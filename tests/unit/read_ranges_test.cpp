@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "hf_storage.hpp"
+#include "hf_target.hpp"
 #include "plan/plan.hpp"
 #include "support/hand_model.hpp"
 

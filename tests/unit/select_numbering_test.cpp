@@ -10,7 +10,7 @@
 #include "rankslice/checkpoint.hpp"
 #include "rankslice/error.hpp"
 
-#include "hf_storage.hpp"
+#include "hf_target.hpp"
 #include "plan/plan.hpp"
 #include "support/hand_model.hpp"
 

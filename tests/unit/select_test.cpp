@@ -158,6 +158,13 @@ TEST_F(Selection, OfWhatIsThereStillMissesWhatTheSelectionHas) {
   EXPECT_THAT(refusal([&] { to_hf(state, path("out"), *world_); }), HasSubstr("lm_head.weight"));
 }
 
+TEST_F(Selection, ASideFileWithTheNameOfAFreshFileIsRefused) {
+  auto odd = *checkpoint_;
+  odd.hf.side_files.push_back({.name = "model.safetensors", .path = {}, .checksum = {}});
+  EXPECT_THAT(refusal([&] { (void)select_tensors(std::make_shared<Checkpoint const>(odd), keys_); }),
+              AllOf(HasSubstr(folder()), HasSubstr("'model.safetensors'")));
+}
+
 // ---- split experts ----
 
 /// A checkpoint on disk of two split experts and two dense tensors, put together by hand.

@@ -28,8 +28,9 @@ Metadata example() {
           {"fingerprint", "fedcba9876543210fedcba9876543210"},
           {"headers", "selection"},
           {"expert_layout", "transformers"},
+          {"decoder_experts", "grouped"},
           {"mtp_experts", "split"},
-          {"tensors", R"({"a.scalar":{"global_shape":[],"offsets":[]},)"
+          {"tensors", R"({"a.scalar":{"global_shape":[],"hf_dtype":"BF16","offsets":[]},)"
                       R"("experts.G":{"global_shape":[7,4,6],"offsets":[3,0,0]}})"}};
 }
 
@@ -65,11 +66,14 @@ TEST(ShardsMetadata, EveryFieldIsRead) {
   EXPECT_EQ(shard.fingerprint, "fedcba9876543210fedcba9876543210");
   EXPECT_EQ(shard.headers, HeaderOrigin::selection);
   EXPECT_EQ(shard.expert_layout, "transformers");
+  EXPECT_EQ(shard.decoder_experts, "grouped");
   EXPECT_EQ(shard.mtp_experts, "split");
   ASSERT_EQ(shard.tensors.size(), 2U);
   EXPECT_EQ(shard.tensors.at("experts.G").global_shape, (Shape{7, 4, 6}));
   EXPECT_EQ(shard.tensors.at("experts.G").offsets, (Shape{3, 0, 0}));
   EXPECT_EQ(shard.tensors.at("a.scalar").global_shape, Shape{});
+  EXPECT_EQ(shard.tensors.at("a.scalar").hf_dtype, DType::BF16);
+  EXPECT_EQ(shard.tensors.at("experts.G").hf_dtype, std::nullopt);
 }
 
 TEST(ShardsMetadata, WhatIsWrittenIsTheFormatAndIsReadBack) {
@@ -85,6 +89,7 @@ TEST(ShardsMetadata, AFolderWithoutTensorsIsTheFormatToo) {
                             .fingerprint = "q",
                             .headers = HeaderOrigin::state,
                             .expert_layout = "hub",
+                            .decoder_experts = "grouped",
                             .mtp_experts = "grouped",
                             .tensors = {}};
   auto const metadata = to_metadata(empty);
@@ -131,7 +136,9 @@ TEST(ShardsMetadata, EveryTensorHasAShapeAndOffsetsOfNaturalNumbers) {
         R"({"t":{"global_shape":["2"],"offsets":[0]}})", R"({"t":{"global_shape":[-2],"offsets":[0]}})",
         R"({"t":{"global_shape":[2],"offsets":[-1]}})", R"({"t":{"global_shape":[2.5],"offsets":[0]}})",
         R"({"t":{"global_shape":[1e30],"offsets":[0]}})", R"({"t":{"global_shape":[2,3],"offsets":[0]}})",
-        R"({"t":{"global_shape":[2],"offsets":[0,0]}})"}) {
+        R"({"t":{"global_shape":[2],"offsets":[0,0]}})",
+        R"({"t":{"global_shape":[2],"offsets":[0],"hf_dtype":"BF17"}})",
+        R"({"t":{"global_shape":[2],"offsets":[0],"hf_dtype":16}})"}) {
     expect_refused("tensors", tensors);
   }
 }
