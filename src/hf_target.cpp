@@ -80,4 +80,14 @@ std::vector<StoredPiece> hf_pieces(TensorCatalog const& catalog, Model const& mo
   return pieces;
 }
 
+Storage target_storage(HfTarget const& target, Model const& model, std::string const& folder) {
+  Storage storage{.form = Form::hf, .files = {}, .pieces = {}};
+  for (auto const& file : target.catalog.files) {
+    storage.files.push_back({.name = file.name, .path = folder + "/" + file.name, .size = file.size});
+  }
+  storage.pieces = hf_pieces(target.catalog, model);
+  storage.partial = target.catalog.tensors.size() < model.tensors.size();
+  return storage;
+}
+
 }  // namespace rankslice

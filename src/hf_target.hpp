@@ -31,4 +31,7 @@ void require_harmless_names(HfLayout const& layout, std::string const& path);
 /// that they make up. Pure.
 [[nodiscard]] std::vector<StoredPiece> hf_pieces(TensorCatalog const& catalog, Model const& model);
 
+/// Where the tensors of a target go, below `folder`. Pure.
+[[nodiscard]] Storage target_storage(HfTarget const& target, Model const& model, std::string const& folder);
+
 }  // namespace rankslice

@@ -49,17 +49,6 @@ ExportPlan agree_on_export(Checkpoint const& source, Mesh const& mesh, Communica
   return plan;
 }
 
-/// Where the tensors go, below `folder`.
-Storage target_storage(Model const& model, HfTarget const& target, std::string const& folder) {
-  Storage storage{.form = Form::hf, .files = {}, .pieces = {}};
-  for (auto const& file : target.catalog.files) {
-    storage.files.push_back({.name = file.name, .path = folder + "/" + file.name, .size = file.size});
-  }
-  storage.pieces = hf_pieces(target.catalog, model);
-  storage.partial = target.catalog.tensors.size() < model.tensors.size();
-  return storage;
-}
-
 /// Digests without those of tensors that are left out.
 Digests without_left_out(std::vector<bool> const& taken, Digests digests) {
   for (std::size_t i = 0; i < taken.size(); ++i) {
@@ -85,7 +74,7 @@ class Export {
   /// All files at their full size, the tensors in them, and these read back. Returns the digests of what this rank
   /// wrote.
   [[nodiscard]] Digests write(NativeSource& tensors) {
-    auto const storage = target_storage(model_, plan_.target, output_.path());
+    auto const storage = target_storage(plan_.target, model_, output_.path());
     on_every_rank(world_, [&] {
       bytes_ = stored_bytes(storage, model_, plan_.slices);
       if (world_.rank() == 0) create_hf_files(plan_.target.hf, output_.path(), alive_);

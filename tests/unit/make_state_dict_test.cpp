@@ -171,25 +171,6 @@ TEST(MakeStateDict, Rule45_ExpertsOfMtpAreSplitWhenAskedTo) {
   EXPECT_TRUE(shapes.contains("model.language_model.layers.0.mlp.experts.down_proj")) << "the decoder's are not";
 }
 
-TEST(MakeStateDict, Rule28_ExpertsOfMtpLieAsConfigJsonSaysUnlessAskedOtherwise) {
-  auto tensors = three_of_five();
-  tensors["mtp.layers.0.mlp.experts.gate_and_up_projs"] = random_tensor(DType::BF16, {5, 4, 6}, 3 * 4 * 6 * 2, 4);
-  tensors["mtp.layers.0.mlp.experts.down_projs"] = random_tensor(DType::BF16, {5, 3, 4}, 3 * 3 * 4 * 2, 5);
-  test::TempDir const dir;
-  auto const made_by = [&](std::string const& layout, std::optional<ExpertForm> asked = std::nullopt) {
-    test::write_file(dir.file("config.json"),
-                     test::bytes_of(R"({"model_type": "qwen3_5_moe", "mtp_expert_hf_layout": ")" + layout + "\"}"));
-    return exported_shapes(
-        make(tensors, make_mesh(2),
-             {.family = "qwen3_5_moe", .mtp_experts = asked, .side_files = side_files_in(dir.path().string())}));
-  };
-  constexpr auto kSplit = "mtp.layers.0.mlp.experts.0.down_proj.weight";
-  EXPECT_TRUE(made_by("Per_Expert").contains(kSplit));
-  EXPECT_FALSE(made_by("group").contains(kSplit));
-  EXPECT_FALSE(made_by("split", ExpertForm::grouped).contains(kSplit));
-  EXPECT_THAT(refusal([&] { (void)made_by("both"); }), AllOf(HasSubstr("config.json"), HasSubstr("both")));
-}
-
 TEST(MakeStateDict, Rule28_TheCallersWordOnMtpExpertsComesBeforeConfigJsons) {
   auto tensors = three_of_five();
   tensors["mtp.layers.0.mlp.experts.gate_and_up_projs"] = random_tensor(DType::BF16, {5, 4, 6}, 3 * 4 * 6 * 2, 4);
@@ -202,7 +183,12 @@ TEST(MakeStateDict, Rule28_TheCallersWordOnMtpExpertsComesBeforeConfigJsons) {
   };
   EXPECT_FALSE(split({.family = "qwen3_5_moe"}));
   EXPECT_TRUE(split({.family = "qwen3_5_moe", .side_files = side_files}));
-  EXPECT_FALSE(split({.family = "qwen3_5_moe", .mtp_experts = "grouped", .side_files = side_files}));
+  EXPECT_FALSE(split({.family = "qwen3_5_moe", .mtp_experts = ExpertForm::grouped, .side_files = side_files}));
+
+  test::write_file(dir.file("config.json"), test::bytes_of(R"({"mtp_expert_hf_layout": "both"})"));
+  auto const odd = side_files_in(dir.path().string());
+  EXPECT_THAT(refusal([&] { (void)split({.family = "qwen3_5_moe", .side_files = odd}); }),
+              AllOf(HasSubstr("config.json"), HasSubstr("'both'")));
 }
 
 TEST(MakeStateDict, SideFilesOfAFolderAreThoseThatAreNoWeights) {
