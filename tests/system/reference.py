@@ -326,6 +326,18 @@ def local_places(checkpoint, mesh, rank, model=QWEN3_5):
     }
 
 
+def widened(checkpoint, model=QWEN3_5):
+    """FQN -> dtype in the checkpoint, of tensors that are held in another one (rule 55)."""
+    if model.family == "qwen3_vl_moe":
+        return {}
+    model_prefix = prefix(checkpoint)
+    return {
+        fqn(key, model_prefix): value.dtype
+        for key, value in checkpoint.items()
+        if is_tracked(key) and native(key, value).dtype != value.dtype
+    }
+
+
 def bytes_wanted(checkpoint, mesh, rank, model=QWEN3_5):
     """Bytes of the checkpoint that become a rank's tensors: its part of the experts, and all that is not experts."""
     local = local_state(checkpoint, mesh, rank, model)

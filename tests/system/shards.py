@@ -20,6 +20,8 @@ def assert_rank(path, tensors, mesh, rank, model=reference.QWEN3_5):
         name: {"global_shape": shape, "offsets": offsets}
         for name, (shape, offsets) in reference.local_places(tensors, mesh, rank, model).items()
     }
+    for name, dtype in reference.widened(tensors, model).items():
+        places[name]["hf_dtype"] = dtype
     assert json.loads(metadata["tensors"]) == places
 
 
