@@ -262,7 +262,9 @@ def test_transformers_builds_the_real_models_from_their_configs(preset, family, 
     assert shapes_in_headers(tmp_path / "ckpt") == (with_rows_as_inputs(expected) if family == QWEN3VL else expected)
 
 
-@pytest.mark.parametrize("preset, experts", [("qwen3.6-35b-a3b", 256)])
+@pytest.mark.parametrize(
+    "preset, experts", [("qwen3.6-35b-a3b", 256), ("qwen3.5-397b-a17b", 512), ("qwen3-vl-235b-a22b", 128)]
+)
 def test_a_job_of_4096_ranks_can_be_planned_with_a_real_model(preset, experts, tmp_path):
     run_ok("synth", tmp_path / "ckpt", "--preset", preset, "--headers-only")
     ranks = run_ok("plan", tmp_path / "ckpt", "--ranks", 4096, "--json").json["rank"]
