@@ -7,6 +7,7 @@
 #include <set>
 
 #include "core/fingerprint.hpp"
+#include "core/slice_at.hpp"
 #include "format/hf_folder.hpp"
 #include "hf_target.hpp"
 #include "model/expert_layout.hpp"
@@ -18,7 +19,7 @@ namespace rankslice {
 
 namespace {
 
-void fail(std::string const& path, std::string const& tensor, std::string const& what) {
+[[noreturn]] void fail(std::string const& path, std::string const& tensor, std::string const& what) {
   throw FormatError(fmt::format("{}: {}: {}", path, tensor, what), path, tensor);
 }
 
@@ -30,21 +31,13 @@ Slice held_slice(CheckpointParts::Native const& tensor, Parameter const& paramet
          fmt::format("expected {} {}, found {} {}", name(parameter.dtype), to_string(global), name(tensor.dtype),
                      to_string(tensor.shape)));
   }
-  auto fits = tensor.offsets.size() == global.size() && tensor.local.size() == global.size();
-  for (std::size_t axis = 0; fits && axis < global.size(); ++axis) {
-    auto const offset = tensor.offsets[axis];
-    auto const sharded = parameter.stacked_experts && axis < 2;
-    fits = sharded ? offset <= global[axis] && tensor.local[axis] <= global[axis] - offset
-                   : offset == 0 && tensor.local[axis] == global[axis];
-  }
-  if (!fits) {
+  auto const slice = slice_at(parameter, tensor.offsets, tensor.local);
+  if (!slice) {
     fail(path, tensor.fqn,
          fmt::format("{} at {} is no slice of {}", to_string(tensor.local), to_string(tensor.offsets),
                      to_string(global)));
   }
-  if (!parameter.stacked_experts) return parameter.whole();
-  return {.part = {tensor.offsets[0], tensor.offsets[0] + tensor.local[0]},
-          .rows = {tensor.offsets[1], tensor.offsets[1] + tensor.local[1]}};
+  return *slice;
 }
 
 /// Shards of a rank that is missing, or is there twice under two names, must not look like a whole. Of slices that

@@ -6,6 +6,7 @@
 
 #include "core/fingerprint.hpp"
 #include "core/mesh.hpp"
+#include "core/slice_at.hpp"
 
 namespace rankslice {
 
@@ -15,28 +16,17 @@ namespace {
   throw PlanError(fmt::format("{}: {}", tensor.parameter.fqn, problem), tensor.parameter.fqn);
 }
 
-void require_place(ShardedTensor const& tensor) {
-  auto const& global = tensor.parameter.shape;
-  auto const& local = tensor.local_shape;
-  auto const& offsets = tensor.offsets;
-  auto fits = local.size() == global.size() && offsets.size() == global.size();
-  for (std::size_t axis = 0; fits && axis < global.size(); ++axis) {
-    auto const sharded = axis < 2 && tensor.parameter.stacked_experts;
-    fits = sharded ? offsets[axis] <= global[axis] && local[axis] <= global[axis] - offsets[axis]
-                   : offsets[axis] == 0 && local[axis] == global[axis];
-  }
-  if (fits) return;
-  refuse(tensor, fmt::format("local tensor {} at {} is no slice of {}", to_string(local), to_string(offsets),
-                             to_string(global)));
-}
-
 void require_tensor(ShardedTensor const& tensor, Checkpoint const& source) {
   auto const& parameters = source.model.parameters;
   if (tensor.index >= parameters.size() || parameters[tensor.index] != tensor.parameter) {
     refuse(tensor, fmt::format("is not parameter {} of {}", tensor.index, source.path));
   }
-  require_place(tensor);
-  auto const expected = tensor.parameter.bytes(tensor.slice(), Form::native);
+  auto const slice = slice_at(tensor.parameter, tensor.offsets, tensor.local_shape);
+  if (!slice) {
+    refuse(tensor, fmt::format("local tensor {} at {} is no slice of {}", to_string(tensor.local_shape),
+                               to_string(tensor.offsets), to_string(tensor.parameter.shape)));
+  }
+  auto const expected = tensor.parameter.bytes(*slice, Form::native);
   if (tensor.data.bytes == expected) return;
   refuse(tensor, fmt::format("local tensor {} takes {} bytes, its buffer has {}", to_string(tensor.local_shape),
                              expected, tensor.data.bytes));

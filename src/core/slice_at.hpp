@@ -1,0 +1,13 @@
+#pragma once
+
+#include <optional>
+
+#include "rankslice/parameter.hpp"
+
+namespace rankslice {
+
+/// What a local tensor of a shape, at these offsets in the global one, holds of a parameter; nothing when it does not
+/// lie inside, or is not whole along an axis that is never sharded. Pure.
+[[nodiscard]] std::optional<Slice> slice_at(Parameter const& parameter, Shape const& offsets, Shape const& local);
+
+}  // namespace rankslice
