@@ -6,6 +6,7 @@
 #include <iterator>
 #include <utility>
 
+#include "format/hf_index.hpp"
 #include "format/hub_files.hpp"
 
 namespace rankslice {
@@ -41,7 +42,7 @@ HfLayout make_fresh_layout(std::vector<SafetensorsHeader::Tensor> tensors, std::
     layout.files.push_back({.name = file.name, .size = size, .header = std::move(header), .modified_ns = 0});
   }
   if (files.size() == 1) return layout;
-  layout.index_name = "model.safetensors.index.json";
+  layout.index_name = kIndexName;
   auto const index = index_json(files);
   auto const bytes = std::as_bytes(std::span(index));
   layout.index.assign(bytes.begin(), bytes.end());

@@ -30,7 +30,6 @@ namespace rankslice {
 namespace {
 
 constexpr std::uint64_t kMaxIndexBytes = 1_GiB;
-constexpr std::string_view kPreferredIndex = "model.safetensors.index.json";
 constexpr std::string_view kConfig = "config.json";
 constexpr std::string_view kWeightSuffix = ".safetensors";
 
@@ -145,10 +144,10 @@ std::string some_of(std::vector<std::string> const& names) {
 
 std::string choose_index(std::string const& folder, std::vector<std::string> const& indexes) {
   if (indexes.empty()) return {};
-  if (std::ranges::find(indexes, kPreferredIndex) != indexes.end()) return std::string(kPreferredIndex);
+  if (std::ranges::find(indexes, kIndexName) != indexes.end()) return std::string(kIndexName);
   if (indexes.size() == 1) return indexes.front();
-  throw FormatError(
-      fmt::format("{}: expected one index or {}, found {}", folder, kPreferredIndex, fmt::join(indexes, ", ")), folder);
+  throw FormatError(fmt::format("{}: expected one index or {}, found {}", folder, kIndexName, fmt::join(indexes, ", ")),
+                    folder);
 }
 
 /// Refuse what is not there, or not a file that can be read at any offset, before anything is opened: opening a pipe

@@ -10,6 +10,9 @@
 
 namespace rankslice {
 
+/// What the index is called on the Hub.
+inline constexpr std::string_view kIndexName = "model.safetensors.index.json";
+
 /// `model.safetensors.index.json`: which shard holds which tensor.
 struct HfIndex {
   struct Entry {

@@ -14,6 +14,7 @@
 #include "rankslice/error.hpp"
 
 #include "core/literals.hpp"
+#include "format/hf_index.hpp"
 #include "format/hub_files.hpp"
 #include "format/safetensors.hpp"
 #include "io/file.hpp"
@@ -138,7 +139,7 @@ SynthReport synthesize(std::string const& out_dir, SynthOptions const& options) 
   WeightWriter weights(options, report.bytes);
   for (auto const& file : files) weights.write_file(folder / file.name, file);
   for (auto const& file : side_files(model)) write_text(folder / file.name, file.text);
-  if (files.size() > 1) write_text(folder / "model.safetensors.index.json", index_json(files, model.layout));
+  if (files.size() > 1) write_text(folder / kIndexName, index_json(files, model.layout));
   output.publish();
   return report;
 }
