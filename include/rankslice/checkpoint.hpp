@@ -42,6 +42,7 @@ struct SideFile {
 enum class HeaderOrigin : std::uint8_t {
   source,     ///< Those of the files that were opened, byte for byte.
   selection,  ///< Fresh: some of the tensors were left out.
+  converted,  ///< Fresh: values were dequantised, or are of another dtype.
   state,      ///< Fresh: there is no source, or none any more (shards that have outlived theirs).
 };
 
@@ -71,7 +72,8 @@ struct StoredPiece {
   std::uint32_t parameter = 0;
   std::uint32_t tensor = 0;  ///< In `Model::tensors`; in the HF form only.
   Slice slice;
-  Extent extent;  ///< In `Storage::files`.
+  Extent extent;                   ///< In `Storage::files`.
+  std::optional<Extent> scales{};  ///< Of quantised weights: where their block scales are, also those of other slices.
 };
 
 /// Where the tensor bytes lie now, and in which form.
@@ -109,6 +111,13 @@ struct OpenOptions {
   std::string source{};
   /// How grouped experts lie in the Hugging Face checkpoint. What has been stored in the native form tells by itself.
   ExpertLayout expert_layout = ExpertLayout::automatic;
+  /// In which dtype the state dict holds floating tensors: BF16, F16 or F32; parameters that training keeps in F32 are
+  /// apart (rule 55). Empty: in their own; quantised weights in that of config.json, else BF16. What is stored in the
+  /// native form has its dtypes already.
+  std::optional<DType> dtype{};
+  /// Rule 43: only the language model, its names without `language_model.`. Empty: for checkpoints that are text
+  /// models.
+  std::optional<bool> text_only{};
 };
 
 /// Open a folder of safetensors files, a native store, or a folder written by `save_shards`. Rank 0 reads headers and

@@ -32,7 +32,8 @@ class DigestTable {
   std::vector<std::uint64_t> values_;
 };
 
-/// The digests of a checkpoint as its files store it, and, where loading converts (rule 55), of the converted values.
+/// The digests of a checkpoint as its files store it, and, where loading converts, of the converted values, which have
+/// the coordinates of what they were computed from.
 struct Digests {
   Digests() = default;
   /// All zero.
@@ -40,6 +41,9 @@ struct Digests {
 
   DigestTable source;
   DigestTable stored;  ///< Entries of tensors that are not converted are unused.
+  /// `source` lacks the tensors whose values do not give the checkpoint's back (`Parameter::invertible`), and their
+  /// scales: only their native form was seen.
+  bool without_codes = false;
 };
 
 }  // namespace rankslice

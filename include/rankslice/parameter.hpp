@@ -62,7 +62,7 @@ struct Slice {
 [[nodiscard]] std::string to_string(Slice const& slice);
 
 /// A tensor of the Hugging Face checkpoint and the box of a parameter that it fills: all of it; of split experts, one
-/// expert's gate, up or down matrix.
+/// expert's gate, up or down matrix. Block scales belong to the box of their weight.
 struct HfTensor {
   std::string key;
   DType dtype = DType::BF16;
@@ -70,20 +70,28 @@ struct HfTensor {
   std::uint32_t parameter = 0;  ///< In `Model::parameters`.
   Range experts{0, 1};          ///< On native axis 0 of a stacked parameter.
   Range columns{0, 1};          ///< On native axis 2 of a stacked parameter.
+  /// Of quantised weights: their block scales, in `Model::tensors` (rule 58).
+  std::optional<std::uint32_t> scales{};
+  bool is_scales = false;  ///< The block scales of a weight, which fill nothing themselves.
 };
 
 /// A tensor of the model in its native form.
 struct Parameter {
   std::string fqn;
   DType hf_dtype = DType::BF16;  ///< In the checkpoint.
-  DType dtype = DType::BF16;     ///< In the state dict; differs from `hf_dtype` for converted tensors only (rule 55).
+  DType dtype = DType::BF16;     ///< In the state dict; another one than `hf_dtype` for converted tensors only.
   Shape shape;                   ///< Global, native.
   Layout layout = Layout::same;
-  bool stacked_experts = false;        ///< Axis 0 is the experts: sharded over the mesh. All others are replicated.
-  std::vector<std::uint32_t> tensors;  ///< What it is made of, in `Model::tensors`, by (experts, columns).
+  bool stacked_experts = false;  ///< Axis 0 is the experts: sharded over the mesh. All others are replicated.
+  /// What it is made of, in `Model::tensors`, by (experts, columns); without their scales.
+  std::vector<std::uint32_t> tensors;
+  std::uint64_t scale_bytes = 0;  ///< Of all block scales of its tensors; each expert has the same part of them.
 
   bool operator==(Parameter const&) const = default;
+  /// Whether its values are computed from those in the checkpoint: `--dtype`, rule 55, rule 58.
   [[nodiscard]] bool converted() const { return dtype != hf_dtype; }
+  /// Whether its values give the checkpoint's back exactly: those that are not converted, or only widened.
+  [[nodiscard]] bool invertible() const;
   [[nodiscard]] DType dtype_in(Form form) const { return form == Form::hf ? hf_dtype : dtype; }
 
   /// A slice in numbers: `part_count` experts or elements, `row_count` rows of `row_bytes` in each.

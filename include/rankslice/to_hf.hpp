@@ -7,13 +7,30 @@
 
 namespace rankslice {
 
+/// In which form values that were converted go back.
+enum class ExportLayout : std::uint8_t {
+  automatic,  ///< Dequantised weights as grouped experts where their family knows these, in the dtype of the state.
+  source,     ///< As the checkpoint had them: what cannot be computed back is copied from it, if it was not changed.
+};
+
+/// The dtype in which parameters go back that training keeps in F32 (rules 55, 57).
+enum class GdnDtype : std::uint8_t {
+  preserve,  ///< That of the source.
+  upstream,  ///< F32
+};
+
 /// The same on every rank.
 struct ExportOptions {
   bool overwrite = false;  ///< Replace what exists under the final name, in one step at the end.
   /// Which tensors are written, by HF key (`key_selection`); all when empty. Of split experts each key counts for
   /// itself (rule 25).
   KeySelection keys{};
-  std::uint64_t max_file_bytes = kMaxFileBytes;  ///< Tensor bytes of a file, where files are fresh because of `keys`.
+  ExportLayout layout = ExportLayout::automatic;
+  /// For `ExportLayout::source`: the Hugging Face checkpoint that has the values which cannot be computed back, when it
+  /// is not the one that is exported or that the state was loaded from.
+  std::shared_ptr<Checkpoint const> source{};
+  GdnDtype gdn_dtype = GdnDtype::preserve;
+  std::uint64_t max_file_bytes = kMaxFileBytes;  ///< Tensor bytes of a file, where files are fresh.
   CallOptions call{};
 };
 

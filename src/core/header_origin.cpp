@@ -16,6 +16,7 @@ struct Entry {
 constexpr std::array kEntries{
     Entry{HeaderOrigin::source, "source", ""},
     Entry{HeaderOrigin::selection, "selection", "some of the tensors were left out"},
+    Entry{HeaderOrigin::converted, "converted", "values were converted to another dtype"},
     Entry{HeaderOrigin::state, "state", "there is no checkpoint to take them from"},
 };
 

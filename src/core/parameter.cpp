@@ -43,6 +43,10 @@ std::string to_string(Slice const& slice) {
   return fmt::format("[{}, {}) × [{}, {})", slice.part.begin, slice.part.end, slice.rows.begin, slice.rows.end);
 }
 
+bool Parameter::invertible() const {
+  return !converted() || (dtype == DType::F32 && (hf_dtype == DType::BF16 || hf_dtype == DType::F16));
+}
+
 std::uint64_t Parameter::part_count() const {
   if (stacked_experts) return shape[0];
   return sub_byte(hf_dtype) ? byte_size(hf_dtype, shape) : element_count(shape);
