@@ -66,3 +66,8 @@ printf 'subdirs("%s")\n' "${folders[@]}" >build/all/CTestTestfile.cmake
 
 echo "== testing"
 run_ctest build/all
+
+if ((${#ctest_options[@]} == 0)); then
+  echo "== which tests hold to which rule of the model adapters"
+  tests/support/check_rules.py . --junit build/all/junit.xml
+fi
