@@ -7,12 +7,14 @@
 
 namespace rankslice {
 
-/// Whether `convert` knows the pair: BF16 and F16 to F32 (exact; NaN payloads and signs kept) and back (to nearest,
-/// ties to even; what came from the narrow type goes back to the same bits).
+/// Whether `convert` knows the pair: any two of BF16, F16, F32 and F8_E4M3.
 [[nodiscard]] bool can_convert(DType from, DType to);
 
-/// Element by element; the spans hold the same number of elements and do not overlap. @throws PlanError for pairs that
-/// `can_convert` denies.
+/// Element by element, to nearest, ties to even; beyond the largest number lies infinity, and for F8_E4M3 the largest
+/// number itself, ±448, also for infinities. Numbers get the bits that PyTorch gives them. A NaN stays one and keeps
+/// its sign and as much of its payload as fits (PyTorch keeps less, and what depends on the processor and the place in
+/// the tensor), so what is widened comes back to the same bits. The spans hold the same number of elements and do not
+/// overlap. @throws PlanError for pairs that `can_convert` denies.
 void convert(std::span<std::byte const> in, DType from, std::span<std::byte> out, DType to);
 
 }  // namespace rankslice
