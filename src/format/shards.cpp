@@ -1,6 +1,7 @@
 #include "format/shards.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
@@ -53,8 +54,21 @@ int number_of(json const& object, std::string const& dimension, Range allowed, F
   return static_cast<int>(number);
 }
 
+/// Rule 16, in upstream's words: what is sharded along anything else, we would take for the whole.
+void check_dimensions(json const& object, Field const& field) {
+  std::vector<std::string> names;
+  for (auto const& [name, size] : object.items()) names.push_back(name);
+  auto const is_known = [](std::string const& name) {
+    return name == "ep" || name == "ep_shard" || name == "ep_replicate";
+  };
+  if (std::ranges::all_of(names, is_known)) return;
+  field.fail(fmt::format("Expected mesh dimension names to contain only 'ep', 'ep_shard', 'ep_replicate', got ('{}')",
+                         fmt::join(names, "', '")));
+}
+
 Mesh mesh_of(Metadata const& metadata, Field const& field) {
   auto const object = object_of(metadata, field);
+  check_dimensions(object, field);
   auto ranks = std::uint64_t{1};
   auto const size = [&](std::string const& dimension) {
     auto const number = number_of(object, dimension, {1, kMostRanks / ranks + 1}, field);

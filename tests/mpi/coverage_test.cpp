@@ -90,7 +90,7 @@ class Coverage : public JobTest {
   static Mesh halves() { return make_mesh(world().size(), 0, world().size() % 2 == 0 ? 2 : 1); }
 };
 
-TEST_F(Coverage, IsCompleteOnEveryMesh) {
+TEST_F(Coverage, Rule62_IsCompleteOnEveryMesh) {
   auto const ranks = world().size();
   for (int ep = 1; ep <= ranks; ++ep) {
     for (int ep_shard = 1; ep * ep_shard <= ranks; ++ep_shard) {
@@ -100,7 +100,7 @@ TEST_F(Coverage, IsCompleteOnEveryMesh) {
   }
 }
 
-TEST_F(Coverage, NamesExpertsThatNoRankHolds) {
+TEST_F(Coverage, Rule62_NamesExpertsThatNoRankHolds) {
   auto state = state_on(halves());
   place(state.tensors.at("native.down"), {.part = {0, 0}, .rows = {0, kRows}});
   EXPECT_THAT(found(state), ElementsAre("expert 0 of down: held by no rank", "expert 1 of down: held by no rank",
@@ -118,7 +118,7 @@ TEST_F(Coverage, NamesSplitExpertsByEachOfTheirKeys) {
               ElementsAre("expert 4 of experts.4.gate: held by no rank", "expert 4 of experts.4.up: held by no rank"));
 }
 
-TEST_F(Coverage, NamesAnExpertOfWhichHalfTheRowsAreOnNoRank) {
+TEST_F(Coverage, Rule62_NamesAnExpertOfWhichHalfTheRowsAreOnNoRank) {
   auto state = state_on(halves());
   auto& tensor = state.tensors.at("native.down");
   auto const held = tensor.slice();
@@ -140,7 +140,7 @@ TEST_F(Coverage, NamesAnExpertOfWhichOneHalfIsThereTwiceAndTheOtherNot) {
   EXPECT_EQ(what.front(), "expert 0 of down: some of its 12 rows are held by several ranks or by none: 12 in all");
 }
 
-TEST_F(Coverage, CountsTheRanksThatHoldAllOfAnExpert) {
+TEST_F(Coverage, Rule62_CountsTheRanksThatHoldAllOfAnExpert) {
   if (world().size() == 1) GTEST_SKIP() << "needs two ranks";
   auto state = state_on(make_mesh(world().size()));
   place(state.tensors.at("native.down"), {.part = {3, 5}, .rows = {0, kRows}});

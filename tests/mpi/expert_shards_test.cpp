@@ -67,7 +67,7 @@ class ExpertShards : public JobTest {
   }
 };
 
-TEST_F(ExpertShards, HoldTheirColumnsOfTheStoredMatrices) {
+TEST_F(ExpertShards, Rules14And46_HoldTheirColumnsOfTheStoredMatrices) {
   auto const state = load(source(), sharded(), world());
   auto const& tensor = state.tensors.at(kGateUpFqn);
   auto const& global = tensor.parameter.shape;  // [E, H, 2I]
@@ -176,7 +176,7 @@ TEST_F(ExpertShards, CountTheProgressOfAnExportToItsEnd) {
 
 // ---- what is found ----
 
-TEST_F(ExpertShards, ABitThatFlipsInMemoryIsNamedByRankLayerAndExpert) {
+TEST_F(ExpertShards, Rule62_ABitThatFlipsInMemoryIsNamedByRankLayerAndExpert) {
   auto state = load(source(), sharded(), world());
   auto const last = world().size() - 1;
   auto& tensor = state.tensors.at(kGateUpFqn);

@@ -50,7 +50,7 @@ class PipelineTest : public JobTest {
   }
 };
 
-TEST_F(PipelineTest, LoadedStateIsProvedAndGivesTheSourceBackByteForByte) {
+TEST_F(PipelineTest, Rule62_LoadedStateIsProvedAndGivesTheSourceBackByteForByte) {
   auto const state = load_all();
   auto const report = verify(state, world());
   EXPECT_TRUE(report.ok());
@@ -125,7 +125,7 @@ TEST_F(PipelineTest, OneChangedElementChangesExactlyItsBytes) {
 }
 
 // What loading could do wrong, done on purpose to the finished state: each is found, and named, without a reference.
-TEST_F(PipelineTest, SwappedExpertsAreNamedWithTheExpertWhoseValuesTheyHold) {
+TEST_F(PipelineTest, Rule62_SwappedExpertsAreNamedWithTheExpertWhoseValuesTheyHold) {
   auto state = load_all();
   auto& tensor = stacked(state);
   if (tensor.slice().part.size() >= 2) {  // all ranks but the last of 4
@@ -222,7 +222,7 @@ TEST_F(PipelineTest, ATensorThatNoRankHoldsIsMissed) {
   EXPECT_EQ(report.mismatches.front().what, "lm_head.weight: missing");
 }
 
-TEST_F(PipelineTest, ExpertsThatNoRankOrTwoRanksHoldAreNamed) {
+TEST_F(PipelineTest, Rule62_ExpertsThatNoRankOrTwoRanksHoldAreNamed) {
   auto state = load_all();
   auto& tensor = stacked(state);
   auto const last = world().rank() == world().size() - 1;

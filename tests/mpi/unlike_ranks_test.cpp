@@ -85,6 +85,35 @@ TEST_F(UnlikeRanks, ThatTakeTheSameFilesForAnotherModelAreRefused) {
   expect_unlike(in_another_layout, 1, "rank 1: its");
 }
 
+// The bytes that every rank holds stay the same: only what they are said to be differs.
+TEST_F(UnlikeRanks, Rule62_KeysGlobalShapesAndDtypesAreTheSameOnAllRanks) {
+  if (world().size() == 1) GTEST_SKIP() << "needs two ranks";
+  constexpr auto kHead = "lm_head.weight";
+  auto const other_key = [](StateDict& state, Checkpoint& source) {
+    auto node = state.tensors.extract(kHead);
+    node.key() = node.mapped().parameter.fqn = source.model.parameters[node.mapped().index].fqn = "lm_head.wait";
+    state.tensors.insert(std::move(node));
+  };
+  auto const other_shape = [](StateDict& state, Checkpoint& source) {
+    auto& head = state.tensors.at(kHead);
+    std::swap(head.local_shape[0], head.local_shape[1]);
+    head.parameter.shape = source.model.parameters[head.index].shape = head.local_shape;
+  };
+  auto const other_dtype = [](StateDict& state, Checkpoint& source) {
+    auto& head = state.tensors.at(kHead);
+    auto& parameter = source.model.parameters[head.index];
+    head.parameter.dtype = head.parameter.hf_dtype = parameter.dtype = parameter.hf_dtype = DType::F16;
+  };
+  for (auto const& change :
+       std::initializer_list<std::function<void(StateDict&, Checkpoint&)>>{other_key, other_shape, other_dtype}) {
+    auto state = load_all();
+    auto changed = std::make_shared<Checkpoint>(*state.source);
+    if (world().rank() == 1) change(state, *changed);
+    state.source = changed;
+    expect_unlike(state, 1, "other names, dtypes, layouts or global shapes than those of rank 0");
+  }
+}
+
 TEST_F(UnlikeRanks, ThatWouldExportOtherFilesAreRefused) {
   if (world().size() == 1) GTEST_SKIP() << "needs two ranks";
   auto const odd = world().rank() == 1;

@@ -1,6 +1,7 @@
 """System calls do not lie: a rank asks the disk for its own bytes, once, and for nobody else's."""
 
 import json
+import re
 
 import h5py
 import numpy as np
@@ -11,6 +12,7 @@ import reference
 from program import OnRank, run_ok
 from reference import Mesh
 from system_calls import TRACE, tensor_bytes, times_read, traced
+from variants import Variant
 
 pytestmark = pytest.mark.usefixtures("strace")
 
@@ -37,6 +39,19 @@ def test_a_rank_reads_its_own_bytes_once(tiny, tiny_tensors, mesh, tmp_path):
             assert np.array_equal(counts[file] * everything[file], wanted), f"rank {rank}, {file}"
             read_header = bool(counts[file][~everything[file]].any())
             assert read_header == (rank == 0), f"rank {rank}, header of {file}"
+
+
+def test_rules33_36_a_rank_reads_its_own_split_experts_once(tmp_path):
+    """Experts outside its range are skipped: 7 over 4 ranks, 2, 2, 2 and 1, in the decoder and in MTP."""
+    ckpt = Variant("qwen3_5_moe", experts=7, split_decoder=True, split_mtp=True).write(tmp_path / "ckpt")
+    on_rank = traced("load", ckpt, folder=tmp_path / "ranks", ranks=4)
+    for rank in range(4):
+        owned = reference.owned_experts(7, 4, rank)
+        counts = times_read(on_rank, rank, reference.shard_files(ckpt))
+        for key, (file, begin, end) in reference.extents(ckpt).items():
+            match = re.search(r"\.mlp\.experts\.(\d+)\.", key)
+            wanted = not match or int(match[1]) in owned
+            assert (counts[file][begin:end] == wanted).all(), f"rank {rank}, {key}"
 
 
 def test_a_rank_reads_its_own_bytes_of_a_store_once(tiny, tiny_tensors, tmp_path):

@@ -166,6 +166,44 @@ TEST(FreshModel, Rules24And48_NamesThatMeetOrLeadAstrayAreRefused) {
                FormatError);
 }
 
+// Upstream lets the last one win.
+TEST(FreshModel, Rule24_NamesOfAVisionModelThatMeetAreRefused) {
+  std::string const at = "model.language_model.layers.0.mlp.experts.";
+  for (auto const& [one, other] : {std::pair{"gate_and_up_projs", "gate_up_proj"}, {"down_projs", "down_proj"}}) {
+    std::vector<NativeTensor> natives{{at + "gate_and_up_projs", DType::BF16, {2, 6, 8}},
+                                      {at + "down_projs", DType::BF16, {2, 4, 6}},
+                                      {at + other, DType::BF16, {2, 4, 6}}};
+    try {
+      (void)make_fresh_model(qwen3_vl_moe(), natives);
+      ADD_FAILURE() << other;
+    } catch (FormatError const& error) {
+      EXPECT_EQ(error.what(), at + other + ": becomes " + at + other + ", as " + at + one + " does");
+    }
+  }
+}
+
+TEST(FreshModel, Rules24And52_KeysComeInTheOrderOfTheNamesAndWhatNoRuleNamesIsKept) {
+  std::string const at = "model.language_model.layers.0.mlp.experts.";
+  std::vector<NativeTensor> const natives{{"model.z.unknown", DType::I64, {3, 5}},
+                                          {at + "down_projs", DType::BF16, {2, 4, 6}},
+                                          {"model.a.unknown", DType::F8_E5M2, {}},
+                                          {at + "gate_and_up_projs", DType::BF16, {2, 6, 8}},
+                                          {"lm_head.weight", DType::F16, {7}}};
+  for (auto const* family : {&qwen3_5_moe(), &qwen3_vl_moe()}) {
+    auto const model = make_fresh_model(*family, natives);
+    std::vector<std::string> keys;
+    for (auto const& tensor : model.tensors) keys.push_back(tensor.key);
+    EXPECT_THAT(keys, ElementsAre("model.z.unknown", at + "down_proj", "model.a.unknown", at + "gate_up_proj",
+                                  "lm_head.weight"));
+    for (auto const unmatched : {0U, 2U, 4U}) {
+      EXPECT_EQ(model.tensors[unmatched].dtype, natives[unmatched].dtype);
+      EXPECT_EQ(model.tensors[unmatched].shape, natives[unmatched].shape);
+      EXPECT_FALSE(model.parameters[unmatched].converted());
+      EXPECT_EQ(model.parameters[unmatched].layout, Layout::same);
+    }
+  }
+}
+
 TEST(FreshModel, Rule5a_ExpertsOfTheDecoderAreSplitApartFromThoseOfMtp) {
   std::string const decoder = "model.language_model.layers.0.mlp.experts.", mtp = "mtp.layers.0.mlp.experts.";
   std::vector<NativeTensor> const natives{{decoder + "down_projs", DType::BF16, {1, 4, 6}},

@@ -60,7 +60,7 @@ TEST(BalancedPart, SharesCountsOfBytesBeyond32Bits) {
   EXPECT_EQ(balanced_part(count + 1, 4, 3), (Range{count / 4 * 3 + 1, count + 1}));
 }
 
-TEST(PartWith, Rule9_IsThePartWhoseRangeHasTheItem) {
+TEST(PartWith, Rules9And10_IsThePartWhoseRangeHasTheItem) {
   for (std::uint64_t count : {0U, 1U, 2U, 5U, 8U, 60U, 128U}) {
     for (std::uint64_t parts : {1U, 2U, 3U, 7U, 8U, 64U, 200U}) {
       for (std::uint64_t index = 0; index < parts; ++index) {
@@ -108,7 +108,7 @@ TEST(Mesh, RanksOutsideItAndMeshesWithoutAnyHaveNoCoordinate) {
   }
 }
 
-TEST(Mesh, WidthDefaultsToAllRanks) {
+TEST(Mesh, Rule10_WidthDefaultsToAllRanks) {
   EXPECT_EQ(make_mesh(6), (Mesh{.ep_replicate = 1, .ep_shard = 1, .ep = 6}));
   EXPECT_EQ(make_mesh(6, 0, 2), (Mesh{.ep_replicate = 1, .ep_shard = 2, .ep = 3}));
 }

@@ -110,7 +110,7 @@ std::string_view prefix_of(std::vector<std::string> const& keys) {
 
 std::string all(std::string_view fqn) { return std::string(fqn) + " (all)"; }
 
-TEST(Qwen35Moe, Rules34And38And53_EveryDenseKeyHasItsNativeNameAndBack) {
+TEST(Qwen35Moe, Rules34And38And47And53_EveryDenseKeyHasItsNativeNameAndBack) {
   for (auto const& [hf, fqn] : kDense) {
     EXPECT_EQ(fqn_of(hf, "model."), fqn);
     EXPECT_EQ(to_hf(table(), fqn), hf);
@@ -259,7 +259,27 @@ TEST(Qwen35Moe, Rule54_TheHolderIsInsertedOnceAfterTheLastLinearAttention) {
             "mtp.layers.0.linear_attn._fp32_params.dt_bias");  // rule 39
 }
 
-TEST(Qwen35Moe, Rules55To57_TrackedFloatsLoadAsF32AndIntegersStay) {
+TEST(Qwen35Moe, Rule39_AllThatIsNotExpertsGoesThroughTheHolderAndNothingElseIsCast) {
+  for (auto const& [hf, fqn] : {
+           Names{"mtp.layers.0.linear_attn.A_log", "mtp.layers.0.linear_attn._fp32_params.A_log"},
+           Names{"model.mtp.layers.0.linear_attn.A_log", "mtp.layers.0.linear_attn._fp32_params.A_log"},
+           Names{"layers.0.linear_attn.dt_bias", "model.layers.0.linear_attn._fp32_params.dt_bias"},
+           Names{"model.layers.0.mlp.shared_expert.linear_attn.A_log",
+                 "model.layers.0.mlp.shared_experts.linear_attn._fp32_params.A_log"},
+           Names{"model.lm_head.linear_attn.A_log", "lm_head.linear_attn._fp32_params.A_log"},
+       }) {
+    EXPECT_EQ(fqn_of(hf, "model."), fqn);
+    EXPECT_EQ(find_dtype_on_load(table(), hf, DType::BF16), DType::F32);
+  }
+  for (auto const& [hf, fqn] : kDense) {
+    if (fqn.find("_fp32_params") != std::string_view::npos) continue;
+    for (auto const dtype : {DType::BF16, DType::F16, DType::F32, DType::F64, DType::I64}) {
+      EXPECT_EQ(find_dtype_on_load(table(), hf, dtype), dtype) << hf;
+    }
+  }
+}
+
+TEST(Qwen35Moe, Rules55And57_TrackedFloatsLoadAsF32AndIntegersStay) {
   auto const* const key = "model.language_model.layers.0.linear_attn.dt_bias";
   for (auto const dtype : {DType::BF16, DType::F16, DType::F32}) {
     EXPECT_EQ(find_dtype_on_load(table(), key, dtype), DType::F32);

@@ -143,7 +143,7 @@ class RankLocalEpShard : public testing::Test {
   HandCheckpoint hand_{every_layout(7, 12, 4)};
 };
 
-TEST_F(RankLocalEpShard, Rule14_EveryTensorIsItsExpertsAndRowsOfTheFile) {
+TEST_F(RankLocalEpShard, Rules14And21And35_EveryTensorIsItsExpertsAndRowsOfTheFile) {
   std::map<std::string, Bytes> native;
   for (auto const& parameter : hand_.model().parameters) {
     native[parameter.fqn] = parameter.stacked_experts ? hand_.native(parameter) : hand_.tensor(parameter.tensors[0]);

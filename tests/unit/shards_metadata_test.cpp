@@ -120,6 +120,20 @@ TEST(ShardsMetadata, AMeshIsThreePositiveNumbersOfARepresentableSize) {
   }
 }
 
+TEST(ShardsMetadata, Rule16_AMeshWithDimensionsOfOtherNamesIsRefusedInUpstreamsWords) {
+  auto metadata = example();
+  metadata["mesh"] = R"({"ep":2,"ep_replicate":1,"ep_shard":1,"tp":4})";
+  try {
+    (void)parse_shard_metadata(metadata, kFile);
+    ADD_FAILURE();
+  } catch (FormatError const& error) {
+    EXPECT_THAT(error.what(), HasSubstr("Expected mesh dimension names to contain only 'ep', 'ep_shard', "
+                                        "'ep_replicate', got ('ep', 'ep_replicate', 'ep_shard', 'tp')"));
+    EXPECT_EQ(error.file, kFile);
+  }
+  expect_refused("mesh", R"({"pp":1})");
+}
+
 TEST(ShardsMetadata, ACoordinateLiesInTheMesh) {
   for (auto const* const at :
        {"", "7", "{}", R"({"ep":3,"ep_replicate":0,"ep_shard":0})", R"({"ep":0,"ep_replicate":2,"ep_shard":0})",

@@ -146,7 +146,7 @@ class SplitExpertsFile : public testing::Test {
   std::vector<PlannedSlice> const all_{{0, example_.whole()}};
 };
 
-TEST_F(SplitExpertsFile, GoesToTheNativeFormAndBack) {
+TEST_F(SplitExpertsFile, Rules40And41And45_GoesToTheNativeFormAndBack) {
   struct Way {
     Form from, to;
   };
