@@ -6,7 +6,8 @@
     check_rules.py --self-test                    checks this checker
 
 A test cites a rule in its name (`Rule39_…`, `Rules26And27_…`, `test_rules40_41_…`), or in a comment or docstring that
-stands inside the test or right above it ("rule 39", "rules 9, 13 and 19-22"). Fixtures and helpers cannot cite.
+stands inside the test or right above it ("rule 39", "rules 9, 13 and 19-22"). Fixtures and helpers cannot cite, nor can
+the tests of the Python reference.
 """
 
 import argparse
@@ -23,7 +24,8 @@ import xml.etree.ElementTree
 Rule = collections.namedtuple("Rule", "title later")
 Test = collections.namedtuple("Test", "file name cited")  # cited: the numbers as the name and the comments have them
 
-TEST_FILES = ("unit/*_test.cpp", "mpi/*_test.cpp", "*/test_*.py")
+TEST_FILES = ("unit/*_test.cpp", "mpi/*_test.cpp", "gpu/*_test.cpp", "*/test_*.py")
+OF_THE_REFERENCE = "system/test_reference.py"  # says nothing of the program
 WIDTH = 150
 LONGEST_NAME = 48
 
@@ -82,7 +84,7 @@ def python_tests(text):
 
 def find_tests(root, order):
     for pattern in TEST_FILES:
-        for path in sorted((root / "tests").glob(pattern)):
+        for path in sorted(set((root / "tests").glob(pattern)) - {root / "tests" / OF_THE_REFERENCE}):
             tests_of = cpp_tests if path.suffix == ".cpp" else python_tests
             for name, text in tests_of(path.read_text(encoding="utf-8")):
                 cited = set(cited_numbers(text, order))
@@ -110,9 +112,9 @@ def test_list(tests, number, room):
     if room is None:
         return "".join(f"\n    {name}" for name in names)
     names = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in names]
-    text = names[0]
+    text = " " + names[0]
     for name in names[1:]:
-        if len(text) + len(name) > room - len(", , …"):
+        if len(text) + len(name) > room - len(":, , …"):
             return text + ", …"
         text += ", " + name
     return text
@@ -130,7 +132,7 @@ def table(rules, tests, done, full):
         line = f"rule {number:>2}  {rule.title:{width}}  {count}"
         line += f", {idle} not run here" if idle else ""
         if citing:
-            line += ": " + test_list(citing, number, None if full else WIDTH - len(line))
+            line += ":" + test_list(citing, number, None if full else WIDTH - len(line))
         yield line if citing else line + ": NONE"
         if rule.later:
             yield f"{'':9}{'':{width}}  later: {rule.later}"

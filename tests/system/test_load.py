@@ -43,7 +43,7 @@ def assert_report(path, tensors, mesh):
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=lambda mesh: f"{mesh.ep_replicate}x{mesh.ep}")
-def test_every_rank_holds_its_slice(tiny, tiny_tensors, mesh, tmp_path):  # rules 9, 13, 32-39, 53-55
+def test_every_rank_holds_its_slice(tiny, tiny_tensors, mesh, tmp_path):  # rules 9, 13, 32, 34, 35, 38, 39, 53-55
     shards, report = tmp_path / "shards", tmp_path / "report.json"
     ranks = None if mesh.ranks == 1 else mesh.ranks
     run_ok("load", tiny, "--ep", mesh.ep, "--save-shards", shards, "--report", report, ranks=ranks)

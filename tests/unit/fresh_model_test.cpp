@@ -166,6 +166,13 @@ TEST(FreshModel, Rules24And48_NamesThatMeetOrLeadAstrayAreRefused) {
                FormatError);
 }
 
+TEST(FreshModel, Rule49_TheHeadIsNeverWrittenBehindThePrefix) {
+  auto const model = make_fresh_model(
+      qwen3_5_moe(), {{"model.language_model.norm.weight", DType::BF16, {4}}, {"lm_head.weight", DType::BF16, {4}}});
+  EXPECT_EQ(model.tensors[1].key, "lm_head.weight");
+  EXPECT_THROW((void)make_fresh_model(qwen3_5_moe(), {{"model.lm_head.weight", DType::BF16, {4}}}), FormatError);
+}
+
 // Upstream lets the last one win.
 TEST(FreshModel, Rule24_NamesOfAVisionModelThatMeetAreRefused) {
   std::string const at = "model.language_model.layers.0.mlp.experts.";

@@ -126,6 +126,7 @@ TEST(Qwen35Moe, Rules3And35And46_StackedExpertsSwapTheirAxesInBothDirections) {
 
 TEST(Qwen35Moe, Rule32_PrefixIsTakenFromKeysOutsideTheMtp) {
   EXPECT_EQ(prefix_of({"lm_head.weight", "model.visual.pos_embed.weight"}), "model.");
+  EXPECT_EQ(prefix_of({"language_model.norm.weight", "model.lm_head.weight"}), "model.");
   EXPECT_EQ(prefix_of({"language_model.norm.weight", "mtp.fc.weight"}), "");
   EXPECT_EQ(prefix_of({"language_model.norm.weight", "model.mtp.fc.weight"}), "");  // rule 43: read as mtp.
   EXPECT_EQ(prefix_of({}), "");
@@ -221,6 +222,25 @@ TEST(Qwen35Moe, Rule43_AnMtpBehindThePrefixIsTheMtp) {
   EXPECT_EQ(fqn_of("model.mtp.fc.weight", "model."), "mtp.layers.0.eh_proj.weight");
   EXPECT_EQ(fqn_of("model.mtp.layers.0.mlp.experts.down_proj", "model."), all("mtp.layers.0.mlp.experts.down_projs"));
   EXPECT_EQ(fqn_of("model.mtp.layers.0.self_attn.q_proj.weight", "model."), "mtp.layers.0.self_attn.q_proj.weight");
+}
+
+TEST(Qwen35Moe, Rule44_OnlyWholeNamesOfMtpAreThoseOfItsExperts) {
+  for (std::string const name : {"gate_and_up_projs", "down_projs"}) {
+    auto const found = find_stacked(table(), "mtp.layers.12.mlp.experts." + name);
+    ASSERT_TRUE(found) << name;
+    EXPECT_EQ(found->rule->stack, Stack::mtp);
+    EXPECT_EQ(found->layer, "12");
+    for (std::string const other :
+         {"model.mtp.layers.0.mlp.experts." + name, "mtp.layers.0.mlp.experts." + name + ".lora",
+          "mtp.layers.x.mlp.experts." + name, "mtp.layers.0.mlp.experts.3." + name}) {
+      EXPECT_FALSE(find_stacked(table(), other)) << other;
+    }
+    for (std::string const prefix : {"model.", ""}) {
+      auto const decoder = find_stacked(table(), prefix + "language_model.layers.0.mlp.experts." + name);
+      ASSERT_TRUE(decoder) << name;
+      EXPECT_EQ(decoder->rule->stack, Stack::decoder);
+    }
+  }
 }
 
 TEST(Qwen35Moe, Rule46_ExpertNamesAreReplacedWhereverTheyStand) {

@@ -224,7 +224,7 @@ Bytes swap_axes(Bytes const& bytes, Shape const& shape, std::uint64_t size) {
 
 class SwappedDigest : public testing::TestWithParam<std::tuple<DType, Shape>> {};
 
-TEST_P(SwappedDigest, IsThatOfTheHfForm) {
+TEST_P(SwappedDigest, Rule62_IsThatOfTheHfForm) {
   auto const& [dtype, shape] = GetParam();
   auto const size = element_bytes(dtype);
   std::mt19937_64 random(17);
