@@ -230,7 +230,7 @@ TEST(Qwen35Moe, Rule44_OnlyWholeNamesOfMtpAreThoseOfItsExperts) {
     ASSERT_TRUE(found) << name;
     EXPECT_EQ(found->rule->stack, Stack::mtp);
     EXPECT_EQ(found->layer, "12");
-    for (std::string const other :
+    for (std::string const& other :
          {"model.mtp.layers.0.mlp.experts." + name, "mtp.layers.0.mlp.experts." + name + ".lora",
           "mtp.layers.x.mlp.experts." + name, "mtp.layers.0.mlp.experts.3." + name}) {
       EXPECT_FALSE(find_stacked(table(), other)) << other;
