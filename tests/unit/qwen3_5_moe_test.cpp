@@ -226,7 +226,8 @@ TEST(Qwen35Moe, Rule43_AnMtpBehindThePrefixIsTheMtp) {
 
 TEST(Qwen35Moe, Rule44_OnlyWholeNamesOfMtpAreThoseOfItsExperts) {
   for (std::string const name : {"gate_and_up_projs", "down_projs"}) {
-    auto const found = find_stacked(table(), "mtp.layers.12.mlp.experts." + name);
+    auto const fqn = "mtp.layers.12.mlp.experts." + name;
+    auto const found = find_stacked(table(), fqn);
     ASSERT_TRUE(found) << name;
     EXPECT_EQ(found->rule->stack, Stack::mtp);
     EXPECT_EQ(found->layer, "12");
