@@ -43,17 +43,19 @@ void add_fresh_files(CheckpointParts& parts, FreshOptions const& options, std::u
 }
 
 FreshOptions expert_forms(Checkpoint const& checkpoint) {
+  auto decoder = ExpertForm::grouped, mtp = ExpertForm::grouped;
   FreshOptions forms;
   auto const& keys = find_family(checkpoint.family, {}).keys;
   for (auto const& parameter : checkpoint.model.parameters) {
     auto const stacked = find_stacked(keys, parameter.fqn);
     if (!stacked) continue;
     auto const grouped = checkpoint.model.tensors[parameter.tensors.front()].shape.size() == parameter.shape.size();
-    auto const mtp = stacked->rule->stack == Stack::mtp;
-    if (!grouped) (mtp ? forms.mtp_experts : forms.decoder_experts) = ExpertForm::split;
+    if (!grouped) (stacked->rule->stack == Stack::mtp ? mtp : decoder) = ExpertForm::split;
     auto const as_hub = parameter.layout == stacked->rule->grouped_layout(ExpertLayout::hub);
     if (grouped && !as_hub) forms.expert_layout = ExpertLayout::transformers;
   }
+  forms.decoder_experts = decoder;
+  forms.mtp_experts = mtp;
   return forms;
 }
 

@@ -39,8 +39,8 @@ ShardMetadata describe(StateDict const& state) {
                       .fingerprint = state.source->fingerprint,
                       .headers = state.source->hf.headers,
                       .expert_layout = std::string(name(forms.expert_layout)),
-                      .decoder_experts = std::string(name(forms.decoder_experts)),
-                      .mtp_experts = std::string(name(forms.mtp_experts)),
+                      .decoder_experts = std::string(name(forms.decoder_experts.value())),
+                      .mtp_experts = std::string(name(forms.mtp_experts.value())),
                       .tensors = {}};
   for (auto const& [fqn, tensor] : state.tensors) {
     auto const& parameter = tensor.parameter;

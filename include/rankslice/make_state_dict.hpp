@@ -19,10 +19,10 @@ struct LocalTensor {
 };
 
 struct StateOptions {
-  std::string family;                              ///< `qwen3_5_moe`, `qwen3_vl_moe`
+  std::string family;                              ///< As of `--family`: `qwen3_5_moe`.
   ExpertLayout expert_layout = ExpertLayout::hub;  ///< How exports hold grouped experts (rule 61).
-  /// How exports hold the experts of MTP (rule 28). Empty: as config.json's `mtp_expert_hf_layout` says, or else
-  /// grouped.
+  /// How exports hold the experts of MTP (rule 28). Empty: as config.json's `mtp_expert_hf_layout` says, or else as
+  /// the family's releases hold all experts: grouped, or in Qwen3-MoE and Qwen3-Next one by one.
   std::optional<ExpertForm> mtp_experts{};
   /// Carried along by exports: those of a checkpoint (`Checkpoint::hf`), or `side_files_in` a folder. The tensors must
   /// fit the config.json among them.

@@ -18,6 +18,7 @@
 
 #include "cli/bench_steps.hpp"
 #include "cli/version.hpp"
+#include "model/family.hpp"
 
 namespace rankslice::cli {
 
@@ -70,7 +71,7 @@ void add_output_options(CLI::App& app, Options& o) {
 }
 
 void add_model_options(CLI::App& app, Options& o) {
-  option(app, "--family", o.family, "Model family: auto (by config.json), qwen3_5_moe or qwen3_vl_moe")
+  option(app, "--family", o.family, fmt::format("Model family: auto (by config.json), or one of {}", family_names()))
       ->capture_default_str();
   option(app, "--expert-layout", o.expert_layout, "How grouped experts lie, where their shapes do not tell")
       ->check(CLI::IsMember({"auto", "hub", "transformers"}))

@@ -10,20 +10,13 @@
 #include "rankslice/error.hpp"
 
 #include "model/qwen3_5_moe.hpp"
+#include "model/qwen3_moe.hpp"
+#include "model/qwen3_next.hpp"
 #include "model/qwen3_vl_moe.hpp"
 
 namespace rankslice {
 
 namespace {
-
-// Families whose names are reserved for later versions.
-constexpr std::array<std::string_view, 2> kLater{"qwen3_moe", "qwen3_next"};
-
-std::string known_names() {
-  std::vector<std::string_view> names;
-  for (auto const* family : families()) names.push_back(family->name);
-  return fmt::format("{}", fmt::join(names, ", "));
-}
 
 bool handles(Family const& family, std::string_view model_type) {
   return std::ranges::find(family.model_types, model_type) != family.model_types.end();
@@ -32,13 +25,13 @@ bool handles(Family const& family, std::string_view model_type) {
 Family const& family_of_model_type(std::string_view model_type) {
   if (model_type.empty()) {
     throw FormatError(
-        fmt::format("no model_type (is there a config.json?): name the family with --family: {}", known_names()));
+        fmt::format("no model_type (is there a config.json?): name the family with --family: {}", family_names()));
   }
   for (auto const* family : families()) {
     if (handles(*family, model_type)) return *family;
   }
   throw FormatError(
-      fmt::format("config.json: model_type {} is of no family that this version knows: {}", model_type, known_names()),
+      fmt::format("config.json: model_type {} is of no family that this version knows: {}", model_type, family_names()),
       "config.json");
 }
 
@@ -46,17 +39,20 @@ Family const& family_of_name(std::string_view name) {
   for (auto const* family : families()) {
     if (family->name == name) return *family;
   }
-  if (std::ranges::find(kLater, name) != kLater.end()) {
-    throw UsageError(fmt::format("family {} is not in this version; there is: {}", name, known_names()));
-  }
-  throw UsageError(fmt::format("unknown family {}; there is: auto, {}", name, known_names()));
+  throw UsageError(fmt::format("unknown family {}; there is: auto, {}", name, family_names()));
 }
 
 }  // namespace
 
 std::span<Family const* const> families() {
-  static std::array<Family const*, 2> const all{&qwen3_5_moe(), &qwen3_vl_moe()};
+  static std::array<Family const*, 4> const all{&qwen3_5_moe(), &qwen3_moe(), &qwen3_next(), &qwen3_vl_moe()};
   return all;
+}
+
+std::string family_names() {
+  std::vector<std::string_view> names;
+  for (auto const* family : families()) names.push_back(family->name);
+  return fmt::format("{}", fmt::join(names, ", "));
 }
 
 Family const& find_family(std::string_view name, ModelConfig const& config) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "model/key_table.hpp"
@@ -21,5 +22,7 @@ struct Family {
 
 /// All families, by name.
 [[nodiscard]] std::span<Family const* const> families();
+/// "qwen3_5_moe, qwen3_moe, …"
+[[nodiscard]] std::string family_names();
 
 }  // namespace rankslice

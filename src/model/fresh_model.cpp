@@ -39,9 +39,10 @@ class FreshModel {
     parameter.shape = native.shape;
     parameter.stacked_experts = stacked.has_value();
     if (!stacked) return add_dense();
-    auto const form = stacked->rule->stack == Stack::mtp ? options_.mtp_experts : options_.decoder_experts;
-    form == ExpertForm::split && !stacked->rule->split.empty() ? add_split(native, *stacked->rule)
-                                                               : add_grouped(native, *stacked->rule);
+    auto const& rule = *stacked->rule;
+    auto const& asked = rule.stack == Stack::mtp ? options_.mtp_experts : options_.decoder_experts;
+    auto const form = asked.value_or(rule.without_source);
+    form == ExpertForm::split && !rule.split.empty() ? add_split(native, rule) : add_grouped(native, rule);
   }
 
   [[nodiscard]] Model take() { return std::move(model_); }

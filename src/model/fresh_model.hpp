@@ -1,6 +1,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,9 +19,9 @@ struct NativeTensor {
 /// How the Hugging Face checkpoint holds what it may hold in several ways.
 struct FreshOptions {
   ExpertLayout expert_layout = ExpertLayout::hub;  ///< Of grouped experts; `automatic` is the Hub's.
-  ExpertForm decoder_experts = ExpertForm::grouped;
-  ExpertForm mtp_experts = ExpertForm::grouped;
-  std::map<std::string, DType> hf_dtypes{};  ///< By FQN, of tensors whose dtype is another one than natively.
+  std::optional<ExpertForm> decoder_experts{};     ///< Empty: as the family's table says.
+  std::optional<ExpertForm> mtp_experts{};         ///< Likewise.
+  std::map<std::string, DType> hf_dtypes{};        ///< By FQN, of tensors whose dtype is another one than natively.
 };
 
 /// The Hugging Face tensors that native ones become when no source says how they were (rules 24, 45-49): parameters and

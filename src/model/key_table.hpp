@@ -33,6 +33,7 @@ struct StackedRule {
   Layout transformers = Layout::same;  ///< Of the grouped tensor, when transformers has written it.
   /// An expert's matrices, transposed, in the order of the native columns. Empty: this family has none.
   std::span<SplitRule const> split;
+  ExpertForm without_source = ExpertForm::grouped;  ///< In exports that no source describes.
 
   [[nodiscard]] Layout grouped_layout(ExpertLayout of) const { return of == ExpertLayout::hub ? hub : transformers; }
   [[nodiscard]] bool one_layout() const { return hub == transformers; }

@@ -109,12 +109,13 @@ ModelConfig parse_model_config(std::span<std::byte const> config_json) {
   };
 }
 
-ExpertForm mtp_form(ModelConfig const& config) {
+std::optional<ExpertForm> mtp_form(ModelConfig const& config) {
   auto form = config.mtp_expert_layout;
+  if (form.empty()) return std::nullopt;
   std::ranges::transform(form, form.begin(),
                          [](unsigned char c) { return c == '_' ? '-' : static_cast<char>(std::tolower(c)); });
   if (form == "split" || form == "per-expert" || form == "per-expert-safetensors") return ExpertForm::split;
-  if (form == "grouped" || form == "group" || form.empty()) return ExpertForm::grouped;
+  if (form == "grouped" || form == "group") return ExpertForm::grouped;
   throw FormatError(
       fmt::format("{}: Unsupported MTP expert HF layout: '{}'; there is split, per-expert, per-expert-safetensors, "
                   "grouped, group",

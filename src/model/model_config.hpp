@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -29,8 +30,8 @@ struct ModelConfig {
 [[nodiscard]] ModelConfig parse_model_config(std::span<std::byte const> config_json);
 
 /// Rule 28: how exports hold the experts of MTP by `mtp_expert_layout`, which in any case and with `_` or `-` is
-/// `split`, `per-expert`, `per-expert-safetensors`, or `grouped`, `group`; grouped when it is empty.
+/// `split`, `per-expert`, `per-expert-safetensors`, or `grouped`, `group`; nothing when it is empty.
 /// @throws FormatError for others
-[[nodiscard]] ExpertForm mtp_form(ModelConfig const& config);
+[[nodiscard]] std::optional<ExpertForm> mtp_form(ModelConfig const& config);
 
 }  // namespace rankslice

@@ -301,7 +301,6 @@ def test_a_store_that_ends_early_is_refused(store, size):
 
 LATER = [
     ["load", "CKPT", "--dtype", "float32"],
-    ["load", "CKPT", "--family", "qwen3_moe"],
     ["load", "CKPT", "--verify", "coverage"],
     ["load", "CKPT", "--verify", "reread"],
     ["verify", "CKPT", "--write-manifest"],

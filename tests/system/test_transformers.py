@@ -36,6 +36,29 @@ def qwen3_5_per_expert(tmp_path_factory):
     return model, folder
 
 
+def text_model(save, per_expert):
+    """A fixture: (model, folder), saved in one of the two ways that transformers has."""
+
+    @pytest.fixture(scope="module")
+    def saved(tmp_path_factory):
+        folder = tmp_path_factory.mktemp("text_model") / "ckpt"
+        model = save(folder, per_expert=per_expert)
+        assert any(".mlp.experts.5.up_proj." in key for key in reference.read_folder(folder)) == per_expert
+        return model, folder
+
+    return saved
+
+
+qwen3_moe = text_model(transformers_models.save_qwen3_moe, per_expert=True)
+qwen3_moe_grouped = text_model(transformers_models.save_qwen3_moe, per_expert=False)
+qwen3_next = text_model(transformers_models.save_qwen3_next, per_expert=True)
+qwen3_next_grouped = text_model(transformers_models.save_qwen3_next, per_expert=False)
+qwen3_5_text = text_model(transformers_models.save_qwen3_5_text, per_expert=True)
+qwen3_5_text_grouped = text_model(transformers_models.save_qwen3_5_text, per_expert=False)
+
+TEXT_MODELS = [
+    "qwen3_moe", "qwen3_moe_grouped", "qwen3_next", "qwen3_next_grouped", "qwen3_5_text", "qwen3_5_text_grouped",
+]  # fmt: skip
 MODELS = ["qwen3_vl", "qwen3_5", "qwen3_5_per_expert"]
 
 
@@ -60,7 +83,17 @@ def test_a_store_of_any_mesh_gives_the_source_back(which, mesh, request, tmp_pat
     assert not checkpoints.folder_differences(ckpt, tmp_path / "out")
 
 
-@pytest.mark.parametrize("which", MODELS)
+# rules 5a, 9, 14, 57
+@pytest.mark.parametrize("which", TEXT_MODELS)
+def test_a_store_of_a_text_model_gives_the_source_back(which, request, tmp_path):
+    _, ckpt = request.getfixturevalue(which)
+    run_ok("load", ckpt, "--ep", 3, "--ep-shard", 2, "--store", tmp_path / "s.h5", ranks=6)
+    run_ok("verify", tmp_path / "s.h5", "--against", ckpt)
+    run_ok("to-hf", tmp_path / "s.h5", tmp_path / "out", ranks=2)
+    assert not checkpoints.folder_differences(ckpt, tmp_path / "out")
+
+
+@pytest.mark.parametrize("which", MODELS + TEXT_MODELS)
 def test_transformers_finds_the_same_model_in_the_export(which, request, tmp_path):
     model, ckpt = request.getfixturevalue(which)
     run_ok("load", ckpt, "--ep", 3, "--ep-shard", 2, "--save-shards", tmp_path / "shards", ranks=6)
@@ -95,7 +128,7 @@ def test_rule61_both_layouts_hold_the_same_qwen3_vl_moe(qwen3_vl, tmp_path):
     assert not checkpoints.folder_differences(hub, tmp_path / "out")
 
 
-@pytest.mark.parametrize("which", MODELS)
+@pytest.mark.parametrize("which", MODELS + TEXT_MODELS[:4])
 def test_rule1_native_experts_are_used_as_x_times_w(which, request, tmp_path):
     """Whatever the layout of the files, the native tensors are the transposes of what transformers multiplies with."""
     model, ckpt = request.getfixturevalue(which)

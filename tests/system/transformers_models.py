@@ -28,21 +28,47 @@ ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_interleaved": True
 PROMPT = torch.tensor([[5, 17, 101, 3, 42]])
 
 
+HYBRID = TEXT | {
+    "num_hidden_layers": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "shared_expert_intermediate_size": 16,
+}
+
+
 def save_qwen3_5(folder, per_expert=False):
     """Qwen3.5-MoE, its experts stacked or one by one (rule 5a). Returns the model."""
     from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
 
-    text = TEXT | {
-        "num_hidden_layers": 4,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "shared_expert_intermediate_size": 16,
-        "rope_parameters": ROPE | {"partial_rotary_factor": 0.25, "mrope_section": [1, 1, 0]},
-    }
+    text = HYBRID | {"rope_parameters": ROPE | {"partial_rotary_factor": 0.25, "mrope_section": [1, 1, 0]}}
     config = Qwen3_5MoeConfig(text_config=text, vision_config=VISION, **TOKENS)
     return _save(folder, Qwen3_5MoeForConditionalGeneration, config, save_original_format=per_expert)
+
+
+def save_qwen3_5_text(folder, per_expert):
+    """The language model of Qwen3.5-MoE by itself."""
+    from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
+
+    rope = ROPE | {"partial_rotary_factor": 0.25, "mrope_section": [1, 1, 0]}
+    config = Qwen3_5MoeTextConfig(**HYBRID, rope_parameters=rope)
+    return _save(folder, Qwen3_5MoeForCausalLM, config, save_original_format=per_expert)
+
+
+def save_qwen3_next(folder, per_expert):
+    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+
+    config = Qwen3NextConfig(**HYBRID, intermediate_size=40)
+    return _save(folder, Qwen3NextForCausalLM, config, save_original_format=per_expert)
+
+
+def save_qwen3_moe(folder, per_expert):
+    """Qwen3-MoE, whose second layer has no experts."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(**TEXT, num_hidden_layers=4, intermediate_size=40, mlp_only_layers=[1])
+    return _save(folder, Qwen3MoeForCausalLM, config, save_original_format=per_expert)
 
 
 def save_qwen3_vl(folder, width=24, experts=6):
