@@ -1,4 +1,4 @@
-"""What rankslice must compute for both families, written a second time from the rules, in plain numpy and torch.
+"""What rankslice must compute for every family, written a second time from the rules, in plain numpy and torch.
 
 Nothing here comes from the program's code: files are parsed by the safetensors package, tensors are sliced,
 transposed and converted by torch, digests are computed with numpy's wrapping integers. Rule numbers are those of the
@@ -6,93 +6,36 @@ adapter rules that the project follows.
 """
 
 import json
-import re
-import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import safetensors
-import torch
-
-# An element's bits are handled as an unsigned number of its size, so that the payload of a NaN counts.
-BITS = {
-    "BOOL": "<u1", "U8": "<u1", "I8": "<u1", "F8_E5M2": "<u1", "F8_E4M3": "<u1", "F8_E8M0": "<u1",
-    "I16": "<u2", "U16": "<u2", "F16": "<u2", "BF16": "<u2",
-    "I32": "<u4", "U32": "<u4", "F32": "<u4",
-    "I64": "<u8", "U64": "<u8", "F64": "<u8",
-}  # fmt: skip
-TORCH_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-@dataclass(frozen=True)
-class Tensor:
-    dtype: str  # as safetensors spells it
-    bits: np.ndarray  # unsigned, in the tensor's shape
-
-    @property
-    def shape(self):
-        return self.bits.shape
-
-    @property
-    def nbytes(self):
-        return self.bits.nbytes
-
-
-def tensor(dtype, shape, data):
-    return Tensor(dtype, np.frombuffer(data, BITS[dtype]).reshape(shape))
-
-
-# Reading ------------------------------------------------------------------------------------------------------------
-
-
-def read_file(path):
-    """All tensors of one safetensors file, by name."""
-    entries = safetensors.deserialize(Path(path).read_bytes())
-    return {name: tensor(entry["dtype"], entry["shape"], entry["data"]) for name, entry in entries}
-
-
-def shard_files(folder):
-    """The files with weights: those that the index names, or all when there is no index."""
-    indexes = sorted(Path(folder).glob("*.safetensors.index.json"))
-    if not indexes:
-        return sorted(Path(folder).glob("*.safetensors"))
-    names = {name for index in indexes for name in json.loads(index.read_text())["weight_map"].values()}
-    return [Path(folder) / name for name in sorted(names)]
-
-
-def read_folder(folder):
-    """All tensors of a Hugging Face checkpoint, by HF key."""
-    found = {}
-    for path in shard_files(folder):
-        found.update(read_file(path))
-    return found
-
-
-def raw_header(path):
-    """Length field, JSON and padding, as in the file."""
-    with open(path, "rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        file.seek(0)
-        return file.read(8 + size)
-
-
-def metadata(path):
-    return json.loads(raw_header(path)[8:]).get("__metadata__", {})
-
-
-def extents(folder):
-    """HF key -> (file name, first byte in the file, one past the last)."""
-    found = {}
-    for path in shard_files(folder):
-        header = raw_header(path)
-        for name, entry in json.loads(header[8:]).items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                found[name] = (path.name, len(header) + begin, len(header) + end)
-    return found
-
+from reference_digest import digest, entry_factor, row_factors, word_factors  # noqa: F401
+from reference_names import (  # noqa: F401
+    STACKED,
+    fqn,
+    is_native_experts,
+    is_split,
+    is_stacked,
+    is_tracked,
+    place,
+    prefix,
+    scale_keys,
+    text_only,
+)
+from reference_tensors import (  # noqa: F401
+    BITS,
+    Tensor,
+    difference,
+    differences,
+    extents,
+    metadata,
+    raw_header,
+    read_file,
+    read_folder,
+    shard_files,
+    tensor,
+)
+from reference_values import assemble, cast, dequantised, swapped
 
 # Who owns what ------------------------------------------------------------------------------------------------------
 
@@ -142,75 +85,9 @@ def local_box(name, shape, mesh, rank):
     return tuple(box)
 
 
-# Names (rules 19-22, 32-39, 53-54) ----------------------------------------------------------------------------------
+# The model ----------------------------------------------------------------------------------------------------------
 
-STACKED = re.compile(r"(?:model\.)?(?:language_model\.)?layers\.(\d+)\.mlp\.experts\.(gate_up_proj|down_proj)")
-STACKED_MTP = re.compile(r"(?:model\.)?mtp\.layers\.(\d+)\.mlp\.experts\.(gate_up_proj|down_proj)")
-STACKED_VL = re.compile(r"(?:model\.)?language_model\.layers\.(\d+)\.mlp\.experts\.(gate_up_proj|down_proj)")
-PER_EXPERT = r"layers\.(\d+)\.mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight"
-SPLIT = re.compile(rf"(?:model\.)?(?:language_model\.)?{PER_EXPERT}")
-SPLIT_MTP = re.compile(rf"(?:model\.)?mtp\.{PER_EXPERT}")
-STACKED_NAMES = {"gate_up_proj": "gate_and_up_projs", "down_proj": "down_projs"}
-MTP_NAMES = {
-    "mtp.fc.weight": "mtp.layers.0.eh_proj.weight",
-    "mtp.pre_fc_norm_embedding.weight": "mtp.layers.0.enorm.weight",
-    "mtp.pre_fc_norm_hidden.weight": "mtp.layers.0.hnorm.weight",
-    "mtp.norm.weight": "mtp.layers.0.final_layernorm.weight",
-}
-
-
-def prefix(hf_keys):
-    """Rule 32."""
-    return "model." if any(key.startswith("model.") and not key.startswith("model.mtp.") for key in hf_keys) else ""
-
-
-def is_stacked(hf_key):
-    return bool(STACKED.fullmatch(hf_key) or STACKED_MTP.fullmatch(hf_key))
-
-
-def is_split(hf_key):
-    return bool(SPLIT.fullmatch(hf_key) or SPLIT_MTP.fullmatch(hf_key))
-
-
-def is_native_experts(name):
-    return name.endswith((".mlp.experts.gate_and_up_projs", ".mlp.experts.down_projs"))
-
-
-def is_tracked(hf_key):
-    """Rule 53: what the GDN holder keeps in F32."""
-    return ".linear_attn." in hf_key and hf_key.endswith(("A_log", "dt_bias"))
-
-
-def fqn(hf_key, model_prefix):
-    """The native name in Qwen3.5-MoE. First match wins."""
-    if match := STACKED.fullmatch(hf_key):  # rule 35
-        layer, name = match.groups()
-        return f"{model_prefix}language_model.layers.{layer}.mlp.experts.{STACKED_NAMES[name]}"
-    if match := STACKED_MTP.fullmatch(hf_key):
-        layer, name = match.groups()
-        return f"mtp.layers.{layer}.mlp.experts.{STACKED_NAMES[name]}"
-    if hf_key in MTP_NAMES:  # rule 34
-        return MTP_NAMES[hf_key]
-    name = hf_key.replace(".mlp.shared_expert.", ".mlp.shared_experts.")  # rule 38
-    if name.startswith(("model.lm_head.", "model.mtp.")):
-        name = name.removeprefix("model.")
-    elif not name.startswith(("mtp.", "lm_head.", "model.")):
-        name = model_prefix + name
-    if is_tracked(name) and "._fp32_params." not in name:  # rule 54
-        before, after = name.rsplit(".linear_attn.", 1)
-        name = f"{before}.linear_attn._fp32_params.{after}"
-    return name
-
-
-def fqn_vl(hf_key, model_prefix):
-    """The native name in Qwen3-VL-MoE."""
-    if match := STACKED_VL.fullmatch(hf_key):  # rule 20
-        layer, name = match.groups()
-        return f"{model_prefix}language_model.layers.{layer}.mlp.experts.{STACKED_NAMES[name]}"
-    return hf_key if hf_key.startswith(("model.", "lm_head.")) else model_prefix + hf_key  # rule 22
-
-
-# Values (rules 1-5a, 35, 36, 39-41, 55, 61) -------------------------------------------------------------------------
+DTYPES = {"preserve": "", "bfloat16": "BF16", "float16": "F16", "float32": "F32"}  # as options and configs say them
 
 
 @dataclass(frozen=True)
@@ -221,16 +98,30 @@ class Model:
     hidden: int = 0
     width: int = 0  # of an expert
     layout: str = "auto"  # of Qwen3-VL-MoE experts, where the shapes do not tell
+    dtype: str = ""  # into which all floats are cast; empty: none
+    trained: str = "BF16"  # what quantised weights become where `dtype` does not say so
+    text_only: bool = False  # rule 43
 
     @classmethod
-    def of(cls, folder, layout="auto"):
+    def of(cls, folder, layout="auto", dtype="preserve", text_only=None):
+        """`layout`, `dtype` and `text_only` are what the user asks for."""
         config = json.loads((Path(folder) / "config.json").read_text())
-        text = config["text_config"]
-        return cls(config["model_type"], text["hidden_size"], text["moe_intermediate_size"], layout)
+        text = config.get("text_config", config)
+        dtypes = [source.get(name) for source in (text, config) for name in ("dtype", "torch_dtype")]
+        trained = next((DTYPES[name] for name in dtypes if DTYPES.get(name)), "BF16")
+        return cls(
+            config["model_type"].removesuffix("_text"),
+            text["hidden_size"],
+            text["moe_intermediate_size"],
+            layout,
+            DTYPES[dtype],
+            trained,
+            config["model_type"].endswith("_text") if text_only is None else text_only,
+        )
 
     def stores_swapped(self, hf_key, shape):
         """Whether axes 1 and 2 of stacked experts are exchanged in the file (rules 2, 3, 5a, 61)."""
-        if self.family == "qwen3_5_moe":
+        if self.family != "qwen3_vl_moe":
             return True
         native = {
             "gate_up_proj": (self.hidden, 2 * self.width),
@@ -241,202 +132,123 @@ class Model:
         assert tuple(shape[1:]) in (native, native[::-1]), f"{hf_key} {shape}"
         return tuple(shape[1:]) != native
 
+    def held_dtype(self, hf_key, dtype):
+        """In which dtype the state dict holds what the checkpoint holds in `dtype`."""
+        if dtype == "F8_E4M3":  # rules 58, 60
+            return self.dtype or self.trained
+        if dtype not in DTYPES.values():
+            return dtype
+        return "F32" if is_tracked(hf_key) else self.dtype or dtype  # rule 55
+
+    def place(self, hf_key, model_prefix):
+        """Nothing for what is left out."""
+        found = place(hf_key, model_prefix, self.family)
+        if not self.text_only:
+            return found
+        name = text_only(found.fqn)
+        return name and replace(found, fqn=name)
+
 
 QWEN3_5 = Model()
 
 
-def _to_torch(value):
-    bits = value.bits if value.bits.flags.writeable else value.bits.copy()
-    return torch.from_numpy(bits.view(f"<i{bits.itemsize}"))
+# Values -------------------------------------------------------------------------------------------------------------
 
 
-def _from_torch(dtype, value):
-    bits = value.contiguous().view(SIGNED[value.element_size()]).numpy()
-    return Tensor(dtype, bits.view(BITS[dtype]))
+def weights(checkpoint):
+    """HF key -> (tensor, its block scales or nothing), of all but the scales (rules 4, 23, 60)."""
+    found = {}
+    for key, value in checkpoint.items():
+        names = [name for name in scale_keys(key) if value.dtype == "F8_E4M3" and name in checkpoint]
+        assert bool(names) == (value.dtype == "F8_E4M3"), key
+        found[key] = value, names[0] if names else None
+    scales = {name for _, name in found.values() if name}
+    return {key: (value, checkpoint.get(name)) for key, (value, name) in found.items() if key not in scales}
 
 
-def _swapped(value):
-    return _from_torch(value.dtype, _to_torch(value).transpose(1, 2))
+def held_values(checkpoint, model=QWEN3_5):
+    """HF key -> tensor in the shape of the file and the dtype of the state dict."""
+    found = {}
+    for key, (value, scales) in weights(checkpoint).items():
+        dtype = model.held_dtype(key, value.dtype)
+        found[key] = dequantised(value, scales, dtype) if scales else cast(value, dtype)
+    return found
 
 
 def native(hf_key, value, experts=None):
     """The native form of a Qwen3.5-MoE tensor, or of the given range of its experts."""
     if is_stacked(hf_key):
-        held = value.bits if experts is None else value.bits[experts.start : experts.stop]
-        return _swapped(Tensor(value.dtype, held))
-    if is_tracked(hf_key) and value.dtype in TORCH_FLOATS:
-        return _from_torch("F32", _to_torch(value).view(TORCH_FLOATS[value.dtype]).to(torch.float32))
-    return value
-
-
-def _assemble(split):
-    """Stacked native experts from {(expert, projection): tensor} (rules 40, 41): gate | up side by side, and down."""
-    experts = range(len(split) // 3)
-    assert split.keys() == {(x, which) for x in experts for which in ("gate", "up", "down")}
-    (dtype,) = {value.dtype for value in split.values()}
-    turned = {at: value.bits.T for at, value in split.items()}
-    both = [np.concatenate([turned[x, "gate"], turned[x, "up"]], axis=1) for x in experts]
-    return Tensor(dtype, np.stack(both)), Tensor(dtype, np.stack([turned[x, "down"] for x in experts]))
-
-
-def _global_qwen3_5(checkpoint):
-    model_prefix, state, split = prefix(checkpoint), {}, {}
-    for key, value in checkpoint.items():
-        if match := SPLIT.fullmatch(key):  # rule 33
-            module = f"{model_prefix}language_model.layers.{match[1]}"
-        elif match := SPLIT_MTP.fullmatch(key):  # rule 36
-            module = f"mtp.layers.{match[1]}"
-        else:
-            state[fqn(key, model_prefix)] = native(key, value)
-            continue
-        split.setdefault(module, {})[int(match[2]), match[3]] = value
-    for module, parts in split.items():
-        both, down = _assemble(parts)
-        state |= {f"{module}.mlp.experts.gate_and_up_projs": both, f"{module}.mlp.experts.down_projs": down}
-    return state
-
-
-def _global_qwen3_vl(checkpoint, model):
-    model_prefix = "model." if any(key.startswith("model.") for key in checkpoint) else ""  # rule 19
-    state = {}
-    for key, value in checkpoint.items():
-        swapped = STACKED_VL.fullmatch(key) and model.stores_swapped(key, value.shape)
-        state[fqn_vl(key, model_prefix)] = _swapped(value) if swapped else value
-    return state
+        return swapped(value if experts is None else value[experts.start : experts.stop])
+    return cast(value, QWEN3_5.held_dtype(hf_key, value.dtype))
 
 
 def global_state(checkpoint, model=QWEN3_5):
     """FQN -> whole native tensor, from HF key -> tensor."""
-    return _global_qwen3_vl(checkpoint, model) if model.family == "qwen3_vl_moe" else _global_qwen3_5(checkpoint)
+    model_prefix, state, split = prefix(checkpoint), {}, {}
+    for key, value in held_values(checkpoint, model).items():
+        at = model.place(key, model_prefix)
+        if at is None:
+            continue
+        if at.kind == "split":
+            split.setdefault(at.fqn, {})[at.expert, at.part] = value
+        else:
+            swap = at.kind == "grouped" and model.stores_swapped(key, value.shape)
+            state[at.fqn] = swapped(value) if swap else value
+    return state | {name: assemble(parts) for name, parts in split.items()}
+
+
+def local_part(state, mesh, rank):
+    """What a rank holds of whole native tensors."""
+    return {name: value[local_box(name, value.shape, mesh, rank)] for name, value in state.items()}
 
 
 def local_state(checkpoint, mesh, rank, model=QWEN3_5):
     """FQN -> the tensor that a rank holds."""
-    return {
-        name: Tensor(value.dtype, value.bits[local_box(name, value.shape, mesh, rank)])
-        for name, value in global_state(checkpoint, model).items()
-    }
+    return local_part(global_state(checkpoint, model), mesh, rank)
 
 
-def local_places(checkpoint, mesh, rank, model=QWEN3_5):
+def local_places(state, mesh, rank):
     """FQN -> (global shape, where the local tensor begins in the global one)."""
     return {
         name: (list(value.shape), [part.start for part in local_box(name, value.shape, mesh, rank)])
-        for name, value in global_state(checkpoint, model).items()
+        for name, value in state.items()
     }
 
 
-def widened(checkpoint, model=QWEN3_5):
-    """FQN -> dtype in the checkpoint, of tensors that are held in another one (rule 55)."""
-    if model.family == "qwen3_vl_moe":
-        return {}
-    model_prefix = prefix(checkpoint)
-    return {
-        fqn(key, model_prefix): value.dtype
-        for key, value in checkpoint.items()
-        if is_tracked(key) and native(key, value).dtype != value.dtype
-    }
+def converted(checkpoint, model=QWEN3_5):
+    """FQN -> dtype in the checkpoint, of tensors that are held in another one (rules 55, 58, `--dtype`)."""
+    model_prefix, found = prefix(checkpoint), {}
+    for key, (value, _) in weights(checkpoint).items():
+        at = model.place(key, model_prefix)
+        if at and model.held_dtype(key, value.dtype) != value.dtype:
+            found[at.fqn] = value.dtype
+    return found
+
+
+def stored_digests(checkpoint, model=QWEN3_5):
+    """HF key -> digest of the converted values, where they were converted."""
+    held = held_values(checkpoint, model)
+    return {key: digest(value) for key, value in held.items() if value.dtype != checkpoint[key].dtype}
 
 
 def bytes_wanted(checkpoint, mesh, rank, model=QWEN3_5):
-    """Bytes of the checkpoint that become a rank's tensors: its part of the experts, and all that is not experts."""
-    local = local_state(checkpoint, mesh, rank, model)
-    experts = sum(value.nbytes for name, value in local.items() if is_native_experts(name))
-    return experts + sum(value.nbytes for value in dense(checkpoint, model).values())
+    """Bytes of the checkpoint that become a rank's tensors: its part of the experts, with all the scales of these, and
+    all that is not experts."""
+    state, model_prefix, wanted = global_state(checkpoint, model), prefix(checkpoint), 0
+    for key, (value, scales) in weights(checkpoint).items():
+        at, of_scales = model.place(key, model_prefix), scales.nbytes if scales else 0
+        if at and at.kind == "dense":
+            wanted += value.nbytes + of_scales
+        elif at:
+            experts = state[at.fqn].shape[0]
+            owned = owned_experts(experts, mesh.ep, mesh.coordinate(rank)["ep"])
+            if at.kind == "grouped":
+                wanted += (value.nbytes // mesh.ep_shard + of_scales) // experts * len(owned)
+            elif at.expert in owned:
+                wanted += value.nbytes // mesh.ep_shard + of_scales
+    return wanted
 
 
 def dense(checkpoint, model=QWEN3_5):
-    """The tensors that are not experts, by HF key."""
-    if model.family == "qwen3_vl_moe":
-        return {key: value for key, value in checkpoint.items() if not STACKED_VL.fullmatch(key)}
-    return {key: value for key, value in checkpoint.items() if not is_stacked(key) and not is_split(key)}
-
-
-# digest/1 -----------------------------------------------------------------------------------------------------------
-
-MASK64 = (1 << 64) - 1
-
-
-def _mix64(x):
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK64
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK64
-    return x ^ (x >> 31)
-
-
-def entry_factor(e):
-    return (2 * _mix64((0x243F6A8885A308D3 + e) & MASK64) + 1) & MASK64
-
-
-def _factors(count, multiplier, constant):
-    x = np.arange(count, dtype=np.uint64)
-    below_2_31 = np.uint64(0x7FFFFFFF)
-    x = (x * np.uint64(multiplier) + np.uint64(constant)) & below_2_31
-    x ^= x >> np.uint64(15)
-    x = (x * np.uint64(0x2C1B3C6D)) & below_2_31
-    x ^= x >> np.uint64(13)
-    x = (x * np.uint64(0x297A2D39)) & below_2_31
-    x ^= x >> np.uint64(16)
-    return np.uint64(2) * x + np.uint64(1)
-
-
-def row_factors(count):
-    return _factors(count, 0x5851F42D, 0x13198A2E)
-
-
-def word_factors(count):
-    return _factors(count, 0x4C957F2D, 0x03707344)
-
-
-def _as_words(value):
-    """The words as [entries, rows, words of a row]."""
-    bits = np.ascontiguousarray(value.bits)
-    shape = bits.shape
-    if bits.itemsize == 8:  # two words, low first, neighbours on the last axis
-        shape = (*shape[:-1], shape[-1] * 2) if shape else (2,)
-        bits = bits.view("<u4")
-    entries = shape[0] if len(shape) >= 3 else 1
-    row = shape[-1] if shape else 1
-    rows = 1
-    for size in shape[1:-1] if len(shape) >= 3 else shape[:-1]:
-        rows *= size
-    return bits.reshape(entries, rows, row)
-
-
-def digest(value):
-    """[sum, d(0), d(1), …] of an HF tensor; the list of entries only for rank 3 and above, and where there are any."""
-    if 0 in value.shape:
-        return [0]
-    words = _as_words(value)
-    entries, rows, row = words.shape
-    with np.errstate(over="ignore"):
-        of_row, of_word = row_factors(rows)[:, None], word_factors(row)
-        q = [np.sum(of_row * of_word * (one.astype(np.uint64) + np.uint64(1)), dtype=np.uint64) for one in words]
-    d = [entry_factor(e) * int(one) & MASK64 for e, one in enumerate(q)]
-    total = sum(d) & MASK64
-    return [total, *d] if len(value.shape) >= 3 else [total]
-
-
-# Comparison ---------------------------------------------------------------------------------------------------------
-
-
-def difference(expected, found):
-    """What is different between two tensors, in words; empty when they are equal bit for bit."""
-    if expected.dtype != found.dtype:
-        return f"dtype {found.dtype} instead of {expected.dtype}"
-    if expected.shape != found.shape:
-        return f"shape {list(found.shape)} instead of {list(expected.shape)}"
-    wrong = np.argwhere(np.asarray(expected.bits != found.bits))
-    if len(wrong) == 0:
-        return ""
-    at = tuple(map(int, wrong[0]))
-    return f"{len(wrong)} elements, first at {list(at)}: {found.bits[at]:#x} instead of {expected.bits[at]:#x}"
-
-
-def differences(expected, found):
-    """The same for two state dicts: one line per tensor that is missing, superfluous or different."""
-    lines = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]
-    lines += [f"{name}: should not be there" for name in sorted(found.keys() - expected.keys())]
-    for name in sorted(expected.keys() & found.keys()):
-        if what := difference(expected[name], found[name]):
-            lines.append(f"{name}: {what}")
-    return lines
+    """The tensors that are not experts, by HF key, without scales."""
+    return {key: value for key, (value, _) in weights(checkpoint).items() if model.place(key, "").kind == "dense"}

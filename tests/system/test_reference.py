@@ -94,7 +94,7 @@ VL_LAYER = "language_model.layers.3"
     ],
 )
 def test_hf_keys_of_qwen3_vl_moe_become_native_names(hf_key, native_name):
-    assert reference.fqn_vl(hf_key, "model.") == native_name
+    assert reference.fqn(hf_key, "model.", "qwen3_vl_moe") == native_name
 
 
 def test_rule61_the_shapes_of_qwen3_vl_moe_tell_its_layout():
