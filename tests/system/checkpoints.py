@@ -90,83 +90,90 @@ def rename_tensor(folder, old, new):
 # A hand-written Qwen3.5-MoE -----------------------------------------------------------------------------------------
 
 
-def _moe_shapes(prefix, experts, width):
+def moe_shapes(prefix, experts, width, hidden):
     return {
-        f"{prefix}.mlp.gate.weight": [experts, HIDDEN],
-        f"{prefix}.mlp.experts.gate_up_proj": [experts, 2 * width, HIDDEN],
-        f"{prefix}.mlp.experts.down_proj": [experts, HIDDEN, width],
-        f"{prefix}.mlp.shared_expert.gate_proj.weight": [SHARED, HIDDEN],
-        f"{prefix}.mlp.shared_expert.up_proj.weight": [SHARED, HIDDEN],
-        f"{prefix}.mlp.shared_expert.down_proj.weight": [HIDDEN, SHARED],
-        f"{prefix}.mlp.shared_expert_gate.weight": [1, HIDDEN],
-        f"{prefix}.input_layernorm.weight": [HIDDEN],
-        f"{prefix}.post_attention_layernorm.weight": [HIDDEN],
+        f"{prefix}.mlp.gate.weight": [experts, hidden],
+        f"{prefix}.mlp.experts.gate_up_proj": [experts, 2 * width, hidden],
+        f"{prefix}.mlp.experts.down_proj": [experts, hidden, width],
+        f"{prefix}.mlp.shared_expert.gate_proj.weight": [SHARED, hidden],
+        f"{prefix}.mlp.shared_expert.up_proj.weight": [SHARED, hidden],
+        f"{prefix}.mlp.shared_expert.down_proj.weight": [hidden, SHARED],
+        f"{prefix}.mlp.shared_expert_gate.weight": [1, hidden],
+        f"{prefix}.input_layernorm.weight": [hidden],
+        f"{prefix}.post_attention_layernorm.weight": [hidden],
     }
 
 
-def _attention_shapes(prefix):
+def attention_shapes(prefix, hidden):
     width = ATTENTION_HEADS * HEAD
     return {
-        f"{prefix}.self_attn.q_proj.weight": [2 * width, HIDDEN],
-        f"{prefix}.self_attn.k_proj.weight": [HEAD, HIDDEN],
-        f"{prefix}.self_attn.v_proj.weight": [HEAD, HIDDEN],
-        f"{prefix}.self_attn.o_proj.weight": [HIDDEN, width],
+        f"{prefix}.self_attn.q_proj.weight": [2 * width, hidden],
+        f"{prefix}.self_attn.k_proj.weight": [HEAD, hidden],
+        f"{prefix}.self_attn.v_proj.weight": [HEAD, hidden],
+        f"{prefix}.self_attn.o_proj.weight": [hidden, width],
         f"{prefix}.self_attn.q_norm.weight": [HEAD],
         f"{prefix}.self_attn.k_norm.weight": [HEAD],
     }
 
 
-def _linear_attention_shapes(prefix):
+def _linear_attention_shapes(prefix, hidden):
     mixed = 2 * HEAD * KEY_HEADS + HEAD * VALUE_HEADS
     return {
-        f"{prefix}.linear_attn.in_proj_qkv.weight": [mixed, HIDDEN],
-        f"{prefix}.linear_attn.in_proj_z.weight": [HEAD * VALUE_HEADS, HIDDEN],
-        f"{prefix}.linear_attn.in_proj_a.weight": [VALUE_HEADS, HIDDEN],
-        f"{prefix}.linear_attn.in_proj_b.weight": [VALUE_HEADS, HIDDEN],
+        f"{prefix}.linear_attn.in_proj_qkv.weight": [mixed, hidden],
+        f"{prefix}.linear_attn.in_proj_z.weight": [HEAD * VALUE_HEADS, hidden],
+        f"{prefix}.linear_attn.in_proj_a.weight": [VALUE_HEADS, hidden],
+        f"{prefix}.linear_attn.in_proj_b.weight": [VALUE_HEADS, hidden],
         f"{prefix}.linear_attn.conv1d.weight": [mixed, 1, 4],
         f"{prefix}.linear_attn.dt_bias": [VALUE_HEADS],
         f"{prefix}.linear_attn.A_log": [VALUE_HEADS],
         f"{prefix}.linear_attn.norm.weight": [HEAD],
-        f"{prefix}.linear_attn.out_proj.weight": [HIDDEN, HEAD * VALUE_HEADS],
+        f"{prefix}.linear_attn.out_proj.weight": [hidden, HEAD * VALUE_HEADS],
     }
 
 
-def mini_shapes(experts, layers, width=INTERMEDIATE):
+def mini_shapes(experts, layers, width=INTERMEDIATE, hidden=HIDDEN):
     shapes = {
-        "model.language_model.embed_tokens.weight": [VOCAB, HIDDEN],
-        "model.language_model.norm.weight": [HIDDEN],
-        "lm_head.weight": [VOCAB, HIDDEN],
+        "model.language_model.embed_tokens.weight": [VOCAB, hidden],
+        "model.language_model.norm.weight": [hidden],
+        "lm_head.weight": [VOCAB, hidden],
         "model.visual.patch_embed.proj.weight": [6, 3, 2, 2, 2],
         "model.visual.patch_embed.proj.bias": [6],
-        "mtp.fc.weight": [HIDDEN, 2 * HIDDEN],
-        "mtp.norm.weight": [HIDDEN],
-        "mtp.pre_fc_norm_embedding.weight": [HIDDEN],
-        "mtp.pre_fc_norm_hidden.weight": [HIDDEN],
+        "mtp.fc.weight": [hidden, 2 * hidden],
+        "mtp.norm.weight": [hidden],
+        "mtp.pre_fc_norm_embedding.weight": [hidden],
+        "mtp.pre_fc_norm_hidden.weight": [hidden],
     }
     for layer in range(layers):
         prefix = f"model.language_model.layers.{layer}"
-        attention = _attention_shapes if (layer + 1) % 4 == 0 else _linear_attention_shapes
-        shapes |= _moe_shapes(prefix, experts, width) | attention(prefix)
-    return shapes | _moe_shapes("mtp.layers.0", experts, width) | _attention_shapes("mtp.layers.0")
+        attention = attention_shapes if is_full_attention(layer, layers) else _linear_attention_shapes
+        shapes |= moe_shapes(prefix, experts, width, hidden) | attention(prefix, hidden)
+    mtp = "mtp.layers.0"
+    return shapes | moe_shapes(mtp, experts, width, hidden) | attention_shapes(mtp, hidden)
 
 
-def mini_config(experts, layers):
+def is_full_attention(layer, layers):
+    """Every fourth layer, or the last of fewer."""
+    return (layer + 1) % min(4, layers) == 0
+
+
+def mini_config(experts, layers, width=INTERMEDIATE, hidden=HIDDEN):
     return {
         "architectures": ["Qwen3_5MoeForConditionalGeneration"],
         "model_type": "qwen3_5_moe",
         "text_config": {
             "model_type": "qwen3_5_moe_text",
             "dtype": "bfloat16",
-            "hidden_size": HIDDEN,
-            "moe_intermediate_size": INTERMEDIATE,
+            "hidden_size": hidden,
+            "moe_intermediate_size": width,
             "shared_expert_intermediate_size": SHARED,
             "num_experts": experts,
             "num_experts_per_tok": 2,
             "num_hidden_layers": layers,
             "mtp_num_hidden_layers": MTP_LAYERS,
-            "full_attention_interval": 4,
+            "full_attention_interval": min(4, layers),
             "layer_types": [
-                "full_attention" if (layer + 1) % 4 == 0 else "linear_attention" for layer in range(layers)
+                "full_attention" if is_full_attention(layer, layers) else "linear_attention"
+                for layer in range(layers)
             ],
             "vocab_size": VOCAB,
         },

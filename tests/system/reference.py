@@ -35,7 +35,7 @@ from reference_tensors import (  # noqa: F401
     shard_files,
     tensor,
 )
-from reference_values import assemble, cast, dequantised, swapped
+from reference_values import assemble, cast, dequantised, swapped  # noqa: F401
 
 # Who owns what ------------------------------------------------------------------------------------------------------
 

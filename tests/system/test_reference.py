@@ -142,6 +142,115 @@ def test_rule55_tracked_values_are_widened_exactly_and_nan_payloads_stay():
     assert reference.native("model.layers.0.linear_attn.norm.weight", Tensor("BF16", bits)).dtype == "BF16"
 
 
+# Block scales and casts ---------------------------------------------------------------------------------------------
+
+CODES = {0x38: 1.0, 0xC0: -2.0, 0x7E: 448.0, 0x01: 2.0**-9, 0x80: -0.0}  # of F8_E4M3
+
+
+def bf16(*values):
+    return Tensor("BF16", (np.array(values, "<f4").view("<u4") >> 16).astype("<u2"))
+
+
+@pytest.mark.parametrize(("code", "value"), CODES.items())
+def test_rule58_a_value_is_its_code_times_the_scale_of_its_block(code, value):
+    """130 x 129: three of the four blocks are partial."""
+    codes = Tensor("F8_E4M3", np.full((130, 129), code, "u1"))
+    scales = Tensor("BF16", bf16(1.0, -0.5, 4.0, 1.5).bits.reshape(2, 2))
+    found = reference.dequantised(codes, scales, "F32").bits.view("<f4")
+    expected = np.empty((130, 129), "<f4")
+    expected[:128, :128], expected[:128, 128:], expected[128:, :128], expected[128:, 128:] = (
+        np.float32(value) * np.float32(scale) for scale in (1.0, -0.5, 4.0, 1.5)
+    )
+    assert np.array_equal(found.view("<u4"), expected.view("<u4"))  # minus zero counts
+
+
+def test_rule58_is_rounded_once():
+    """By way of BF16, 1 + 2^-9 + 2^-20 would become 1."""
+    scale = np.array([[1 + 2.0**-9 + 2.0**-20]], "<f4").view("<u4")
+    found = reference.dequantised(Tensor("F8_E4M3", np.array([[0x38]], "u1")), Tensor("F32", scale), "F16")
+    assert found.bits.tolist() == [[0x3C02]]
+
+
+def test_rule58_grouped_scales_are_those_of_each_expert():
+    codes = Tensor("F8_E4M3", np.full((3, 2, 130), 0x38, "u1"))
+    scales = Tensor("BF16", bf16(1, 2, 3, 4, 5, 6).bits.reshape(3, 1, 2))
+    found = reference.dequantised(codes, scales, "BF16").bits
+    assert found[:, 1, [0, 127, 128, 129]].tolist() == bf16([1, 1, 2, 2], [3, 3, 4, 4], [5, 5, 6, 6]).bits.tolist()
+
+
+def test_rule58_agrees_with_transformers_on_whole_blocks(transformers):
+    """Elsewhere transformers takes blocks of another size, derived from the shapes."""
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    random = np.random.default_rng(5)
+    codes = random.integers(0, 0x7F, (256, 384), "u1") | random.integers(0, 2, (256, 384), "u1") << 7
+    scales = (random.integers(0x3A00, 0x4100, (2, 3)) | random.integers(0, 2, (2, 3)) << 15).astype("<u2")
+    for dtype, target in (("BF16", torch.bfloat16), ("F16", torch.float16), ("F32", torch.float32)):
+        theirs = Fp8Dequantize(None)._dequantize_one(
+            torch.from_numpy(codes).view(torch.float8_e4m3fn),
+            torch.from_numpy(scales.view("<i2")).view(torch.bfloat16),
+            target,
+        )
+        ours = reference.dequantised(Tensor("F8_E4M3", codes), Tensor("BF16", scales), dtype)
+        assert np.array_equal(theirs.view(torch.uint8).numpy(), ours.bits.view("u1"))
+
+
+LAYER = "model.language_model.layers.0"
+
+
+@pytest.mark.parametrize("scale_key", ["q_proj.weight_scale_inv", "q_proj_scale_inv"])
+def test_rules23_60_quantised_weights_take_their_scales_with_them(scale_key):
+    checkpoint = {
+        f"{LAYER}.self_attn.q_proj.weight": Tensor("F8_E4M3", np.full((1, 2), 0x38, "u1")),
+        f"{LAYER}.self_attn.{scale_key}": Tensor("BF16", bf16(3.0).bits.reshape(1, 1)),
+    }
+    for model, dtype in ((Model(), "BF16"), (Model(trained="F16"), "F16"), (Model(trained="F16", dtype="F32"), "F32")):
+        ((name, value),) = reference.global_state(checkpoint, model).items()
+        assert (name, value.dtype) == (f"{LAYER}.self_attn.q_proj.weight", dtype)
+        assert reference.converted(checkpoint, model) == {name: "F8_E4M3"}
+        assert reference.stored_digests(checkpoint, model) == {name: reference.digest(value)}
+
+
+def test_rules55_57_a_requested_dtype_spares_integers_and_what_training_keeps_in_f32():
+    values = {name: bf16(1.0, 2.0) for name in ("linear_attn.A_log", "linear_attn.norm.weight", "mlp.gate.weight")}
+    checkpoint = {f"{LAYER}.{name}": value for name, value in values.items()}
+    checkpoint[f"{LAYER}.ints"] = Tensor("I16", np.zeros(2, "<u2"))
+    state = reference.global_state(checkpoint, Model(dtype="F16"))
+    assert [value.dtype for value in state.values()] == ["F32", "F16", "F16", "I16"]
+    assert state[f"{LAYER}.mlp.gate.weight"].bits.tolist() == [0x3C00, 0x4000]
+
+
+def test_rule43_a_text_model_has_no_vision_and_no_segment_for_it():
+    keys = [f"{LAYER}.mlp.experts.down_proj", "model.visual.pos_embed.weight", "lm_head.weight", "mtp.norm.weight"]
+    checkpoint = {key: Tensor("BF16", np.zeros((1, 1, 1), "<u2")) for key in keys}
+    assert reference.global_state(checkpoint, Model(text_only=True)).keys() == {
+        "model.layers.0.mlp.experts.down_projs",
+        "lm_head.weight",
+        "mtp.layers.0.final_layernorm.weight",
+    }
+
+
+@pytest.mark.parametrize(
+    ("family", "hf_key", "native_name"),
+    [
+        ("qwen3_moe", "model.layers.3.mlp.experts.7.up_proj.weight", "model.layers.3.mlp.experts.gate_and_up_projs"),
+        ("qwen3_moe", "model.layers.3.mlp.gate.weight", "model.layers.3.mlp.gate.weight"),
+        ("qwen3_next", "model.layers.3.mlp.experts.7.down_proj.weight", "model.layers.3.mlp.experts.down_projs"),
+        ("qwen3_next", "mtp.layers.0.mlp.experts.7.down_proj.weight", "mtp.layers.0.mlp.experts.down_projs"),
+        ("qwen3_next", "model.layers.3.linear_attn.A_log", "model.layers.3.linear_attn._fp32_params.A_log"),
+        (
+            "qwen3_next",
+            "model.layers.3.mlp.shared_expert.up_proj.weight",
+            "model.layers.3.mlp.shared_experts.up_proj.weight",
+        ),
+    ],
+)
+def test_hf_keys_of_per_expert_families_become_native_names(family, hf_key, native_name):
+    assert reference.fqn(hf_key, "model.", family) == native_name
+
+
+# digest/1 and the comparison ----------------------------------------------------------------------------------------
+
 VECTORS = [  # dtype, values, digest, d(0), d(1), …
     ("U16", np.arange(24, dtype="<u2").reshape(2, 3, 4), ["fbf5c2c633a7f118", "e4954f3df8a62cf6", "176073883b01c422"]),
     (
@@ -171,6 +280,12 @@ def test_digest_factors():
     assert [f"{reference.entry_factor(e):016x}" for e in (0, 1)] == ["d3c0067c775b5e6d", "d5653bc81154a5fb"]
     assert [f"{f:08x}" for f in reference.row_factors(3)] == ["4d2d99cf", "fb178619", "d5834d41"]
     assert [f"{f:08x}" for f in reference.word_factors(3)] == ["08dc147d", "a641c7df", "9da97c0d"]
+
+
+def test_of_a_conversion_any_nan_will_do_but_no_number():
+    expected = Tensor("BF16", np.array([0x7FC0], "<u2"), any_nan=True)
+    for bits, wrong in ((0xFFFF, False), (0x7F81, False), (0x7F80, True), (0, True)):
+        assert bool(reference.difference(expected, Tensor("BF16", np.array([bits], "<u2")))) == wrong
 
 
 def test_the_comparison_sees_a_nan_payload_a_sign_of_zero_and_a_missing_tensor():
