@@ -67,26 +67,62 @@ void look_up(Values<to> const& values, std::byte const* codes, std::uint64_t cou
   }
 }
 
-/// How many of the positions from `first` to `end` are in the same block as `first`.
-std::uint64_t rest_of_block(std::uint64_t first, std::uint64_t end) {
-  return std::min(end, first / kScaleBlock * kScaleBlock + kScaleBlock) - first;
+/// How many of the positions from `first` to `end` are in the same block as `first`, where blocks have `size`.
+std::uint64_t rest_of_block(std::uint64_t first, std::uint64_t end, std::uint64_t size) {
+  return std::min(end, first / size * size + size) - first;
 }
 
-/// Block by block: a block has many more elements than there are codes, so each product is computed once.
+/// Blocks beside one another whose tables are kept at a time: few enough for the nearest cache, and enough to make the
+/// runs of a row so long that memory delivers and takes them as a stream.
+constexpr std::uint64_t kKeptBlocks = 16;
+
+/// Part of a matrix, in one row of blocks and at most `kKeptBlocks` columns of them.
+struct Group {
+  MatrixView codes;
+  std::uint64_t first_column;  // in the matrix
+  std::byte const* scales;     // of its row of blocks
+  std::byte* out;
+  std::uint64_t out_stride;  // in elements
+};
+
+template <DType to>
+void dequantise_group(Group const& group, ReadScale read) {
+  auto const& [codes, first_column, scales, out, out_stride] = group;
+  auto const first_block = first_column / kScaleBlock;
+  auto const end = first_column + codes.columns;
+  std::array<Values<to>, kKeptBlocks> values;
+  for (auto block = first_block; block * kScaleBlock < end; ++block) {
+    values[block - first_block] = scaled_values<to>(read(scales, block));
+  }
+  for (std::uint64_t row = 0; row < codes.rows; ++row) {
+    for (std::uint64_t column = first_column, count = 0; column < end; column += count) {
+      count = rest_of_block(column, end, kScaleBlock);
+      auto const in_box = column - first_column;
+      look_up<to>(values[column / kScaleBlock - first_block], codes.data + row * codes.stride + in_box, count,
+                  out + (row * out_stride + in_box) * sizeof(typename Float<to>::Bits));
+    }
+  }
+}
+
+/// A block has many more elements than there are codes: each product is computed once.
 template <DType to>
 void dequantise_to(MatrixView const& codes, std::uint64_t first_row, std::uint64_t first_column,
                    BlockScales const& scales, std::byte* out) {
   auto const read = scale_reader(scales.dtype);
+  auto const row_of_scales = scales.columns * element_bytes(scales.dtype);
   for (std::uint64_t row = 0, rows = 0; row < codes.rows; row += rows) {
-    rows = rest_of_block(first_row + row, first_row + codes.rows);
-    auto const first_scale = (first_row + row) / kScaleBlock * scales.columns;
+    rows = rest_of_block(first_row + row, first_row + codes.rows, kScaleBlock);
     for (std::uint64_t column = 0, columns = 0; column < codes.columns; column += columns) {
-      columns = rest_of_block(first_column + column, first_column + codes.columns);
-      auto const values = scaled_values<to>(read(scales.data, first_scale + (first_column + column) / kScaleBlock));
-      for (std::uint64_t r = row; r < row + rows; ++r) {
-        look_up<to>(values, codes.data + r * codes.stride + column, columns,
-                    out + (r * codes.columns + column) * sizeof(values[0]));
-      }
+      columns = rest_of_block(first_column + column, first_column + codes.columns, kKeptBlocks * kScaleBlock);
+      dequantise_group<to>({.codes = {.data = codes.data + row * codes.stride + column,
+                                      .rows = rows,
+                                      .columns = columns,
+                                      .stride = codes.stride},
+                            .first_column = first_column + column,
+                            .scales = scales.data + (first_row + row) / kScaleBlock * row_of_scales,
+                            .out = out + (row * codes.columns + column) * element_bytes(to),
+                            .out_stride = codes.columns},
+                           read);
     }
   }
 }

@@ -44,8 +44,7 @@ struct SmallFloat {
 
   /// To nearest, ties to even; of numbers that are too large, something at or above `first_special`.
   static constexpr std::uint32_t narrow(F32Bits magnitude) {
-    auto const small = magnitude < kSmallestNormal ? magnitude : 0;
-    auto const counted = std::bit_cast<float>(small) + std::bit_cast<float>(kUnit);
+    auto const counted = std::bit_cast<float>(magnitude) + std::bit_cast<float>(kUnit);
     auto const subnormal = std::bit_cast<F32Bits>(counted) - kUnit;
     return magnitude < kSmallestNormal ? subnormal : shift_to_even(magnitude - kRebias, kShift);
   }

@@ -70,7 +70,7 @@ Bytes dequantised(Quantised const& matrix, Box const& box, DType to) {
 }
 
 TEST(Dequantise, Rule58_EachCodeIsMultipliedByTheScaleOfItsBlock) {
-  for (auto const& [rows, columns] : {std::pair{1, 1}, {127, 129}, {128, 128}, {129, 127}, {300, 200}, {3, 700}}) {
+  for (auto const& [rows, columns] : {std::pair{1, 1}, {127, 129}, {128, 128}, {129, 127}, {300, 200}, {2, 4200}}) {
     Quantised const matrix(static_cast<std::uint64_t>(rows), static_cast<std::uint64_t>(columns));
     std::vector<float> expected;
     for (std::uint64_t row = 0; row < matrix.rows; ++row) {
@@ -82,7 +82,7 @@ TEST(Dequantise, Rule58_EachCodeIsMultipliedByTheScaleOfItsBlock) {
 }
 
 TEST(Dequantise, Rule59_BoxesThatBeginAndEndWithinBlocksGiveTheBytesOfTheWhole) {
-  Quantised const matrix(300, 390);
+  Quantised const matrix(300, 2300);
   for (auto const to : {DType::BF16, DType::F16, DType::F32}) {
     auto const unit = element_bytes(to);
     auto const whole = dequantised(matrix, {0, 0, matrix.rows, matrix.columns}, to);
@@ -90,8 +90,9 @@ TEST(Dequantise, Rule59_BoxesThatBeginAndEndWithinBlocksGiveTheBytesOfTheWhole) 
                             {127, 127, 2, 2},
                             {100, 250, 150, 100},
                             {128, 128, 128, 128},
-                            {299, 0, 1, 390},
-                            {0, 389, 300, 1},
+                            {299, 0, 1, 2300},
+                            {0, 2299, 300, 1},
+                            {90, 2040, 60, 20},
                             {5, 130, 0, 9},
                             {5, 130, 9, 0}}) {
       Bytes expected;
