@@ -27,7 +27,7 @@ struct Source {
   std::string spelled;  ///< Its FQN, with the prefix that its HF keys have.
   std::string key;      ///< If it is dense; empty: as the family says.
   ExpertKeys experts = ExpertKeys::grouped;
-  Layout grouped_layout = Layout::same;
+  Layout grouped_layout = Layout::same;  ///< Also of tensors that are only named like grouped experts (rule 46).
 };
 
 /// The rule of stacked experts. Also of a text model's, whose names lack `language_model.`; but names before which
@@ -39,6 +39,13 @@ StackedRule const* find_experts(KeyTable const& table, std::string_view fqn) {
     if (match_key(fmt::format("{}{}", to_layer, after_layer(rule.native)), fqn)) return &rule;
   }
   return nullptr;
+}
+
+/// Rule 46: what renames a tensor, wherever in its name.
+StackedRule const* find_renaming(KeyTable const& table, std::string_view fqn) {
+  auto const renames = [&](StackedRule const& rule) { return fqn.find(after_layer(rule.native)) != fqn.npos; };
+  auto const found = std::ranges::find_if(table.stacked, renames);
+  return found == table.stacked.end() ? nullptr : &*found;
 }
 
 bool is_extra_state(std::string_view fqn) { return fqn.find("_extra_state") != std::string_view::npos; }
@@ -92,7 +99,7 @@ class Destinations {
     auto key = source.key.empty() ? to_hf(table_, source.spelled) : source.key;
     auto const dtype = needs_f32(table_, key, native.dtype) ? DType::F32 : native.dtype;
     auto shape = native.shape;
-    if (is_renamed_as_experts(source)) {
+    if (source.grouped_layout == Layout::swapped) {
       if (shape.size() < 3) {
         throw FormatError(fmt::format("{}: becomes {} with axes 1 and 2 exchanged, and has the shape {}", native.fqn,
                                       key, to_string(shape)),
@@ -106,14 +113,6 @@ class Destinations {
             .offsets = Shape(shape.size(), 0),
             .local_shape = shape,
             .fqn = native.fqn});
-  }
-
-  // Rule 46: wherever in a name.
-  [[nodiscard]] bool is_renamed_as_experts(Source const& source) const {
-    return source.grouped_layout == Layout::swapped &&
-           std::ranges::any_of(table_.stacked, [&](StackedRule const& rule) {
-             return source.native.fqn.find(after_layer(rule.native)) != std::string::npos;
-           });
   }
 
   /// Rules 24, 46
@@ -213,11 +212,7 @@ Layout grouped_layout(HfForms const& forms, StackedRule const& rule) {
 
 Source source_of(KeyTable const& table, NativeTensor const& native, HfForms const& forms) {
   Source source{.native = native, .spelled = native.fqn, .key = {}};
-  for (auto const& rule : table.stacked) {
-    if (native.fqn.find(after_layer(rule.native)) != std::string::npos) {
-      source.grouped_layout = grouped_layout(forms, rule);
-    }
-  }
+  if (auto const* const rule = find_renaming(table, native.fqn)) source.grouped_layout = grouped_layout(forms, *rule);
   if (auto const* const rule = find_experts(table, native.fqn)) {
     source.experts = asked_for(forms, *rule).value_or(ExpertKeys::grouped);
   }

@@ -34,10 +34,11 @@ void list_keys(Job& job, Mesh const& mesh) {
                                                         .quantization = true,
                                                         .keys = job.keys()});
   if (!job.options.json) {
+    std::string lines;
     for (auto const& tensor : destinations) {
-      print_data(fmt::format("{}  {}  {}\n", tensor.key, name(tensor.dtype), to_string(tensor.shape)));
+      lines += fmt::format("{}  {}  {}\n", tensor.key, name(tensor.dtype), to_string(tensor.shape));
     }
-    return;
+    return print_data(lines);
   }
   auto list = Json::array();
   for (auto const& tensor : destinations) list.push_back(describe(tensor));
