@@ -12,14 +12,13 @@
 #include "model/key_pattern.hpp"
 #include "model/quantised.hpp"
 #include "plan/held.hpp"
+#include "transform/dequantise.hpp"
 
 namespace rankslice {
 
 namespace {
 
-constexpr std::uint64_t kBlock = 128;  // rows and columns to which a block scale belongs
-
-constexpr std::uint64_t blocks_of(std::uint64_t length) { return (length + kBlock - 1) / kBlock; }
+constexpr std::uint64_t blocks_of(std::uint64_t length) { return (length + kScaleBlock - 1) / kScaleBlock; }
 
 /// A native tensor and how its checkpoint has it.
 struct Source {
@@ -173,14 +172,14 @@ class Destinations {
   }
 
   [[nodiscard]] LoadDestination sharded_scales(LoadDestination const& weight) const {
-    if (options_.mesh.ep_shard > 1 && weight.local_shape[1] % kBlock != 0) {
+    if (options_.mesh.ep_shard > 1 && weight.local_shape[1] % kScaleBlock != 0) {
       throw PlanError(fmt::format("{}: MTP FP8 weight shards must align to 128-element block boundaries; of {} each of "
                                   "ep_shard={} ranks has {} columns",
                                   weight.key, to_string(weight.shape), options_.mesh.ep_shard, weight.local_shape[1]),
                       weight.key);
     }
     auto sharded = scales(weight, DType::F32);
-    for (auto& offset : sharded.offsets) offset /= kBlock;
+    for (auto& offset : sharded.offsets) offset /= kScaleBlock;
     for (auto& length : sharded.local_shape) length = blocks_of(length);
     return sharded;
   }

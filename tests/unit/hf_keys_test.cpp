@@ -388,6 +388,29 @@ TEST(HfKeys, Rule43_KeysAreSpelledAsInTheCheckpoint) {
   EXPECT_EQ(found.back().key, "model.layers.0.mlp.experts.3.down_proj.weight_scale_inv");
 }
 
+// The tiny model has E = 4, H = 16 and I = 8.
+TEST(HfKeys, Rule50_ACheckpointInBlockFp8IsLoadedFromCodesAndScales) {
+  auto shape = test::tiny_qwen35();
+  shape.experts_form = shape.mtp_form = ExpertForm::split;
+  auto checkpoint = checkpoint_of(test::make_model(shape));
+  for (auto& tensor : checkpoint.model.tensors) {
+    if (tensor.key.find(".experts.") != std::string::npos) tensor.dtype = DType::F8_E4M3;
+  }
+  auto const of_down = [&](bool quantization) {
+    return listed(load_destinations(checkpoint,
+                                    {.mesh = {.ep = 4},
+                                     .coordinate = {.ep = 2},
+                                     .quantization = quantization,
+                                     .keys = key_selection(R"(.*(language_model|mtp)\.layers\.0\..*experts.*down)")}));
+  };
+  EXPECT_THAT(of_down(true), testing::UnorderedElementsAre(kLayer0 + "2.down_proj.weight F8_E4M3 [16, 8]",
+                                                           kLayer0 + "2.down_proj.weight_scale_inv BF16 [1, 1]",
+                                                           kMtp0 + "2.down_proj.weight_scale_inv F32 [1, 1]",
+                                                           kMtp0 + "2.down_proj.weight F8_E4M3 [16, 8]"));
+  EXPECT_THAT(of_down(false), testing::UnorderedElementsAre(kLayer0 + "down_proj BF16 [4, 16, 8]",
+                                                            kMtp0 + "2.down_proj.weight BF16 [16, 8]"));
+}
+
 TEST(HfKeys, TwoTensorsDoNotMeetInOneKey) {
   std::string const at = "model.language_model.layers.0.linear_attn.";
   EXPECT_THAT(refusal<FormatError>({{at + "A_log", DType::F32, {4}}, {at + "_fp32_params.A_log", DType::F32, {4}}}),
