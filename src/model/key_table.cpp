@@ -160,6 +160,8 @@ std::string_view find_prefix(KeyTable const& table, std::span<HfTensor const> te
   return std::ranges::any_of(tensors, prefixed) ? kModel : std::string_view{};
 }
 
+bool is_fp32_held(KeyTable const& table, std::string_view hf_key) { return tracked(table.fp32, hf_key); }
+
 DType find_dtype_on_load(KeyTable const& table, std::string_view hf_key, DType hf_dtype) {
   if (!tracked(table.fp32, hf_key)) return hf_dtype;
   if (hf_dtype == DType::F64 || is_quantised(hf_dtype)) {

@@ -111,6 +111,9 @@ struct StackedName {
 [[nodiscard]] std::string_view find_prefix(KeyTable const& table, std::span<CatalogTensor const> tensors);
 [[nodiscard]] std::string_view find_prefix(KeyTable const& table, std::span<HfTensor const> tensors);
 
+/// Whether training keeps a tensor in F32, apart from the others (rule 53).
+[[nodiscard]] bool is_fp32_held(KeyTable const& table, std::string_view hf_key);
+
 /// The dtype in which the state dict holds a tensor (rules 53-57). @throws FormatError where bits would be lost.
 [[nodiscard]] DType find_dtype_on_load(KeyTable const& table, std::string_view hf_key, DType hf_dtype);
 
