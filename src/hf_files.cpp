@@ -88,7 +88,9 @@ void create_hf_files(HfLayout const& layout, std::string const& folder, BlockDon
 }
 
 void add_other_files(HfLayout const& layout, std::string const& folder, BlockDone const& done) {
-  for (auto const& side : layout.side_files) copy_side_file(side, folder, done);
+  for (auto const& side : layout.side_files) {
+    side.path.empty() ? write_whole(folder, side.name, layout.config, done) : copy_side_file(side, folder, done);
+  }
   if (!layout.index_name.empty()) write_whole(folder, layout.index_name, layout.index, done);
 }
 

@@ -47,13 +47,19 @@ void require_harmless_names(HfLayout const& layout, std::string const& path) {
 
 HfTarget make_target(Checkpoint const& source, std::vector<bool> const& taken, std::uint64_t max_file_bytes) {
   if (std::ranges::find(taken, false) == taken.end()) return {.hf = source.hf, .catalog = source.catalog};
+  auto target = make_fresh_target(source, source.model, taken, max_file_bytes);
+  target.hf.headers = HeaderOrigin::selection;
+  return target;
+}
+
+HfTarget make_fresh_target(Checkpoint const& source, Model const& model, std::vector<bool> const& taken,
+                           std::uint64_t max_file_bytes) {
   std::vector<SafetensorsHeader::Tensor> tensors;
   for (std::size_t i = 0; i < taken.size(); ++i) {
-    auto const& tensor = source.model.tensors[i];
+    auto const& tensor = model.tensors[i];
     if (taken[i]) tensors.push_back({tensor.key, tensor.dtype, tensor.shape, {}});
   }
   HfTarget target{.hf = make_fresh_layout(std::move(tensors), max_file_bytes), .catalog = {}};
-  target.hf.headers = HeaderOrigin::selection;
   target.hf.config = source.hf.config;
   target.hf.side_files = source.hf.side_files;
   target.hf.left_out = source.hf.left_out;

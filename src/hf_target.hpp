@@ -20,6 +20,11 @@ struct HfTarget {
 [[nodiscard]] HfTarget make_target(Checkpoint const& source, std::vector<bool> const& taken,
                                    std::uint64_t max_file_bytes = kMaxFileBytes);
 
+/// Fresh files for those tensors of `model` that are taken, whoever made the model of those of `source`; all side files
+/// of the source. Pure. @throws FormatError as above
+[[nodiscard]] HfTarget make_fresh_target(Checkpoint const& source, Model const& model, std::vector<bool> const& taken,
+                                         std::uint64_t max_file_bytes);
+
 /// Names become paths below an output folder: a store or index made by somebody else must not lead out of it.
 /// `path` names the checkpoint in errors. Pure. @throws FormatError for such a name, and for two files of one name
 void require_harmless_names(HfLayout const& layout, std::string const& path);

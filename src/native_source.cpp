@@ -9,6 +9,25 @@
 
 namespace rankslice {
 
+namespace {
+
+/// Call step(first_element, bytes) for the parts of a slice that are contiguous in the global tensor and in its box.
+template <typename Step>
+void for_each_run(Parameter const& parameter, Slice const& slice, NativeBox<std::byte const> const& box,
+                  Step const& step) {
+  auto const parts = parameter.stacked_experts ? 1 : slice.part.size();  // of a run
+  auto const row_bytes = parameter.row_bytes(Form::native);
+  for (auto part = slice.part.begin; part < slice.part.end; part += parts) {
+    auto const row_in_box =
+        (part - box.slice.part.begin) * box.slice.rows.size() + slice.rows.begin - box.slice.rows.begin;
+    auto const first_row = part * parameter.row_count() + slice.rows.begin;
+    step(first_row * parameter.columns(),
+         std::span(box.data + row_in_box * row_bytes, parts * slice.rows.size() * row_bytes));
+  }
+}
+
+}  // namespace
+
 HeldTensors::HeldTensors(StateDict const& state) {
   require_consistent(state);
   auto const& parameters = state.source->model.parameters;
@@ -52,6 +71,19 @@ void StreamedTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& us
                            });
     use(slice, {.data = box.data, .slice = slice});
   }
+}
+
+DigestedTensors::DigestedTensors(NativeSource& from, Model const& model) : from_(from), model_(model), given_(model) {}
+
+void DigestedTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {
+  auto const& parameter = model_.parameters[wanted.parameter];
+  ParameterDigest digest(model_, parameter);
+  from_.for_each_box(wanted, [&](Slice const& slice, NativeBox<std::byte const> const& box) {
+    for_each_run(parameter, slice, box, [&](std::uint64_t first_element, std::span<std::byte const> run) {
+      digest.add_native(first_element, run, given_);
+    });
+    use(slice, box);
+  });
 }
 
 }  // namespace rankslice

@@ -37,4 +37,18 @@ class StreamedTensors final : public NativeSource {
   std::vector<std::byte> buffer_;
 };
 
+/// What another source gives, digested on its way to who uses it, under a model of the same parameters.
+class DigestedTensors final : public NativeSource {
+ public:
+  /// Both outlive the result.
+  DigestedTensors(NativeSource& from, Model const& model);
+  void for_each_box(PlannedSlice const& wanted, BoxStep const& use) override;
+  [[nodiscard]] Digests const& given() const { return given_; }
+
+ private:
+  NativeSource& from_;
+  Model const& model_;
+  Digests given_;
+};
+
 }  // namespace rankslice

@@ -3,36 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
 
-#include "io/file.hpp"
 #include "storage_reader.hpp"
+#include "target_files.hpp"
 
 namespace rankslice {
 
 namespace {
-
-/// The files that are being written, opened when first needed. The experts of one layer may lie in several.
-class TargetFiles {
- public:
-  explicit TargetFiles(Storage const& target) : target_(target) {}
-  FileWriter& at(std::uint32_t index) {
-    auto const open = writers_.find(index);
-    if (open != writers_.end()) return open->second;
-    return writers_.emplace(index, FileWriter::open(target_.files[index].path)).first->second;
-  }
-  void finish() {
-    for (auto& [index, writer] : writers_) {
-      writer.sync();
-      writer.close();
-    }
-    writers_.clear();
-  }
-
- private:
-  Storage const& target_;
-  std::map<std::uint32_t, FileWriter> writers_;
-};
 
 [[noreturn]] void fail_read_back(Model const& model, Storage const& target, std::uint32_t tensor, Digests const& found,
                                  Digests const& written) {

@@ -4,11 +4,11 @@
 #include <optional>
 
 #include "checkpoint_parts.hpp"
+#include "copied_slices.hpp"
 #include "copies.hpp"
+#include "export_plan.hpp"
 #include "hf_files.hpp"
-#include "hf_target.hpp"
 #include "native_source.hpp"
-#include "plan/plan.hpp"
 #include "shared_output.hpp"
 #include "slice_writer.hpp"
 #include "state/consistency.hpp"
@@ -21,32 +21,34 @@ namespace rankslice {
 namespace {
 
 struct ExportPlan {
-  HfTarget target;
-  std::vector<bool> taken;           // which tensors of the source
-  std::vector<PlannedSlice> slices;  // what this rank writes
+  ExportTarget target;
+  ExportSlices slices;
+  std::optional<Storage> originals;  // of what is copied
 };
-
-ExportPlan plan_export(Checkpoint const& source, Mesh const& mesh, MeshCoordinate const& coordinate,
-                       ExportOptions const& options) {
-  auto const& model = source.model;
-  ExportPlan plan{.target = {}, .taken = taken_tensors(model, options.keys), .slices = {}};
-  plan.target = make_target(source, plan.taken, options.max_file_bytes);
-  plan.slices = make_save_plan(model, mesh, coordinate);
-  std::erase_if(plan.slices, [&](PlannedSlice const& planned) {
-    auto const is_taken = [&](std::uint32_t tensor) { return plan.taken[tensor]; };
-    return std::ranges::none_of(model.parameters[planned.parameter].tensors, is_taken);
-  });
-  return plan;
-}
 
 /// Every rank's part of the same files. Collective.
 ExportPlan agree_on_export(Checkpoint const& source, Mesh const& mesh, Communicator& world,
                            ExportOptions const& options) {
   ExportPlan plan;
-  on_every_rank(world, [&] { plan = plan_export(source, mesh, mesh.coordinate(world.rank()), options); });
-  require_same(fingerprint(plan.target.hf),
-               "would write other files than rank 0; keys and max_file_bytes must be the same on every rank", world);
+  on_every_rank(world, [&] {
+    plan.target = make_export_target(source, options);
+    plan.slices = plan_export(plan.target, mesh, mesh.coordinate(world.rank()));
+    if (has_copies(plan.target)) plan.originals = storage_of(plan.target.model, copied_from(source, options));
+  });
+  require_same(fingerprint(plan.target.files.hf),
+               "would write other files than rank 0; options must be the same on every rank", world);
   return plan;
+}
+
+/// The same tensors as parts of what is exported.
+StateDict as_part_of(ExportTarget const& target, StateDict const& state) {
+  auto source = std::make_shared<Checkpoint>();
+  source->path = state.source->path;
+  source->model = target.model;
+  auto exported = state;
+  for (auto& [fqn, tensor] : exported.tensors) tensor.parameter = source->model.parameters[tensor.index];
+  exported.source = std::move(source);
+  return exported;
 }
 
 /// Digests without those of tensors that are left out.
@@ -59,12 +61,22 @@ Digests without_left_out(std::vector<bool> const& taken, Digests digests) {
   return digests;
 }
 
+/// The digests of values as they are held: of what was converted those of the results.
+DigestTable as_held(Model const& model, Digests const& digests) {
+  auto held = digests.source;
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+    if (model.parameters[model.tensors[i].parameter].converted()) {
+      std::ranges::copy(digests.stored.of(i), held.of(i).begin());
+    }
+  }
+  return held;
+}
+
 /// A checkpoint on its way into a folder. Every function is collective.
 class Export {
  public:
-  Export(Model const& model, ExportPlan const& plan, std::string const& out_dir, Communicator& world,
-         ExportOptions const& options)
-      : model_(model),
+  Export(ExportPlan const& plan, std::string const& out_dir, Communicator& world, ExportOptions const& options)
+      : model_(plan.target.model),
         plan_(plan),
         world_(world),
         options_(options),
@@ -72,28 +84,44 @@ class Export {
         output_(out_dir, StagedOutput::Kind::folder, options.overwrite, world) {}
 
   /// All files at their full size, the tensors in them, and these read back. Returns the digests of what this rank
-  /// wrote.
+  /// wrote of `tensors`.
   [[nodiscard]] Digests write(NativeSource& tensors) {
-    auto const storage = target_storage(plan_.target, model_, output_.path());
+    auto const storage = target_storage(plan_.target.files, model_, output_.path());
+    auto const& [computed, compared, copied] = plan_.slices;
     on_every_rank(world_, [&] {
-      bytes_ = stored_bytes(storage, model_, plan_.slices);
-      if (world_.rank() == 0) create_hf_files(plan_.target.hf, output_.path(), alive_);
+      bytes_ = stored_bytes(storage, model_, computed);
+      copied_bytes_ = stored_bytes(storage, model_, copied).wanted;
+      if (world_.rank() == 0) create_hf_files(plan_.target.files.hf, output_.path(), alive_);
     });
-    auto const done = watch(options_.call, "to_hf", bytes_.wanted + bytes_.read, &world_);
+    auto const done = watch(options_.call, "to_hf", bytes_.wanted + bytes_.read + 2 * copied_bytes_, &world_);
     Digests written;
-    on_every_rank(world_, [&] { written = write_slices(model_, plan_.slices, tensors, storage, done); });
-    on_every_rank(world_, [&] { check_read_back(model_, plan_.slices, storage, written, done); });
+    on_every_rank(world_, [&] { written = write_slices(model_, computed, tensors, storage, done); });
+    on_every_rank(world_, [&] { check_read_back(model_, computed, storage, written, done); });
+    if (!plan_.originals) return written;
+    on_every_rank(world_, [&] { copied_ = copy_slices(model_, copied, *plan_.originals, storage, done); });
+    on_every_rank(world_, [&] { check_copies(model_, copied, storage, copied_, done); });
     return written;
+  }
+
+  /// What `write` copied is what was compared before.
+  void require_copied(Digests const& compared) {
+    auto expected = without_left_out(plan_.target.taken, compared);
+    world_.all_reduce(expected.source.values(), Reduce::sum);
+    world_.all_reduce(copied_.source.values(), Reduce::sum);
+    on_every_rank(world_, [&] { require_equal(model_, {"compared", expected.source}, {"copied", copied_.source}); });
   }
 
   /// Side files, the index, and the final name.
   [[nodiscard]] ExportReport publish() {
-    auto const& hf = plan_.target.hf;
+    auto const& hf = plan_.target.files.hf;
     on_every_rank(world_, [&] {
       if (world_.rank() == 0) add_other_files(hf, output_.path(), alive_);
     });
     output_.publish();
-    return {.headers = hf.headers, .bytes_read = 0, .bytes_written = bytes_.wanted, .files = hf.files.size()};
+    return {.headers = hf.headers,
+            .bytes_read = 0,
+            .bytes_written = bytes_.wanted + copied_bytes_,
+            .files = hf.files.size()};
   }
 
  private:
@@ -104,23 +132,69 @@ class Export {
   BlockDone alive_;  // of what is no tensor
   SharedOutput output_;
   StoredBytes bytes_;
+  std::uint64_t copied_bytes_ = 0;
+  Digests copied_;
 };
+
+/// What cannot be computed back is still what the originals give. Returns the digests of the originals. Collective.
+Digests compare_with_originals(ExportPlan const& plan, NativeSource& held, CallOptions const& call,
+                               Communicator& world) {
+  Digests originals;
+  auto const& model = plan.target.model;
+  auto const bytes = plan_bytes(model, plan.slices.compared, Form::native);
+  auto const done = watch(call, "verify", bytes, &world);
+  on_every_rank(world,
+                [&] { originals = require_unchanged(model, plan.slices.compared, held, *plan.originals, done); });
+  return originals;
+}
+
+/// Write what a checkpoint has, under its own model, and prove that it is what was read. Collective.
+void write_as_read(Model const& model, std::vector<bool> const& taken, StreamedTensors& streamed, Export& output,
+                   Communicator& world) {
+  auto const written = output.write(streamed);
+  on_every_rank(world, [&] {
+    streamed.check_unchanged();
+    // Of converted tensors only the values as the files hold them: a trained one need not be exact in fewer bits.
+    auto const read = without_left_out(taken, streamed.read());
+    require_equal(model, {"read", read.source}, {"written", written.source});
+  });
+}
+
+/// The same under the model of the target: what was read is what was handed on, and that is what was written.
+/// Collective.
+void write_converted(Model const& model, ExportTarget const& target, StreamedTensors& streamed, Export& output,
+                     Communicator& world) {
+  DigestedTensors as_read(streamed, model);
+  DigestedTensors as_exported(as_read, target.model);
+  auto const written = output.write(as_exported);
+  on_every_rank(world, [&] {
+    streamed.check_unchanged();
+    require_equal(model, {"read", as_held(model, streamed.read())}, {"handed on", as_held(model, as_read.given())});
+    auto const handed_on = without_left_out(target.taken, as_exported.given());
+    require_equal(target.model, {"handed on", handed_on.source}, {"written", written.source});
+  });
+}
 
 }  // namespace
 
 ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communicator& world,
                    ExportOptions const& options) {
   require_agreement(state, world);
-  auto const& model = state.source->model;
-  std::optional<HeldTensors> held;
-  on_every_rank(world, [&] { held.emplace(state); });
   auto const plan = agree_on_export(*state.source, state.mesh, world, options);
-  auto const expected = without_left_out(plan.taken, digest_all_held(state, options.call, world));
+  auto const exported = as_part_of(plan.target, state);
+  std::optional<HeldTensors> held;
+  on_every_rank(world, [&] { held.emplace(exported); });
+  auto const expected = without_left_out(plan.target.taken, digest_all_held(exported, options.call, world));
 
-  Export output(model, plan, out_dir, world, options);
+  auto const originals =
+      plan.originals ? std::optional(compare_with_originals(plan, *held, options.call, world)) : std::nullopt;
+  Export output(plan, out_dir, world, options);
   auto written = output.write(*held);
+  if (originals) output.require_copied(*originals);
   world.all_reduce(written.source.values(), Reduce::sum);
-  on_every_rank(world, [&] { require_equal(model, {"held", expected.source}, {"written", written.source}); });
+  on_every_rank(world, [&] {
+    require_equal(plan.target.model, {"held", expected.source}, {"written", written.source});
+  });
   return output.publish();
 }
 
@@ -129,18 +203,19 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
   auto const& model = checkpoint.model;
   auto const plan = agree_on_export(checkpoint, make_mesh(world.size()), world, options);
   if (verify == VerifyLevel::full) require_equal_copies(checkpoint, world, options.call);
-  StreamedTensors streamed(checkpoint.storage, model);
 
-  Export output(model, plan, out_dir, world, options);
-  auto const written = output.write(streamed);
-  auto read = without_left_out(plan.taken, streamed.read());
-  on_every_rank(world, [&] {
-    streamed.check_unchanged();
-    // Of converted tensors only the values as the files hold them: a trained one need not be exact in fewer bits.
-    require_equal(model, {"read", read.source}, {"written", written.source});
-  });
+  StreamedTensors streamed(checkpoint.storage, model);
+  std::optional<Digests> originals;
+  if (plan.originals && checkpoint.storage.form == Form::native) {
+    originals = compare_with_originals(plan, streamed, options.call, world);
+  }
+  Export output(plan, out_dir, world, options);
+  plan.target.converted ? write_converted(model, plan.target, streamed, output, world)
+                        : write_as_read(model, plan.target.taken, streamed, output, world);
+  if (originals) output.require_copied(*originals);
   if (verify == VerifyLevel::full && checkpoint.digests) {
-    auto const recorded = without_left_out(plan.taken, *checkpoint.digests);
+    auto read = streamed.read();
+    auto const recorded = without_left_out(tensors_to_read(plan.target, model), *checkpoint.digests);
     world.all_reduce(read.source.values(), Reduce::sum);
     world.all_reduce(read.stored.values(), Reduce::sum);
     on_every_rank(world, [&] {
@@ -149,7 +224,10 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
     });
   }
   auto report = output.publish();
-  report.bytes_read = plan_bytes(model, plan.slices, checkpoint.storage.form);
+  auto const& [computed, compared, copied] = plan.slices;
+  report.bytes_read =
+      plan_bytes(model, computed, checkpoint.storage.form) + plan_bytes(model, copied, Form::hf) +
+      (originals ? plan_bytes(model, compared, Form::hf) + plan_bytes(model, compared, checkpoint.storage.form) : 0);
   return report;
 }
 

@@ -32,7 +32,9 @@ struct HfFile {
 struct SideFile {
   std::string name;
   std::uint64_t size = 0;
-  std::string path;              ///< Of the file that holds the bytes: itself, or a store.
+  /// Of the file that holds the bytes: itself, or a store. Empty of a config.json that has been edited: its bytes are
+  /// `HfLayout::config`.
+  std::string path;
   std::uint64_t offset = 0;      ///< Of the first byte there.
   std::string checksum;          ///< XXH3-128 of the bytes; empty when not known.
   std::int64_t modified_ns = 0;  ///< Time of the file's last change when the checkpoint was opened; 0 when not known.

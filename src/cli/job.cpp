@@ -156,7 +156,7 @@ std::shared_ptr<Checkpoint const> Job::open_selected() { return select(open_inpu
 std::shared_ptr<Checkpoint const> Job::select(std::shared_ptr<Checkpoint const> const& checkpoint) {
   std::shared_ptr<Checkpoint const> selected;
   on_every_rank(world, [&] { selected = select_tensors(checkpoint, keys()); });
-  report_selection(*checkpoint);
+  report_selection(checkpoint->model);
   report_headers(selected->hf.headers);
   return selected;
 }
@@ -229,10 +229,10 @@ void Job::report_checkpoint(Checkpoint const& checkpoint) {
   if (!checkpoint.warnings.empty()) report["warnings"] = checkpoint.warnings;
 }
 
-void Job::report_selection(Checkpoint const& checkpoint) {
+void Job::report_selection(Model const& model) {
   auto const taken = keys();
   if (!taken) return;
-  auto const& all = checkpoint.model.tensors;
+  auto const& all = model.tensors;
   std::uint64_t tensors = 0, bytes = 0;
   for (auto const& tensor : all) {
     if (!taken(tensor.key)) continue;

@@ -61,8 +61,8 @@ class Job {
   void report_ranks(RankBytes const& bytes, double seconds_load);
   void report_mesh(Mesh const& mesh);
   void report_checkpoint(Checkpoint const& checkpoint);
-  /// What the patterns take of a checkpoint, and that headers are fresh where they are.
-  void report_selection(Checkpoint const& checkpoint);
+  /// What the patterns take of a model, and that headers are fresh where they are.
+  void report_selection(Model const& model);
   void report_headers(HeaderOrigin headers);
   void report_verify(VerifyReport const& verified);
 

@@ -136,16 +136,12 @@ void add_plan(CLI::App& app, Options& o) {
       *app.add_subcommand("plan", "What each rank would read and hold; needs no MPI, no GPU and no tensor bytes");
   add_input(sub, o, "CKPT", "Folder of safetensors files, native store, or folder of shards");
   option(sub, "--ranks", o.ranks, "Number of ranks")->check(whole_number(1, kMostRanks))->required();
-  option(sub, "--rank", o.rank, "List the byte ranges, or keys, of this rank")->check(whole_number(0, kMostRanks));
-  flag(sub, "--quantization", o.quantization,
-       "List instead the HF keys, dtypes and shapes that --rank [0] loads from a block-FP8 checkpoint of this model");
+  option(sub, "--rank", o.rank, "List the byte ranges of this rank")->check(whole_number(0, kMostRanks));
   add_mesh_options(sub, o);
   add_model_options(sub, o);
   add_selection_options(sub, o);
   add_output_options(sub, o);
-  sub.footer(
-      "Examples:\n  rankslice plan Qwen3.6-35B-A3B --ranks 64 --ep 8\n"
-      "  rankslice plan Qwen3.6-35B-A3B --ranks 64 --ep 8 --rank 3 --quantization");
+  sub.footer("Example:\n  rankslice plan Qwen3.6-35B-A3B --ranks 64 --ep 8");
 }
 
 void add_synth(CLI::App& app, Options& o) {
@@ -212,7 +208,17 @@ void add_to_hf(CLI::App& app, Options& o) {
       *app.add_subcommand("to-hf", "Reassemble the Hugging Face checkpoint, byte for byte where nothing was changed");
   add_input(sub, o, "INPUT", "Native store, folder of shards, or folder of safetensors files");
   sub.add_option("OUT_DIR", o.output, "Folder to make")->required();
-  option(sub, "--source", o.source, "For shards: take headers and side files from here, not from the recorded source");
+  option(sub, "--source", o.source,
+         "For shards: take headers and side files from here, not from the recorded source; with --export-layout source "
+         "also for stores: copy from here");
+  option(sub, "--export-layout", o.export_layout,
+         "auto: values that were converted go as they are held, under fresh headers; source: as the checkpoint had "
+         "them, copied from it where they cannot be computed back")
+      ->check(CLI::IsMember({"auto", "source"}))
+      ->capture_default_str();
+  option(sub, "--gdn-dtype", o.gdn_dtype, "Parameters that training keeps in F32: in the source's dtype, or F32")
+      ->check(CLI::IsMember({"preserve", "upstream"}))
+      ->capture_default_str();
   flag(sub, "--gather", o.gather, "Not in this version");
   add_job_options(sub, o);
   sub.footer("Example:\n  mpirun -n 4 rankslice to-hf qwen.h5 exported");
@@ -249,8 +255,8 @@ void refuse_later_options(int argc, char** argv) {
   for (int i = 2; i < argc; ++i) {
     std::string_view const word(argv[i]);
     auto const name = word.substr(0, word.find('='));
-    for (auto const* later : {"--sha256", "--dense", "--io", "--cache", "--hugepages", "--threads", "--gdn-dtype",
-                              "--resume", "--metrics-file", "--trace", "--text-only", "--export-layout", "--compare",
+    for (auto const* later : {"--sha256", "--dense", "--io", "--cache", "--hugepages", "--threads", "--resume",
+                              "--metrics-file", "--trace", "--text-only", "--quantization", "--compare",
                               "--master-port", "--max-bandwidth", "--grace", "--side-files"}) {
       refuse(name == later, std::string(name));
     }

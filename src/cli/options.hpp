@@ -37,10 +37,11 @@ struct Options {
   int ep = 0;  ///< 0: all ranks
   int ep_shard = 1;
   std::optional<int> rank, ranks;
-  bool quantization = false;
   std::string store, save_shards;
   std::string against, source;
   bool gather = false;
+  std::string export_layout = "auto";
+  std::string gdn_dtype = "preserve";
   std::optional<std::string> write_manifest, manifest;
 
   std::string preset;  ///< Empty: the command's own

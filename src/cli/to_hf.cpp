@@ -6,32 +6,60 @@
 
 #include "cli/commands.hpp"
 #include "cli/listing.hpp"
-#include "hf_target.hpp"
+#include "export_plan.hpp"
 
 namespace rankslice::cli {
+
+namespace {
+
+ExportOptions export_options(Job& job) {
+  auto const& options = job.options;
+  return {.overwrite = options.overwrite,
+          .keys = job.keys(),
+          .layout = options.export_layout == "source" ? ExportLayout::source : ExportLayout::automatic,
+          .gdn_dtype = options.gdn_dtype == "upstream" ? GdnDtype::upstream : GdnDtype::preserve,
+          .call = job.call()};
+}
+
+void check_source(Options const& options, Checkpoint const& checkpoint) {
+  if (options.source.empty() || checkpoint.format == CheckpointFormat::shards) return;
+  if (checkpoint.format == CheckpointFormat::store && options.export_layout == "source") return;
+  throw UsageError("--source goes with a folder of shards, or a store and --export-layout source; " + options.input +
+                   " brings its own headers");
+}
+
+/// The checkpoint to copy from: that of `--source`, or what shards say that they are of. Null: the input. Collective.
+std::shared_ptr<Checkpoint const> open_copied(Job& job, Checkpoint const& input) {
+  auto const of_shards = input.format == CheckpointFormat::shards ? input.source : std::string();
+  auto const path = job.options.source.empty() ? of_shards : job.options.source;
+  if (path.empty()) return nullptr;
+  auto open = job.open_options();
+  open.source.clear();
+  return open_checkpoint(path, job.world, open);
+}
+
+}  // namespace
 
 void to_hf(Job& job) {
   auto const& options = job.options;
   job.expect_free(options.output, StagedOutput::Kind::folder, options.overwrite);
   auto const checkpoint = job.open_input();
-  on_every_rank(job.world, [&] {
-    if (options.source.empty() || checkpoint->format == CheckpointFormat::shards) return;
-    throw UsageError("--source goes with a folder of shards; " + options.input + " brings its own headers");
-  });
+  on_every_rank(job.world, [&] { check_source(options, *checkpoint); });
   job.report_mesh(make_mesh(job.world.size()));
-  job.report_selection(*checkpoint);
-  std::vector<bool> taken;
-  on_every_rank(job.world, [&] { taken = taken_tensors(checkpoint->model, job.keys()); });
+  auto save = export_options(job);
+  ExportTarget target;
+  on_every_rank(job.world, [&] { target = make_export_target(*checkpoint, save); });
+  job.report_selection(target.model);
   if (options.dry_run) {
-    auto const target = make_target(*checkpoint, taken);
-    job.report_headers(target.hf.headers);
-    job.console.say(fmt::format("to-hf would write {} and {} to {}", counted(target.hf.files.size(), "file"),
-                                counted(target.hf.side_files.size(), "side file"), options.output));
+    auto const& hf = target.files.hf;
+    job.report_headers(hf.headers);
+    job.console.say(fmt::format("to-hf would write {} and {} to {}", counted(hf.files.size(), "file"),
+                                counted(hf.side_files.size(), "side file"), options.output));
     return;
   }
+  if (has_copies(target)) save.source = open_copied(job, *checkpoint);
   job.report["verify"]["level"] = options.verify;
   ExportReport exported;
-  ExportOptions const save{.overwrite = options.overwrite, .keys = job.keys(), .call = job.call()};
   auto const seconds = job.timed("to_hf", [&] {
     exported = rankslice::to_hf(*checkpoint, options.output, job.world, save, options.verify_level());
   });
@@ -43,8 +71,8 @@ void to_hf(Job& job) {
   VerifyReport verified;  // an export that differs is an error, so there is nothing else to report
   verified.level = options.verify_level();
   verified.reference = checkpoint->digests && verified.level == VerifyLevel::full ? "store" : "none";
-  for (auto const& parameter : checkpoint->model.parameters) {
-    if (std::ranges::none_of(parameter.tensors, [&](std::uint32_t tensor) { return taken[tensor]; })) continue;
+  for (auto const& parameter : target.model.parameters) {
+    if (std::ranges::none_of(parameter.tensors, [&](std::uint32_t tensor) { return target.taken[tensor]; })) continue;
     ++verified.tensors;
     if (parameter.stacked_experts) verified.experts += parameter.part_count();
   }
