@@ -75,6 +75,13 @@ struct HfTensor {
   bool is_scales = false;  ///< The block scales of a weight, which fill nothing themselves.
 };
 
+/// What is known of a tensor of a model that was not loaded from a checkpoint.
+struct NativeTensor {
+  std::string fqn;
+  DType dtype = DType::BF16;
+  Shape shape;  ///< Global, native.
+};
+
 /// A tensor of the model in its native form.
 struct Parameter {
   std::string fqn;

@@ -18,10 +18,6 @@ Range experts_of(Checkpoint const& source, Mesh const& mesh, MeshCoordinate cons
   return balanced_part(found->part_count(), static_cast<std::uint64_t>(mesh.ep), static_cast<std::uint64_t>(at.ep));
 }
 
-Json mesh_json(Mesh const& mesh) {
-  return {{"ep_replicate", mesh.ep_replicate}, {"ep_shard", mesh.ep_shard}, {"ep", mesh.ep}};
-}
-
 void list_all(Job const& job, Checkpoint const& source, Mesh const& mesh) {
   auto const ranks = plan_all_ranks(source.model, source.storage.form, mesh);
   auto list = Json::array();
@@ -110,6 +106,10 @@ void list_rank(Job const& job, Checkpoint const& source, Mesh const& mesh, int r
 }
 
 }  // namespace
+
+Json mesh_json(Mesh const& mesh) {
+  return {{"ep_replicate", mesh.ep_replicate}, {"ep_shard", mesh.ep_shard}, {"ep", mesh.ep}};
+}
 
 void list_plan(Job& job, Checkpoint const& source, Mesh const& mesh) {
   job.listed = true;

@@ -10,6 +10,8 @@ namespace rankslice::cli {
 /// Rank 0 does it.
 void list_plan(Job& job, Checkpoint const& source, Mesh const& mesh);
 
+[[nodiscard]] Json mesh_json(Mesh const& mesh);
+
 /// One line for people.
 [[nodiscard]] std::string describe(VerifyReport const& verified, double seconds);
 

@@ -136,12 +136,16 @@ void add_plan(CLI::App& app, Options& o) {
       *app.add_subcommand("plan", "What each rank would read and hold; needs no MPI, no GPU and no tensor bytes");
   add_input(sub, o, "CKPT", "Folder of safetensors files, native store, or folder of shards");
   option(sub, "--ranks", o.ranks, "Number of ranks")->check(whole_number(1, kMostRanks))->required();
-  option(sub, "--rank", o.rank, "List the byte ranges of this rank")->check(whole_number(0, kMostRanks));
+  option(sub, "--rank", o.rank, "List the byte ranges, or keys, of this rank")->check(whole_number(0, kMostRanks));
+  flag(sub, "--quantization", o.quantization,
+       "List instead the HF keys, dtypes and shapes that --rank [0] loads from a block-FP8 checkpoint of this model");
   add_mesh_options(sub, o);
   add_model_options(sub, o);
   add_selection_options(sub, o);
   add_output_options(sub, o);
-  sub.footer("Example:\n  rankslice plan Qwen3.6-35B-A3B --ranks 64 --ep 8");
+  sub.footer(
+      "Examples:\n  rankslice plan Qwen3.6-35B-A3B --ranks 64 --ep 8\n"
+      "  rankslice plan Qwen3.6-35B-A3B --ranks 64 --ep 8 --rank 3 --quantization");
 }
 
 void add_synth(CLI::App& app, Options& o) {
@@ -255,9 +259,9 @@ void refuse_later_options(int argc, char** argv) {
   for (int i = 2; i < argc; ++i) {
     std::string_view const word(argv[i]);
     auto const name = word.substr(0, word.find('='));
-    for (auto const* later : {"--sha256", "--dense", "--io", "--cache", "--hugepages", "--threads", "--resume",
-                              "--metrics-file", "--trace", "--text-only", "--quantization", "--compare",
-                              "--master-port", "--max-bandwidth", "--grace", "--side-files"}) {
+    for (auto const* later :
+         {"--sha256", "--dense", "--io", "--cache", "--hugepages", "--threads", "--resume", "--metrics-file", "--trace",
+          "--text-only", "--compare", "--master-port", "--max-bandwidth", "--grace", "--side-files"}) {
       refuse(name == later, std::string(name));
     }
   }

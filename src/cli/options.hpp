@@ -37,6 +37,7 @@ struct Options {
   int ep = 0;  ///< 0: all ranks
   int ep_shard = 1;
   std::optional<int> rank, ranks;
+  bool quantization = false;
   std::string store, save_shards;
   std::string against, source;
   bool gather = false;

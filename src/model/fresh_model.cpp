@@ -17,14 +17,6 @@ FormatError refusal(std::string const& fqn, std::string const& reason) {
   return FormatError(fmt::format("{}: {}", fqn, reason), {}, fqn);
 }
 
-void check_stackable(NativeTensor const& native, std::uint64_t matrices) {
-  auto const is_filled = std::ranges::find(native.shape, 0U) == native.shape.end();
-  if (native.shape.size() == 3 && is_filled && bits(native.dtype) % 8 == 0 && native.shape[2] % matrices == 0) return;
-  throw refusal(native.fqn,
-                fmt::format("stacked experts need 3 axes, none of them 0{}, and a dtype of whole bytes, found {} {}",
-                            matrices == 1 ? "" : ", the last even", name(native.dtype), to_string(native.shape)));
-}
-
 class FreshModel {
  public:
   FreshModel(Family const& family, FreshOptions const& options) : table_(family.keys), options_(options) {}
@@ -54,7 +46,7 @@ class FreshModel {
   }
 
   void add_grouped(NativeTensor const& native, StackedRule const& rule) {
-    check_stackable(native, rule.projection == Projection::gate_up ? 2 : 1);
+    require_stackable(native, rule.projection == Projection::gate_up ? 2 : 1);
     auto& parameter = model_.parameters.back();
     auto const transformers = options_.expert_layout == ExpertLayout::transformers;
     parameter.layout = rule.grouped_layout(transformers ? ExpertLayout::transformers : ExpertLayout::hub);
@@ -68,7 +60,7 @@ class FreshModel {
 
   void add_split(NativeTensor const& native, StackedRule const& rule) {
     auto const matrices = rule.split.size();
-    check_stackable(native, matrices);
+    require_stackable(native, matrices);
     auto& parameter = model_.parameters.back();
     parameter.layout = Layout::swapped;
     auto const width = native.shape[2] / matrices;
@@ -106,6 +98,14 @@ void check_collisions(Model const& model) {
 }
 
 }  // namespace
+
+void require_stackable(NativeTensor const& native, std::uint64_t matrices) {
+  auto const is_filled = std::ranges::find(native.shape, 0U) == native.shape.end();
+  if (native.shape.size() == 3 && is_filled && bits(native.dtype) % 8 == 0 && native.shape[2] % matrices == 0) return;
+  throw refusal(native.fqn,
+                fmt::format("stacked experts need 3 axes, none of them 0{}, and a dtype of whole bytes, found {} {}",
+                            matrices == 1 ? "" : ", the last even", name(native.dtype), to_string(native.shape)));
+}
 
 Model make_fresh_model(Family const& family, std::vector<NativeTensor> const& tensors, FreshOptions const& options) {
   FreshModel fresh(family, options);

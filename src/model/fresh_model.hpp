@@ -9,13 +9,6 @@
 
 namespace rankslice {
 
-/// A tensor of a state dict without a source.
-struct NativeTensor {
-  std::string fqn;
-  DType dtype = DType::BF16;
-  Shape shape;  ///< Global, native.
-};
-
 /// How the Hugging Face checkpoint holds what it may hold in several ways.
 struct FreshOptions {
   ExpertLayout expert_layout = ExpertLayout::hub;  ///< Of grouped experts; `automatic` is the Hub's.
@@ -23,6 +16,9 @@ struct FreshOptions {
   std::optional<ExpertForm> mtp_experts{};         ///< Likewise.
   std::map<std::string, DType> hf_dtypes{};        ///< By FQN, of tensors whose dtype is another one than natively.
 };
+
+/// @throws FormatError unless a tensor can be stacked experts of so many matrices side by side, none of them empty
+void require_stackable(NativeTensor const& native, std::uint64_t matrices);
 
 /// The Hugging Face tensors that native ones become when no source says how they were (rules 24, 45-49): parameters and
 /// tensors in the order of `tensors`, of split experts one expert after the other, gate before up. Dtypes are kept,

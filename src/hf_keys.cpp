@@ -1,0 +1,284 @@
+#include "rankslice/hf_keys.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <unordered_map>
+#include <utility>
+
+#include "rankslice/error.hpp"
+
+#include "model/fresh_model.hpp"
+#include "model/key_pattern.hpp"
+#include "model/quantised.hpp"
+#include "plan/held.hpp"
+#include "transform/dequantise.hpp"
+
+namespace rankslice {
+
+namespace {
+
+constexpr std::uint64_t blocks_of(std::uint64_t length) { return (length + kScaleBlock - 1) / kScaleBlock; }
+
+/// A native tensor and how its checkpoint has it.
+struct Source {
+  NativeTensor native;
+  std::string spelled;  ///< Its FQN, with the prefix that its HF keys have.
+  std::string key;      ///< If it is dense; empty: as the family says.
+  ExpertKeys experts = ExpertKeys::grouped;
+  Layout grouped_layout = Layout::same;  ///< Also of tensors that are only named like grouped experts (rule 46).
+};
+
+/// The rule of stacked experts. Also of a text model's, whose names lack `language_model.`; but names before which
+/// anything else stands are not experts (rules 45, 50).
+StackedRule const* find_experts(KeyTable const& table, std::string_view fqn) {
+  for (auto const& rule : table.stacked) {
+    auto const hf = rule.split.empty() ? rule.grouped : rule.split.front().hf;
+    auto const to_layer = hf.substr(0, hf.size() - after_layer(hf).size());
+    if (match_key(fmt::format("{}{}", to_layer, after_layer(rule.native)), fqn)) return &rule;
+  }
+  return nullptr;
+}
+
+/// Rule 46: what renames a tensor, wherever in its name.
+StackedRule const* find_renaming(KeyTable const& table, std::string_view fqn) {
+  auto const renames = [&](StackedRule const& rule) { return fqn.find(after_layer(rule.native)) != fqn.npos; };
+  auto const found = std::ranges::find_if(table.stacked, renames);
+  return found == table.stacked.end() ? nullptr : &*found;
+}
+
+bool is_extra_state(std::string_view fqn) { return fqn.find("_extra_state") != std::string_view::npos; }
+
+bool is_floating(DType dtype) {
+  return dtype == DType::BF16 || dtype == DType::F16 || dtype == DType::F32 || dtype == DType::F64 ||
+         is_quantised(dtype);
+}
+
+/// Rules 53, 55
+bool needs_f32(KeyTable const& table, std::string_view name, DType dtype) {
+  auto const tracked = find_dtype_on_load(table, name, DType::BF16) == DType::F32;
+  return tracked && is_floating(dtype);
+}
+
+class Destinations {
+ public:
+  Destinations(KeyTable const& table, DestinationOptions const& options) : table_(table), options_(options) {}
+
+  void add(Source const& source) {
+    auto const* const rule = find_experts(table_, source.native.fqn);
+    if (rule == nullptr) return add_dense(source);
+    require_stackable(source.native, rule->projection == Projection::gate_up ? 2 : 1);
+    auto const keys = keys_of(*rule, source.experts);
+    keys == ExpertKeys::grouped ? add_grouped(source) : add_split(source, *rule, keys == ExpertKeys::split_fp8);
+  }
+
+  /// @throws FormatError when two tensors meet in one key
+  [[nodiscard]] std::vector<LoadDestination> take() {
+    std::unordered_map<std::string_view, std::string_view> fqn_of;
+    for (auto const& tensor : taken_) {
+      auto const [earlier, is_new] = fqn_of.emplace(tensor.key, tensor.fqn);
+      if (is_new) continue;
+      throw FormatError(fmt::format("{}: becomes {}, as {} does", tensor.fqn, tensor.key, earlier->second), {},
+                        tensor.fqn);
+    }
+    return std::move(taken_);
+  }
+
+ private:
+  /// Rules 44, 50: with and without quantization.
+  [[nodiscard]] ExpertKeys keys_of(StackedRule const& rule, ExpertKeys held) const {
+    if (rule.split.empty()) return ExpertKeys::grouped;
+    if (held != ExpertKeys::split_fp8 || options_.quantization) return held;
+    return rule.stack == Stack::decoder ? ExpertKeys::grouped : ExpertKeys::split;
+  }
+
+  /// Rules 46-48, 52
+  void add_dense(Source const& source) {
+    auto const& native = source.native;
+    auto key = source.key.empty() ? to_hf(table_, source.spelled) : source.key;
+    auto const dtype = needs_f32(table_, key, native.dtype) ? DType::F32 : native.dtype;
+    auto shape = native.shape;
+    if (source.grouped_layout == Layout::swapped) {
+      if (shape.size() < 3) {
+        throw FormatError(fmt::format("{}: becomes {} with axes 1 and 2 exchanged, and has the shape {}", native.fqn,
+                                      key, to_string(shape)),
+                          {}, native.fqn);
+      }
+      std::swap(shape[1], shape[2]);
+    }
+    append({.key = std::move(key),
+            .dtype = dtype,
+            .shape = shape,
+            .offsets = Shape(shape.size(), 0),
+            .local_shape = shape,
+            .fqn = native.fqn});
+  }
+
+  /// Rules 24, 46
+  void add_grouped(Source const& source) {
+    auto const& native = source.native;
+    auto const held = held_part(native);
+    LoadDestination tensor{.key = to_hf(table_, source.spelled),
+                           .dtype = native.dtype,
+                           .shape = native.shape,
+                           .offsets = {held.part.begin, held.rows.begin, 0},
+                           .local_shape = {held.part.size(), held.rows.size(), native.shape[2]},
+                           .fqn = native.fqn,
+                           .experts = {0, native.shape[0]},
+                           .columns = {0, native.shape[2]}};
+    if (source.grouped_layout == Layout::swapped) {
+      for (auto* const axes : {&tensor.shape, &tensor.offsets, &tensor.local_shape}) std::swap((*axes)[1], (*axes)[2]);
+    }
+    append(std::move(tensor));
+  }
+
+  /// Rules 45, 50
+  void add_split(Source const& source, StackedRule const& rule, bool fp8) {
+    auto const& native = source.native;
+    auto const held = held_part(native);
+    auto const width = native.shape[2] / rule.split.size();
+    for (auto expert = held.part.begin; expert < held.part.end; ++expert) {
+      for (std::uint64_t matrix = 0; matrix < rule.split.size(); ++matrix) {
+        LoadDestination weight{.key = split_key(rule, source.spelled, {expert, matrix}),
+                               .dtype = fp8 ? DType::F8_E4M3 : native.dtype,
+                               .shape = {width, native.shape[1]},
+                               .offsets = {0, held.rows.begin},
+                               .local_shape = {width, held.rows.size()},
+                               .fqn = native.fqn,
+                               .experts = {expert, expert + 1},
+                               .columns = {matrix * width, (matrix + 1) * width}};
+        auto const before = fp8 && rule.stack == Stack::mtp;
+        auto const behind = fp8 && rule.stack == Stack::decoder;
+        if (before) append(sharded_scales(weight));
+        append(weight);
+        if (behind) append(whole_scales(weight));
+      }
+    }
+  }
+
+  [[nodiscard]] LoadDestination scales(LoadDestination weight, DType dtype) const {
+    weight.key += table_.scale_suffix;
+    weight.dtype = dtype;
+    for (auto& length : weight.shape) length = blocks_of(length);
+    weight.is_scales = true;
+    return weight;
+  }
+
+  [[nodiscard]] LoadDestination whole_scales(LoadDestination const& weight) const {
+    auto whole = scales(weight, DType::BF16);
+    whole.offsets = {0, 0};
+    whole.local_shape = whole.shape;
+    return whole;
+  }
+
+  [[nodiscard]] LoadDestination sharded_scales(LoadDestination const& weight) const {
+    if (options_.mesh.ep_shard > 1 && weight.local_shape[1] % kScaleBlock != 0) {
+      throw PlanError(fmt::format("{}: MTP FP8 weight shards must align to 128-element block boundaries; of {} each of "
+                                  "ep_shard={} ranks has {} columns",
+                                  weight.key, to_string(weight.shape), options_.mesh.ep_shard, weight.local_shape[1]),
+                      weight.key);
+    }
+    auto sharded = scales(weight, DType::F32);
+    for (auto& offset : sharded.offsets) offset /= kScaleBlock;
+    for (auto& length : sharded.local_shape) length = blocks_of(length);
+    return sharded;
+  }
+
+  [[nodiscard]] Slice held_part(NativeTensor const& native) const {
+    Parameter stacked;
+    stacked.fqn = native.fqn;
+    stacked.shape = native.shape;
+    stacked.stacked_experts = true;
+    return held_slice(stacked, options_.mesh, options_.coordinate);
+  }
+
+  void append(LoadDestination tensor) {
+    if (!options_.keys || options_.keys(tensor.key)) taken_.push_back(std::move(tensor));
+  }
+
+  KeyTable const& table_;
+  DestinationOptions const& options_;
+  std::vector<LoadDestination> taken_;
+};
+
+std::optional<ExpertKeys> const& asked_for(HfForms const& forms, StackedRule const& rule) {
+  return rule.stack == Stack::mtp ? forms.mtp_experts : forms.decoder_experts;
+}
+
+Layout grouped_layout(HfForms const& forms, StackedRule const& rule) {
+  return rule.grouped_layout(forms.expert_layout == ExpertLayout::automatic ? ExpertLayout::hub : forms.expert_layout);
+}
+
+Source source_of(KeyTable const& table, NativeTensor const& native, HfForms const& forms) {
+  Source source{.native = native, .spelled = native.fqn, .key = {}};
+  if (auto const* const rule = find_renaming(table, native.fqn)) source.grouped_layout = grouped_layout(forms, *rule);
+  if (auto const* const rule = find_experts(table, native.fqn)) {
+    source.experts = asked_for(forms, *rule).value_or(ExpertKeys::grouped);
+  }
+  return source;
+}
+
+/// The FQN of stacked experts, with what stands before it in their HF keys up to the layer.
+std::string spelled_as(std::string_view hf_key, StackedRule const& rule, std::string_view fqn) {
+  auto const to_layer = fqn.substr(0, fqn.size() - after_layer(rule.native).size());
+  auto const layer = to_layer.substr(to_layer.rfind("layers."));
+  auto const end = hf_key.find(fmt::format("{}.", layer)) + layer.size();
+  return fmt::format("{}{}", hf_key.substr(0, end), after_layer(rule.native));
+}
+
+Source source_of(KeyTable const& table, Model const& model, Parameter const& parameter, HfForms const& forms) {
+  Source source{.native = {.fqn = parameter.fqn, .dtype = parameter.dtype, .shape = parameter.shape},
+                .spelled = parameter.fqn,
+                .key = model.key_of(parameter)};
+  auto const* const rule = find_experts(table, parameter.fqn);
+  if (rule == nullptr) return source;
+  auto const& first = model.tensors[parameter.tensors.front()];
+  auto const grouped = first.shape.size() == parameter.shape.size();
+  auto const split = first.dtype == DType::F8_E4M3 ? ExpertKeys::split_fp8 : ExpertKeys::split;
+  source.spelled = spelled_as(first.key, *rule, parameter.fqn);
+  source.experts = asked_for(forms, *rule).value_or(grouped ? ExpertKeys::grouped : split);
+  auto const as_it_is = grouped && forms.expert_layout == ExpertLayout::automatic;
+  source.grouped_layout = as_it_is ? parameter.layout : grouped_layout(forms, *rule);
+  return source;
+}
+
+}  // namespace
+
+std::vector<LoadDestination> load_destinations(std::string_view family, std::vector<NativeTensor> const& tensors,
+                                               DestinationOptions const& options) {
+  auto const& table = find_family(family, {}).keys;
+  Destinations destinations(table, options);
+  for (auto const& native : tensors) {
+    if (!is_extra_state(native.fqn)) destinations.add(source_of(table, native, options.forms));
+  }
+  return destinations.take();
+}
+
+std::vector<LoadDestination> load_destinations(Checkpoint const& checkpoint, DestinationOptions const& options) {
+  auto const& table = find_family(checkpoint.family, {}).keys;
+  Destinations destinations(table, options);
+  for (auto const& parameter : checkpoint.model.parameters) {
+    if (!is_extra_state(parameter.fqn)) {
+      destinations.add(source_of(table, checkpoint.model, parameter, options.forms));
+    }
+  }
+  return destinations.take();
+}
+
+std::vector<std::string> hf_keys(std::string_view family, std::vector<NativeTensor> const& tensors,
+                                 HfForms const& forms) {
+  std::vector<std::string> keys;
+  for (auto& tensor : load_destinations(family, tensors, {.forms = forms})) keys.push_back(std::move(tensor.key));
+  return keys;
+}
+
+std::map<std::string, DType> forced_hf_dtypes(std::string_view family, std::vector<NativeTensor> const& tensors) {
+  auto const& table = find_family(family, {}).keys;
+  std::map<std::string, DType> forced;
+  for (auto const& tensor : tensors) {
+    if (needs_f32(table, tensor.fqn, tensor.dtype)) forced.emplace(tensor.fqn, DType::F32);
+  }
+  return forced;
+}
+
+}  // namespace rankslice
