@@ -8,6 +8,8 @@
 
 #include "rankslice/error.hpp"
 
+#include "core/json_object.hpp"
+
 namespace rankslice {
 
 namespace {
@@ -24,8 +26,9 @@ struct Field {
   std::string const& file;
   std::string name;
 
+  [[nodiscard]] std::string place() const { return fmt::format("{}: __metadata__ '{}'", file, name); }
   [[noreturn]] void fail(std::string const& problem, std::string const& tensor = {}) const {
-    throw FormatError(fmt::format("{}: __metadata__ '{}': {}", file, name, problem), file, tensor);
+    throw FormatError(fmt::format("{}: {}", place(), problem), file, tensor);
   }
 };
 
@@ -36,10 +39,7 @@ std::string const& text_of(Metadata const& metadata, Field const& field) {
 }
 
 json object_of(Metadata const& metadata, Field const& field) {
-  auto const& text = text_of(metadata, field);
-  auto value = json::parse(text, nullptr, false);
-  if (!value.is_object()) field.fail("expected a JSON object, found " + text);
-  return value;
+  return parse_json_object(text_of(metadata, field), field.place(), field.file);
 }
 
 /// The number of one dimension of the mesh.

@@ -8,6 +8,8 @@
 
 #include "rankslice/error.hpp"
 
+#include "core/json_object.hpp"
+
 namespace rankslice {
 
 namespace {
@@ -87,10 +89,8 @@ std::uint64_t find_experts(Json const& text) {
 }  // namespace
 
 ModelConfig parse_model_config(std::span<std::byte const> config_json) {
-  auto const* begin = reinterpret_cast<char const*>(config_json.data());
-  auto const outer = Json::parse(begin, begin + config_json.size(), nullptr, false);
-  if (outer.is_discarded()) throw FormatError(fmt::format("{}: no valid JSON", kFile), kFile);
-  if (!outer.is_object()) fail_type("the whole file", "an object", outer);
+  std::string_view const json(reinterpret_cast<char const*>(config_json.data()), config_json.size());
+  auto const outer = parse_json_object(json, kFile, kFile);
 
   auto const* nested = find_object(outer, "text_config");
   auto const& text = nested != nullptr ? *nested : outer;

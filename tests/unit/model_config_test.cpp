@@ -108,11 +108,12 @@ TEST(ModelConfig, BytesThatAreNoJsonObjectAreRefused) {
   }
 }
 
-TEST(ModelConfig, DeeplyNestedJsonIsNoStackOverflow) {
-  EXPECT_EQ(refusal(std::string(1'000'000, '[')), "config.json: no valid JSON");
-  auto const depth = 100'000;
-  EXPECT_EQ(parse(R"({"num_experts": 4, "deep": )" + std::string(depth, '[') + std::string(depth, ']') + "}").experts,
-            4U);
+TEST(ModelConfig, IsRefusedWhereOneReaderWouldTakeTheFirstOfTwoValuesAndAnotherTheLast) {
+  EXPECT_EQ(refusal(R"({"num_experts": 8, "hidden_size": 4, "num_experts": 9})"),
+            "config.json: num_experts is given twice");
+  EXPECT_EQ(refusal(R"({"text_config": {"hidden_size": 4, "hidden_size": 4}})"),
+            "config.json: hidden_size is given twice");
+  EXPECT_EQ(parse(R"({"text_config": {"num_experts": 8}, "vision_config": {"num_experts": 1}})").experts, 8U);
 }
 
 TEST(ModelConfig, FieldsOfTheWrongTypeAreRefusedByName) {

@@ -169,5 +169,15 @@ TEST(ShardsMetadata, TheTensorWithAWrongPlaceIsNamed) {
   }
 }
 
+TEST(ShardsMetadata, NestedTensorsAreNoStackOverflow) {
+  auto const depth = 200'000;
+  expect_refused("tensors", R"({"a":)" + std::string(depth, '[') + std::string(depth, ']') + "}");
+}
+
+TEST(ShardsMetadata, ATensorInTwoPlacesIsRefused) {
+  expect_refused("tensors", R"({"a":{"global_shape":[1],"offsets":[0]},"a":{"global_shape":[2],"offsets":[0]}})");
+  expect_refused("mesh", R"({"ep":1,"ep_replicate":2,"ep_shard":2,"ep":3})");
+}
+
 }  // namespace
 }  // namespace rankslice
