@@ -7,9 +7,9 @@ usage() {
   cat <<'TEXT'
 Usage: tests/run.sh [--all] [CTEST-OPTION…]
 
-  --all           first the unit and MPI tests once more under the address and undefined-behaviour sanitizers; then
-                  also the long system tests
-  CTEST-OPTION…   to ctest: -R REGEX, -L LABEL (unit, mpi, system, package, check, gpu), --rerun-failed, …
+  --all           first the unit and MPI tests once more under the address and undefined-behaviour sanitizers, and a
+                  minute of fuzzing for each format that is read; then also the long system tests
+  CTEST-OPTION…   to ctest: -R REGEX, -L LABEL (unit, mpi, system, package, check, gpu, fuzz), --rerun-failed, …
 
 Tests that cannot run here are skipped, with the reason, and do not count as failures.
 TEXT
@@ -49,6 +49,13 @@ if $all; then
   configure_and_build asan
   echo "== testing: asan"
   run_ctest build/asan -L 'unit|mpi'
+  if command -v clang++-19 >/dev/null; then
+    configure_and_build fuzz
+    echo "== fuzzing"
+    run_ctest build/fuzz -L fuzz
+  else
+    echo "== without fuzzing: there is no clang++-19"
+  fi
 fi
 
 configure_and_build release
