@@ -152,7 +152,8 @@ void add_synth(CLI::App& app, Options& o) {
   auto& sub =
       *app.add_subcommand("synth", "A faithful checkpoint of a real architecture, with made-up values, of any size");
   sub.add_option("OUT", o.output, "Folder to make")->required();
-  option(sub, "--family", o.family, "qwen3_5_moe, qwen3_vl_moe, or auto: that of the preset, or the first")
+  option(sub, "--family", o.family,
+         "qwen3_5_moe, qwen3_vl_moe, qwen3_moe, qwen3_next, or auto: that of the preset, or the first")
       ->capture_default_str();
   option(sub, "--preset", o.preset, "The model, see below")->capture_default_str();
   auto const any = whole_number(0, std::numeric_limits<std::uint64_t>::max());
@@ -163,20 +164,32 @@ void add_synth(CLI::App& app, Options& o) {
          "hub (auto is that too): as released; transformers: as save_pretrained writes a model built from scratch")
       ->check(CLI::IsMember({"auto", "hub", "transformers"}))
       ->capture_default_str();
-  option(sub, "--mtp-experts", o.mtp_experts,
-         "Two tensors for all of them, or three for each; auto: as in the preset's model")
+  sub.add_option("--quantization", o.stored_as,
+                 "fp8: matrices as the FP8 releases have them, F8_E4M3 with a scale for every block of 128 x 128")
+      ->check(CLI::IsMember({"none", "fp8"}))
+      ->envname("RANKSLICE_SYNTH_QUANTIZATION")  // the other one stands behind the flag of `plan`
+      ->capture_default_str();
+  option(
+      sub, "--decoder-experts", o.decoder_experts,
+      "Two tensors for all experts of a layer, or three for each; auto: as family, layout and quantization have them")
       ->check(CLI::IsMember({"auto", "grouped", "split"}))
       ->capture_default_str();
+  option(sub, "--mtp-experts", o.mtp_experts, "The same for the MTP block; auto: as in the preset's model")
+      ->check(CLI::IsMember({"auto", "grouped", "split"}))
+      ->capture_default_str();
+  flag(sub, "--text-only", o.text_only, "Of qwen3_5_moe: the decoder by itself, a qwen3_5_moe_text without vision");
   flag(sub, "--headers-only", o.headers_only, "Sparse files: real headers and sizes, no values");
   flag(sub, "--overwrite", o.overwrite, "Replace OUT if it exists");
   add_output_options(sub, o);
   sub.footer(
       "Presets:\n"
-      "  tiny (14 MB), small (2 GB), medium (8 GB)              of both families, see --family\n"
+      "  tiny (14 MB), small (2 GB), medium (8 GB)              of all families, see --family\n"
       "  qwen3.5-35b-a3b, qwen3.6-35b-a3b (72 GB)               real models in full\n"
       "  qwen3.5-122b-a10b (250 GB), qwen3.5-397b-a17b (807 GB)\n"
-      "  qwen3-vl-30b-a3b (62 GB), qwen3-vl-235b-a22b (471 GB)\n\n"
+      "  qwen3-vl-30b-a3b (62 GB), qwen3-vl-235b-a22b (471 GB)\n"
+      "  qwen3-30b-a3b (61 GB), qwen3-next-80b-a3b (163 GB)\n\n"
       "Examples:\n  rankslice synth tiny --family qwen3_5_moe --preset tiny\n"
+      "  rankslice synth fp8 --family qwen3_5_moe --preset tiny --quantization fp8\n"
       "  rankslice synth huge --preset qwen3.5-397b-a17b --headers-only");
 }
 

@@ -48,7 +48,9 @@ struct Options {
   std::string preset;  ///< Empty: the command's own
   std::uint64_t seed = 0;
   std::optional<std::uint64_t> layers, experts;
-  std::string mtp_experts = "auto";
+  std::string decoder_experts = "auto", mtp_experts = "auto";
+  std::string stored_as = "none";  ///< `--quantization` of `synth`
+  bool text_only = false;
   bool headers_only = false;
 
   std::string scratch;

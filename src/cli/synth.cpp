@@ -7,15 +7,6 @@
 
 namespace rankslice::cli {
 
-namespace {
-
-std::optional<MtpExperts> mtp_experts_of(Options const& options) {
-  if (options.mtp_experts == "auto") return std::nullopt;
-  return options.mtp_experts == "split" ? MtpExperts::split : MtpExperts::grouped;
-}
-
-}  // namespace
-
 void synth(Job& job) {
   auto const& options = job.options;
   SynthOptions const synth_options{
@@ -25,7 +16,10 @@ void synth(Job& job) {
       .layers = options.layers,
       .experts = options.experts,
       .layout = options.expert_layout == "transformers" ? SynthLayout::transformers : SynthLayout::hub,
-      .mtp_experts = mtp_experts_of(options),
+      .quantization = options.stored_as == "fp8" ? SynthQuantization::fp8 : SynthQuantization::none,
+      .decoder_experts = parse_expert_form(options.decoder_experts),  // nothing for auto
+      .mtp_experts = parse_expert_form(options.mtp_experts),
+      .text_only = options.text_only,
       .headers_only = options.headers_only,
       .overwrite = options.overwrite,
       .dry_run = options.dry_run,

@@ -3,71 +3,53 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <utility>
+#include <array>
+#include <string>
+
+#include "synth/block_fp8.hpp"
+#include "synth/module.hpp"
+#include "synth/vision_shapes.hpp"
 
 namespace rankslice {
 
 namespace {
 
-/// The keys below one prefix, appended to a list.
-class Module {
- public:
-  Module(std::vector<SafetensorsHeader::Tensor>& tensors, std::string prefix)
-      : tensors_(tensors), prefix_(std::move(prefix)) {}
+using enum SynthFamily;
 
-  void add(std::string_view key, Shape shape, DType dtype = DType::BF16) const {
-    tensors_.push_back({prefix_ + std::string(key), dtype, std::move(shape), {}});
-  }
-
-  /// `key`.weight, and `key`.bias with the sizes of its first axis.
-  void add_with_bias(std::string const& key, Shape shape) const {
-    auto const outputs = shape.front();
-    add(key + ".weight", std::move(shape));
-    add(key + ".bias", {outputs});
-  }
-
-  [[nodiscard]] Module child(std::string_view name) const { return {tensors_, prefix_ + std::string(name) + "."}; }
-
- private:
-  std::vector<SafetensorsHeader::Tensor>& tensors_;
-  std::string prefix_;
+constexpr std::array kArchitectures{
+    Architecture{.name = "qwen3_5_moe",
+                 .title = "Qwen3.5-MoE",
+                 .causal_lm = "Qwen3_5MoeForCausalLM",
+                 .with_vision = "Qwen3_5MoeForConditionalGeneration",
+                 .delta_net = true,
+                 .wide_delta_net = true,
+                 .mtp = true,
+                 .grouped_experts = true},
+    Architecture{.name = "qwen3_vl_moe",
+                 .title = "Qwen3-VL-MoE",
+                 .causal_lm = {},
+                 .with_vision = "Qwen3VLMoeForConditionalGeneration",
+                 .grouped_experts = true},
+    Architecture{.name = "qwen3_moe",  //
+                 .title = "Qwen3-MoE",
+                 .causal_lm = "Qwen3MoeForCausalLM",
+                 .with_vision = {}},
+    Architecture{.name = "qwen3_next",
+                 .title = "Qwen3-Next",
+                 .causal_lm = "Qwen3NextForCausalLM",
+                 .with_vision = {},
+                 .delta_net = true,
+                 .joint_inputs = true,
+                 .mtp = true,
+                 .fp8_scales = DType::F32,
+                 .fp8_mtp = true},
 };
-
-void add_vision_block(Module const& block, VisionDims const& dims) {
-  block.add_with_bias("norm1", {dims.hidden});
-  block.add_with_bias("norm2", {dims.hidden});
-  block.add_with_bias("attn.qkv", {3 * dims.hidden, dims.hidden});
-  block.add_with_bias("attn.proj", {dims.hidden, dims.hidden});
-  block.add_with_bias("mlp.linear_fc1", {dims.intermediate, dims.hidden});
-  block.add_with_bias("mlp.linear_fc2", {dims.hidden, dims.intermediate});
-}
-
-/// Patches to tokens; `normed` is the width at which they are normalised.
-void add_merger(Module const& merger, VisionDims const& dims, std::uint64_t normed, std::uint64_t outputs) {
-  auto const merged = dims.merge * dims.merge * dims.hidden;
-  merger.add_with_bias("norm", {normed});
-  merger.add_with_bias("linear_fc1", {merged, merged});
-  merger.add_with_bias("linear_fc2", {outputs, merged});
-}
-
-void add_vision_tower(Module const& visual, SynthModel const& model) {
-  auto const& dims = model.dims.vision;
-  visual.add_with_bias("patch_embed.proj", {dims.hidden, dims.channels, dims.temporal_patch, dims.patch, dims.patch});
-  visual.add("pos_embed.weight", {dims.positions, dims.hidden});
-  for (std::uint64_t i = 0; i < dims.depth; ++i) add_vision_block(visual.child(fmt::format("blocks.{}", i)), dims);
-  add_merger(visual.child("merger"), dims, dims.hidden, model.dims.hidden);
-  if (model.family != SynthFamily::qwen3_vl_moe) return;
-  for (std::size_t i = 0; i < dims.deepstack_blocks.size(); ++i) {
-    add_merger(visual.child(fmt::format("deepstack_merger_list.{}", i)), dims, dims.merge * dims.merge * dims.hidden,
-               model.dims.hidden);
-  }
-}
 
 void add_full_attention(Module const& attention, SynthModel const& model) {
   auto const& dims = model.dims;
   auto const queries = dims.heads * dims.head_dim;
   auto const keys = dims.kv_heads * dims.head_dim;
-  auto const gates = model.family == SynthFamily::qwen3_5_moe ? queries : 0;
+  auto const gates = architecture(model.family).delta_net ? queries : 0;
   attention.add("q_proj.weight", {queries + gates, dims.hidden});
   attention.add("k_proj.weight", {keys, dims.hidden});
   attention.add("v_proj.weight", {keys, dims.hidden});
@@ -76,9 +58,10 @@ void add_full_attention(Module const& attention, SynthModel const& model) {
   attention.add("k_norm.weight", {dims.head_dim});
 }
 
-void add_linear_attention(Module const& attention, SynthModel const& model) {
+void add_delta_net(Module const& attention, SynthModel const& model) {
   auto const& dims = model.dims;
-  auto const wide = model.layout == SynthLayout::hub ? DType::F32 : DType::BF16;  // rules 57, 5a
+  auto const& kind = architecture(model.family);
+  auto const wide = kind.wide_delta_net && model.layout == SynthLayout::hub ? DType::F32 : DType::BF16;  // rules 57, 5a
   auto const values = dims.linear_value_heads * dims.linear_head_dim;
   auto const mixed = 2 * dims.linear_key_heads * dims.linear_head_dim + values;
   attention.add("dt_bias", {dims.linear_value_heads});
@@ -86,44 +69,56 @@ void add_linear_attention(Module const& attention, SynthModel const& model) {
   attention.add("conv1d.weight", {mixed, 1, dims.conv_kernel});
   attention.add("norm.weight", {dims.linear_head_dim}, wide);
   attention.add("out_proj.weight", {dims.hidden, values});
+  if (kind.joint_inputs) {
+    attention.add("in_proj_qkvz.weight", {mixed + values, dims.hidden});
+    attention.add("in_proj_ba.weight", {2 * dims.linear_value_heads, dims.hidden});
+    return;
+  }
   attention.add("in_proj_qkv.weight", {mixed, dims.hidden});
   attention.add("in_proj_z.weight", {values, dims.hidden});
   attention.add("in_proj_b.weight", {dims.linear_value_heads, dims.hidden});
   attention.add("in_proj_a.weight", {dims.linear_value_heads, dims.hidden});
 }
 
-/// How the routed experts of one layer lie in a checkpoint.
-enum class StoredExperts : std::uint8_t { rows_are_inputs, rows_are_outputs, split };
+ExpertForm decoder_form(SynthModel const& model) {
+  if (model.decoder_experts) return *model.decoder_experts;
+  if (model.family == qwen3_vl_moe) return ExpertForm::grouped;
+  auto const grouped = architecture(model.family).grouped_experts && model.layout == SynthLayout::hub &&
+                       model.quantization == SynthQuantization::none;
+  return grouped ? ExpertForm::grouped : ExpertForm::split;  // rules 3, 4, 5a
+}
 
-StoredExperts decoder_form(SynthModel const& model) {
-  auto const on_hub = model.layout == SynthLayout::hub;
-  if (model.family == SynthFamily::qwen3_vl_moe) {
-    return on_hub ? StoredExperts::rows_are_inputs : StoredExperts::rows_are_outputs;  // rules 2, 5a
+ExpertForm mtp_form(SynthModel const& model) {
+  auto const grouped = architecture(model.family).grouped_experts;
+  return model.mtp_experts.value_or(grouped ? ExpertForm::grouped : ExpertForm::split);  // rule 5
+}
+
+void add_grouped_experts(Module const& experts, SynthModel const& model) {
+  auto const& dims = model.dims;
+  auto const rows_are_inputs = model.family == qwen3_vl_moe && model.layout == SynthLayout::hub;  // rules 2, 3, 5a
+  if (rows_are_inputs) {
+    experts.add("gate_up_proj", {dims.experts, dims.hidden, 2 * dims.intermediate});
+    experts.add("down_proj", {dims.experts, dims.intermediate, dims.hidden});
+  } else {
+    experts.add("gate_up_proj", {dims.experts, 2 * dims.intermediate, dims.hidden});
+    experts.add("down_proj", {dims.experts, dims.hidden, dims.intermediate});
   }
-  return on_hub ? StoredExperts::rows_are_outputs : StoredExperts::split;  // rules 3, 5a
 }
 
-StoredExperts mtp_form(SynthModel const& model) {
-  return model.mtp_experts == MtpExperts::split ? StoredExperts::split : StoredExperts::rows_are_outputs;  // rule 5
+void add_split_experts(Module const& experts, ModelDims const& dims) {
+  for (std::uint64_t x = 0; x < dims.experts; ++x) {
+    auto const expert = experts.child(std::to_string(x));
+    expert.add("gate_proj.weight", {dims.intermediate, dims.hidden});
+    expert.add("up_proj.weight", {dims.intermediate, dims.hidden});
+    expert.add("down_proj.weight", {dims.hidden, dims.intermediate});
+  }
 }
 
-void add_routed_experts(Module const& experts, ModelDims const& dims, StoredExperts form) {
-  switch (form) {
-    case StoredExperts::rows_are_inputs:
-      experts.add("gate_up_proj", {dims.experts, dims.hidden, 2 * dims.intermediate});
-      experts.add("down_proj", {dims.experts, dims.intermediate, dims.hidden});
-      return;
-    case StoredExperts::rows_are_outputs:
-      experts.add("gate_up_proj", {dims.experts, 2 * dims.intermediate, dims.hidden});
-      experts.add("down_proj", {dims.experts, dims.hidden, dims.intermediate});
-      return;
-    case StoredExperts::split:
-      for (std::uint64_t x = 0; x < dims.experts; ++x) {
-        auto const expert = experts.child(std::to_string(x));
-        expert.add("gate_proj.weight", {dims.intermediate, dims.hidden});
-        expert.add("up_proj.weight", {dims.intermediate, dims.hidden});
-        expert.add("down_proj.weight", {dims.hidden, dims.intermediate});
-      }
+void add_routed_experts(Module const& experts, SynthModel const& model, ExpertForm form) {
+  if (form == ExpertForm::split) {
+    add_split_experts(experts, model.dims);
+  } else {
+    add_grouped_experts(experts, model);
   }
 }
 
@@ -134,25 +129,20 @@ void add_shared_expert(Module const& mlp, ModelDims const& dims) {
   mlp.add("shared_expert_gate.weight", {1, dims.hidden});
 }
 
-/// The two families register router and experts in different orders.
-void add_mlp(Module const& mlp, SynthModel const& model, StoredExperts form) {
-  auto const& dims = model.dims;
-  Shape const router{dims.experts, dims.hidden};
-  if (model.family == SynthFamily::qwen3_vl_moe) {
-    add_routed_experts(mlp.child("experts"), dims, form);
-    mlp.add("gate.weight", router);
-  } else {
-    mlp.add("gate.weight", router);
-    add_routed_experts(mlp.child("experts"), dims, form);
-    add_shared_expert(mlp, dims);
-  }
+/// Qwen3-VL registers router and experts the other way round.
+void add_mlp(Module const& mlp, SynthModel const& model, ExpertForm form) {
+  Shape const router{model.dims.experts, model.dims.hidden};
+  if (model.family != qwen3_vl_moe) mlp.add("gate.weight", router);
+  add_routed_experts(mlp.child("experts"), model, form);
+  if (model.family == qwen3_vl_moe) mlp.add("gate.weight", router);
+  if (model.dims.shared_intermediate > 0) add_shared_expert(mlp, model.dims);
 }
 
-void add_layer(Module const& layer, SynthModel const& model, StoredExperts form, bool full_attention) {
+void add_layer(Module const& layer, SynthModel const& model, ExpertForm form, bool full_attention) {
   if (full_attention) {
     add_full_attention(layer.child("self_attn"), model);
   } else {
-    add_linear_attention(layer.child("linear_attn"), model);
+    add_delta_net(layer.child("linear_attn"), model);
   }
   add_mlp(layer.child("mlp"), model, form);
   layer.add("input_layernorm.weight", {model.dims.hidden});
@@ -163,7 +153,7 @@ void add_decoder(Module const& decoder, SynthModel const& model) {
   auto const& dims = model.dims;
   decoder.add("embed_tokens.weight", {dims.vocab, dims.hidden});
   for (std::uint64_t i = 0; i < dims.layers; ++i) {
-    auto const full_attention = model.family == SynthFamily::qwen3_vl_moe || has_full_attention(i);
+    auto const full_attention = !architecture(model.family).delta_net || has_full_attention(i);
     add_layer(decoder.child(fmt::format("layers.{}", i)), model, decoder_form(model), full_attention);
   }
   decoder.add("norm.weight", {dims.hidden});
@@ -180,24 +170,38 @@ void add_mtp(Module const& mtp, SynthModel const& model) {
 
 }  // namespace
 
-std::string_view name(SynthFamily family) {
-  return family == SynthFamily::qwen3_vl_moe ? "qwen3_vl_moe" : "qwen3_5_moe";
-}
+Architecture const& architecture(SynthFamily family) { return kArchitectures.at(static_cast<std::size_t>(family)); }
+
+std::span<Architecture const> architectures() { return kArchitectures; }
+
+std::string_view name(SynthFamily family) { return architecture(family).name; }
 
 bool has_full_attention(std::uint64_t layer) { return (layer + 1) % 4 == 0; }
 
-bool has_mtp(SynthModel const& model) {
-  return model.family == SynthFamily::qwen3_5_moe && model.layout == SynthLayout::hub;
+bool has_vision(SynthModel const& model) { return !architecture(model.family).with_vision.empty() && !model.text_only; }
+
+bool has_mtp(SynthModel const& model) { return architecture(model.family).mtp && model.layout == SynthLayout::hub; }
+
+std::string stack_of(SafetensorsHeader::Tensor const& tensor) {
+  constexpr std::string_view kExperts = ".experts.";
+  auto stack = tensor.name;
+  auto const experts = stack.find(kExperts);
+  if (experts == std::string::npos) return stack;
+  auto const number = experts + kExperts.size();
+  auto const projection = stack.find_first_not_of("0123456789", number);
+  if (projection != number) stack.erase(number, projection + 1 - number);
+  return stack;
 }
 
 std::vector<SafetensorsHeader::Tensor> model_tensors(SynthModel const& model) {
   std::vector<SafetensorsHeader::Tensor> tensors;
   Module const top(tensors, "");
-  add_vision_tower(top.child("model.visual"), model);
-  add_decoder(top.child("model.language_model"), model);
+  if (has_vision(model)) add_vision_tower(top.child("model.visual"), model);
+  add_decoder(top.child(has_vision(model) ? "model.language_model" : "model"), model);
   top.add("lm_head.weight", {model.dims.vocab, model.dims.hidden});
   if (has_mtp(model)) add_mtp(top.child("mtp"), model);
-  if (model.layout == SynthLayout::transformers) std::ranges::sort(tensors, {}, &SafetensorsHeader::Tensor::name);
+  if (model.quantization == SynthQuantization::fp8) tensors = in_block_fp8(tensors, architecture(model.family));
+  if (model.layout == SynthLayout::transformers) std::ranges::stable_sort(tensors, {}, stack_of);
   return tensors;
 }
 

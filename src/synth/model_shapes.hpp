@@ -2,16 +2,41 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "rankslice/dtype.hpp"
+#include "rankslice/parameter.hpp"
 
 #include "format/safetensors.hpp"
 
 namespace rankslice {
 
 /// The families that there are synthetic checkpoints of.
-enum class SynthFamily : std::uint8_t { qwen3_5_moe, qwen3_vl_moe };
+enum class SynthFamily : std::uint8_t { qwen3_5_moe, qwen3_vl_moe, qwen3_moe, qwen3_next };
+
+/// What the models of a family are made of, and how their releases on the Hub hold it.
+struct Architecture {
+  std::string_view name;           ///< `qwen3_5_moe`, as config.json and `--family` have it.
+  std::string_view title;          ///< For people.
+  std::string_view causal_lm;      ///< The class of the model without vision; empty: there is none.
+  std::string_view with_vision;    ///< The class of the model with vision; empty: there is none.
+  bool delta_net = false;          ///< Three of four layers have a gated delta net; queries have an output gate.
+  bool joint_inputs = false;       ///< The delta net's inputs are `in_proj_qkvz` and `in_proj_ba`, not four.
+  bool wide_delta_net = false;     ///< Its A_log and norm are F32 (rule 57).
+  bool mtp = false;                ///< A block for multi-token prediction.
+  bool grouped_experts = false;    ///< All experts of a layer in one tensor for each projection.
+  DType fp8_scales = DType::BF16;  ///< Of the releases in block-FP8.
+  bool fp8_mtp = false;            ///< There the MTP block is in FP8 too.
+};
+
+[[nodiscard]] Architecture const& architecture(SynthFamily family);
+
+/// All of them, in the order of SynthFamily.
+[[nodiscard]] std::span<Architecture const> architectures();
 
 /// `qwen3_5_moe`, as config.json and `--family` have it.
 [[nodiscard]] std::string_view name(SynthFamily family);
@@ -22,8 +47,11 @@ enum class SynthLayout : std::uint8_t {
   transformers,  ///< `save_pretrained` of a model that was built from scratch in BF16.
 };
 
-/// The experts of the MTP block: two tensors for all of them, or three for each (rule 5).
-enum class MtpExperts : std::uint8_t { grouped, split };
+/// What the matrices of the decoder are stored as.
+enum class SynthQuantization : std::uint8_t {
+  none,
+  fp8,  ///< F8_E4M3 with scales of 128 × 128 blocks, as the FP8 releases (rules 4, 58, 60).
+};
 
 /// Sizes of the vision tower (`model.visual.`).
 struct VisionDims {
@@ -44,18 +72,18 @@ struct VisionDims {
 struct ModelDims {
   std::uint64_t hidden = 0;               ///< H
   std::uint64_t intermediate = 0;         ///< I, of one routed expert
-  std::uint64_t shared_intermediate = 0;  ///< Qwen3.5: of the shared expert.
+  std::uint64_t shared_intermediate = 0;  ///< Of the shared expert.
   std::uint64_t experts = 0;              ///< E
   std::uint64_t experts_per_token = 0;
-  std::uint64_t layers = 0;  ///< Decoder layers; Qwen3.5 has one MTP layer on top.
+  std::uint64_t layers = 0;  ///< Of the decoder; an MTP block has one more.
   std::uint64_t vocab = 0;
   std::uint64_t heads = 0;
   std::uint64_t kv_heads = 0;
   std::uint64_t head_dim = 0;
-  std::uint64_t linear_key_heads = 0;    ///< Qwen3.5
-  std::uint64_t linear_value_heads = 0;  ///< Qwen3.5
-  std::uint64_t linear_head_dim = 128;   ///< Qwen3.5
-  std::uint64_t conv_kernel = 4;         ///< Qwen3.5
+  std::uint64_t linear_key_heads = 0;  ///< Of gated delta nets, like the next three.
+  std::uint64_t linear_value_heads = 0;
+  std::uint64_t linear_head_dim = 128;
+  std::uint64_t conv_kernel = 4;
   VisionDims vision;
 };
 
@@ -64,18 +92,28 @@ struct SynthModel {
   SynthFamily family = SynthFamily::qwen3_5_moe;
   ModelDims dims;
   SynthLayout layout = SynthLayout::hub;
-  MtpExperts mtp_experts = MtpExperts::grouped;
+  SynthQuantization quantization = SynthQuantization::none;
+  bool text_only = false;  ///< The decoder of a model with vision as a model by itself: `model.layers.…`
+  std::optional<ExpertForm> decoder_experts = std::nullopt;  ///< Nothing: as this family, layout and quantisation have.
+  std::optional<ExpertForm> mtp_experts = std::nullopt;      ///< Nothing: as the family has.
 };
 
-/// Of Qwen3.5: every fourth layer has full attention, the others a gated delta net.
+/// Whether a layer of a model with gated delta nets has full attention: every fourth one.
 [[nodiscard]] bool has_full_attention(std::uint64_t layer);
 
-/// Whether the checkpoint has a block for multi-token prediction (`mtp.`): Qwen3.5 has on the Hub, transformers has
-/// no class for it.
+/// Whether the checkpoint has a vision tower, and its decoder lies below `model.language_model.`.
+[[nodiscard]] bool has_vision(SynthModel const& model);
+
+/// Whether the checkpoint has a block for multi-token prediction (`mtp.`): on the Hub, transformers has no class for
+/// it.
 [[nodiscard]] bool has_mtp(SynthModel const& model);
 
+/// The name of a tensor, of a split expert without its number: transformers sorts by name, and divides into files,
+/// while all experts of a projection are still one tensor.
+[[nodiscard]] std::string stack_of(SafetensorsHeader::Tensor const& tensor);
+
 /// Every tensor of a checkpoint. On the Hub they lie in the order in which the model registers them: vision tower,
-/// decoder, head, MTP block; transformers sorts them by name.
+/// decoder, head, MTP block, scales right after their weights; transformers sorts them by `stack_of`.
 [[nodiscard]] std::vector<SafetensorsHeader::Tensor> model_tensors(SynthModel const& model);
 
 }  // namespace rankslice

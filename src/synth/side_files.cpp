@@ -14,7 +14,7 @@ using nlohmann::json;
 
 constexpr auto kReadme = R"(---
 license: apache-2.0
-pipeline_tag: image-text-to-text
+pipeline_tag: {}
 ---
 
 # Synthetic {}
@@ -85,17 +85,19 @@ std::string video_preprocessor_config_json(VisionDims const& vision) {
 }  // namespace
 
 std::vector<TextFile> side_files(SynthModel const& model) {
+  auto const vl = model.family == SynthFamily::qwen3_vl_moe;
+  auto const vision = has_vision(model);
+  auto const& kind = architecture(model.family);
   auto files = tokenizer_files();
   files.push_back({"config.json", config_json(model)});
   files.push_back({"generation_config.json", generation_config_json()});
-  files.push_back({"preprocessor_config.json", preprocessor_config_json(model.dims.vision)});
   files.push_back({".gitattributes", kGitAttributes});
-  if (model.family == SynthFamily::qwen3_vl_moe) {
-    files.push_back({"README.md", fmt::format(kReadme, "Qwen3-VL-MoE")});
+  files.push_back({"README.md", fmt::format(kReadme, vision ? "image-text-to-text" : "text-generation", kind.title)});
+  if (vision) files.push_back({"preprocessor_config.json", preprocessor_config_json(model.dims.vision)});
+  if (vl) {
     files.push_back({"chat_template.json", json{{"chat_template", kChatTemplate}}.dump(2) + "\n"});
     files.push_back({"video_preprocessor_config.json", video_preprocessor_config_json(model.dims.vision)});
   } else {
-    files.push_back({"README.md", fmt::format(kReadme, "Qwen3.5-MoE")});
     files.push_back({"chat_template.jinja", kChatTemplate});
     files.push_back({"LICENSE", kLicense});
   }

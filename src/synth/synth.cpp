@@ -19,6 +19,7 @@
 #include "format/safetensors.hpp"
 #include "io/file.hpp"
 #include "io/staged_output.hpp"
+#include "synth/chosen_model.hpp"
 #include "synth/hub_index.hpp"
 #include "synth/presets.hpp"
 #include "synth/side_files.hpp"
@@ -29,32 +30,6 @@ namespace rankslice {
 namespace {
 
 constexpr std::uint64_t kPieceBytes = 1_MiB;  // stays in the cache between the generator and the kernel's copy
-
-std::uint64_t checked_count(std::string_view what, std::uint64_t count, std::uint64_t most) {
-  if (count >= 1 && count <= most) return count;
-  throw UsageError(fmt::format("{} {}: expected 1 to {}", count, what, most));
-}
-
-void check_mtp_experts(SynthModel const& model) {
-  if (has_mtp(model)) return;
-  throw UsageError(model.layout == SynthLayout::transformers
-                       ? "MTP experts: transformers writes no MTP block"
-                       : fmt::format("MTP experts: models of family {} have no MTP block", name(model.family)));
-}
-
-SynthModel model_of(Preset const& preset, SynthOptions const& options) {
-  auto model = preset.model;
-  auto& dims = model.dims;
-  if (options.layers) dims.layers = checked_count("layers", *options.layers, 1024);
-  if (options.experts) dims.experts = checked_count("experts", *options.experts, 65536);
-  dims.experts_per_token = std::min(dims.experts_per_token, dims.experts);
-  model.layout = options.layout;
-  if (options.mtp_experts) {
-    check_mtp_experts(model);
-    model.mtp_experts = *options.mtp_experts;
-  }
-  return model;
-}
 
 /// The size without the blocks.
 void make_sparse(std::string const& path, std::uint64_t size) {
@@ -125,7 +100,7 @@ class WeightWriter {
 
 SynthReport synthesize(std::string const& out_dir, SynthOptions const& options) {
   auto const& preset = find_preset(options.family, options.preset);
-  auto const model = model_of(preset, options);
+  auto const model = chosen_model(preset, options);
   auto const files = files_of(preset, model);
   SynthReport report{.family = std::string(name(model.family)), .files = files.size()};
   for (auto const& file : files) {

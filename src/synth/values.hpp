@@ -20,10 +20,15 @@ namespace rankslice {
 ///
 /// `keep` and `base` repeat in every lane of one element, so that an element is a hash with most of its exponent fixed:
 ///
-///     |                        | keep       | base       | values                      |
-///     | BF16                   | 0x83ff     | 0x3b80     | both signs, |x| in [2^-8,1) |
-///     | F32                    | 0x83ffffff | 0x3b800000 | the same                    |
-///     | F32, name in `A_log`   | 0x00ffffff | 0x3f000000 | [0.5, 2)                    |
+///     |                           | keep       | base       | values                      |
+///     | BF16                      | 0x83ff     | 0x3b80     | both signs, |x| in [2^-8,1) |
+///     | F32                       | 0x83ffffff | 0x3b800000 | the same                    |
+///     | F32, name in `A_log`      | 0x00ffffff | 0x3f000000 | [0.5, 2)                    |
+///     | BF16, name in `scale_inv` | 0x00ff     | 0x3980     | [2^-12, 2^-10)              |
+///     | F32, name in `scale_inv`  | 0x00ffffff | 0x39800000 | the same                    |
+///     | F8_E4M3                   | 0xff       | 0x00       | every code but the two NaNs |
+///
+/// A NaN of F8_E4M3 (0x7f, 0xff) becomes the code below it, ±448: with scales below 2^-10 weights stay below 0.5.
 class SyntheticValues {
  public:
   /// @throws UsageError for dtypes without values.
@@ -34,6 +39,7 @@ class SyntheticValues {
 
  private:
   std::uint64_t key_, keep_ = 0, base_ = 0;
+  bool codes_ = false;  ///< F8_E4M3
 };
 
 }  // namespace rankslice

@@ -9,7 +9,8 @@ import safetensors
 import reference
 from program import expect, run_ok
 
-QWEN35, QWEN3VL = "qwen3_5_moe", "qwen3_vl_moe"
+QWEN35, QWEN3VL, QWEN3MOE, QWEN3NEXT = FAMILIES = ["qwen3_5_moe", "qwen3_vl_moe", "qwen3_moe", "qwen3_next"]
+FP8 = ["--quantization", "fp8"]
 WORD = 2**64 - 1
 
 
@@ -31,14 +32,20 @@ def expected_bytes(seed, name, dtype, size):
     for byte in name.encode():
         fnv = (fnv ^ byte) * 0x100000001B3 & WORD
     key = _mix(fnv ^ _mix(seed))
-    if dtype == "BF16":
-        keep, base = 0x83FF * 0x0001000100010001, 0x3B80 * 0x0001000100010001
+    scales = name.endswith("scale_inv")
+    if dtype == "F8_E4M3":
+        keep, base = WORD, 0
+    elif dtype == "BF16":
+        keep, base = (0x00FF, 0x3980) if scales else (0x83FF, 0x3B80)
+        keep, base = keep * 0x0001000100010001, base * 0x0001000100010001
     else:
-        keep, base = (0x00FFFFFF, 0x3F000000) if name.endswith("A_log") else (0x83FFFFFF, 0x3B800000)
+        positive = 0x39800000 if scales else 0x3F000000
+        keep, base = (0x00FFFFFF, positive) if scales or name.endswith("A_log") else (0x83FFFFFF, 0x3B800000)
         keep, base = keep * 0x0000000100000001, base * 0x0000000100000001
     index = np.arange((size + 7) // 8, dtype=np.uint64)
     words = (_mix_array(np.uint64(key) + index * np.uint64(0x9E3779B97F4A7C15)) & np.uint64(keep)) + np.uint64(base)
-    return words.astype("<u8").tobytes()[:size]
+    data = words.astype("<u8").tobytes()[:size]
+    return data.translate(bytes.maketrans(b"\x7f\xff", b"\x7e\xfe")) if dtype == "F8_E4M3" else data
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +62,25 @@ def made(tmp_path_factory):
     return make
 
 
+def auto_class(folder):
+    transformers = pytest.importorskip("transformers")
+    with_vision = "vision_config" in json.loads((folder / "config.json").read_text())
+    return transformers.AutoModelForImageTextToText if with_vision else transformers.AutoModelForCausalLM
+
+
 def on_meta_device(folder):
     """{name: tensor} of the model that transformers builds from the folder's config.json, without memory."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = transformers.AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
-        model = transformers.AutoModelForImageTextToText.from_config(config)
+        model = auto_class(folder).from_config(config)
     assert type(model).__name__ == config.architectures[0]
     return model.state_dict()
+
+
+def is_scale(name):
+    return name.endswith("_scale_inv")
 
 
 def shapes_of(tensors):
@@ -96,24 +113,36 @@ def with_rows_as_inputs(shapes):
     [
         ([QWEN35], dict),
         ([QWEN35, "--mtp-experts", "split"], dict),
+        ([QWEN35, "--decoder-experts", "split"], with_split_experts),
+        ([QWEN35, "--text-only"], dict),
         ([QWEN35, "--expert-layout", "transformers"], with_split_experts),
+        ([QWEN35, "--expert-layout", "transformers", "--decoder-experts", "grouped"], dict),
         ([QWEN3VL], with_rows_as_inputs),
         ([QWEN3VL, "--expert-layout", "transformers"], dict),
+        ([QWEN3MOE], with_split_experts),
+        ([QWEN3NEXT], with_split_experts),
+        ([QWEN35, *FP8], with_split_experts),
+        ([QWEN35, *FP8, "--text-only"], with_split_experts),
+        ([QWEN3VL, *FP8], with_rows_as_inputs),
+        ([QWEN3MOE, *FP8], with_split_experts),
+        ([QWEN3NEXT, *FP8], with_split_experts),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_transformers_builds_the_same_tensors_from_the_config(made, options, as_written):
     folder = made(*options)
     tensors = shapes_of(reference.read_folder(folder))
-    found = {name: shape for name, shape in tensors.items() if not name.startswith("mtp.")}
+    found = {name: shape for name, shape in tensors.items() if not name.startswith("mtp.") and not is_scale(name)}
     assert found == as_written(shapes_of(on_meta_device(folder)))
 
 
-@pytest.mark.parametrize("family", [QWEN35, QWEN3VL])
-def test_transformers_writes_the_same_files_but_for_the_values(made, family, tmp_path):
+@pytest.mark.parametrize(
+    "options", [[family] for family in FAMILIES] + [[QWEN35, "--text-only"], [QWEN35, "--experts", "11"]], ids=" ".join
+)
+def test_transformers_writes_the_same_files_but_for_the_values(made, options, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    folder = made(family, "--expert-layout", "transformers")
+    folder = made(*options, "--expert-layout", "transformers")
     config = transformers.AutoConfig.from_pretrained(folder)
     model = getattr(transformers, config.architectures[0])(config).to(torch.bfloat16)
     model.save_pretrained(tmp_path, max_shard_size=4 << 20)
@@ -125,25 +154,34 @@ def test_transformers_writes_the_same_files_but_for_the_values(made, family, tmp
         assert (folder / name).read_text() == (tmp_path / name).read_text()
 
 
-@pytest.mark.parametrize("options", [[QWEN35], [QWEN35, "--expert-layout", "transformers"], [QWEN3VL]], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [
+        [QWEN35],
+        [QWEN35, "--expert-layout", "transformers"],
+        [QWEN35, "--decoder-experts", "split"],
+        [QWEN35, "--text-only"],
+        [QWEN3VL],
+        [QWEN3MOE],
+        [QWEN3NEXT],
+    ],
+    ids=" ".join,
+)
 def test_transformers_loads_every_value(made, options):
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
     folder = made(*options)
-    model, report = transformers.AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=torch.bfloat16, output_loading_info=True
-    )
+    model, report = auto_class(folder).from_pretrained(folder, dtype=torch.bfloat16, output_loading_info=True)
     assert not report["missing_keys"] and not report["mismatched_keys"]
     assert all(key.startswith("mtp.") for key in report["unexpected_keys"])
     state = model.state_dict()
     tensors = reference.read_folder(folder)
-    layer = "model.language_model.layers.1.mlp.experts"
+    (layer,) = {name.removesuffix(".down_proj") for name in state if name.endswith("layers.1.mlp.experts.down_proj")}
     for x in range(8):
         down = state[f"{layer}.down_proj"][x].view(torch.int16).numpy().view("<u2")
-        if "transformers" in options:
-            expected = tensors[f"{layer}.{x}.down_proj.weight"].bits
-        else:
+        if f"{layer}.down_proj" in tensors:
             expected = tensors[f"{layer}.down_proj"].bits[x]
+        else:
+            expected = tensors[f"{layer}.{x}.down_proj.weight"].bits
         assert (down == (expected.T if options == [QWEN3VL] else expected)).all(), x
 
 
@@ -167,21 +205,76 @@ def test_split_mtp_experts_are_those_of_one_layer_each_by_itself(made):
 
 
 @pytest.mark.parametrize(
-    "options", [[QWEN35], [QWEN35, "--expert-layout", "transformers"], [QWEN3VL]], ids=" ".join
+    "options",
+    [[QWEN35, "--expert-layout", "transformers"]] + [[family, *more] for family in FAMILIES for more in ([], FP8)],
+    ids=" ".join,
 )
 def test_every_element_is_the_documented_hash(made, options):
     for name, tensor in reference.read_folder(made(*options)).items():
         assert tensor.bits.tobytes() == expected_bytes(0, name, tensor.dtype, tensor.nbytes), name
 
 
-@pytest.mark.parametrize("family", [QWEN35, QWEN3VL])
-def test_safetensors_opens_every_file(made, family):
-    pytest.importorskip("torch")
-    for path in sorted(made(family).glob("*.safetensors")):
+@pytest.mark.parametrize("options", [[family, *more] for family in FAMILIES for more in ([], FP8)], ids=" ".join)
+def test_safetensors_opens_every_file(made, options):
+    torch = pytest.importorskip("torch")
+    for path in sorted(made(*options).glob("*.safetensors")):
         with safetensors.safe_open(path, framework="pt") as file:
             assert file.metadata() == {"format": "pt"}
             for name in file.keys():
-                assert file.get_tensor(name).isfinite().all(), name
+                assert file.get_tensor(name).to(torch.float32).isfinite().all(), name
+
+
+# Block-FP8 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fp8_weights_have_a_scale_for_every_block(made, family):  # rules 4, 58
+    tensors = reference.read_folder(made(family, *FP8))
+    codes = {name for name, tensor in tensors.items() if tensor.dtype == "F8_E4M3"}
+    assert {f"{name}_scale_inv" for name in codes} == {name for name in tensors if is_scale(name)}
+    for name in codes:
+        *experts, rows, columns = tensors[name].shape
+        scales = tensors[f"{name}_scale_inv"]
+        assert scales.shape == (*experts, -(-rows // 128), -(-columns // 128)), name
+        assert scales.dtype == ("F32" if family == QWEN3NEXT else "BF16"), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fp8_weights_come_out_as_small_as_weights_are(made, family):
+    torch = pytest.importorskip("torch")
+    tensors = {}
+    for path in made(family, *FP8).glob("*.safetensors"):
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors |= {name: file.get_tensor(name).to(torch.float32) for name in file.keys() if ".3.self_attn" in name}
+    (name,) = (name for name in tensors if name.endswith(".o_proj.weight"))
+    weight, scales = tensors[name], tensors[f"{name}_scale_inv"]
+    blocks = scales.repeat_interleave(128, 0)[: len(weight)].repeat_interleave(128, 1)[:, : weight.shape[1]]
+    assert 0.1 < (weight * blocks).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("options", [[family] for family in FAMILIES] + [[QWEN35, "--text-only"]], ids=" ".join)
+def test_fp8_is_what_the_config_says(made, options):
+    transformers = pytest.importorskip("transformers")
+    folder = made(*options, *FP8)
+    config = transformers.AutoConfig.from_pretrained(folder).quantization_config
+    assert {key: value for key, value in config.items() if key != "modules_to_not_convert"} == {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+    }
+    tensors = {name: tensor for name, tensor in reference.read_folder(folder).items() if not is_scale(name)}
+    kept = {name.removesuffix(".weight") for name, tensor in tensors.items() if tensor.dtype != "F8_E4M3"}
+    assert set(config["modules_to_not_convert"]) == {name for name in kept if not name.endswith(".bias")}
+
+
+def test_fp8_changes_neither_names_nor_values_of_what_is_not_in_fp8(made):
+    fp8 = reference.read_folder(made(QWEN35, *FP8))
+    plain = reference.read_folder(made(QWEN35, "--decoder-experts", "split"))
+    assert {name for name in fp8 if not is_scale(name)} == set(plain)
+    for name, tensor in plain.items():
+        if fp8[name].dtype != "F8_E4M3":
+            assert fp8[name].dtype == tensor.dtype and (fp8[name].bits == tensor.bits).all(), name
 
 
 @pytest.mark.parametrize("family", [QWEN35, QWEN3VL])
@@ -201,7 +294,7 @@ def test_huggingface_hub_would_write_the_same_files_and_index(made, family):
     assert (made(family) / "model.safetensors.index.json").read_text() == expected
 
 
-@pytest.mark.parametrize("family", [QWEN35, QWEN3VL])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_tokenizer_loads(made, family):
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(made(family))
@@ -253,13 +346,15 @@ def test_transformers_builds_the_same_huge_model(huge):
 @pytest.mark.parametrize(
     "preset, family",
     [("qwen3.5-35b-a3b", QWEN35), ("qwen3.6-35b-a3b", QWEN35), ("qwen3.5-122b-a10b", QWEN35)]
-    + [("qwen3-vl-30b-a3b", QWEN3VL), ("qwen3-vl-235b-a22b", QWEN3VL)],
+    + [("qwen3-vl-30b-a3b", QWEN3VL), ("qwen3-vl-235b-a22b", QWEN3VL)]
+    + [("qwen3-30b-a3b", QWEN3MOE), ("qwen3-next-80b-a3b", QWEN3NEXT)],
 )
 def test_transformers_builds_the_real_models_from_their_configs(preset, family, tmp_path):
     report = run_ok("synth", tmp_path / "ckpt", "--preset", preset, "--headers-only", "--json").json
     assert report["family"] == family
     expected = shapes_of(on_meta_device(tmp_path / "ckpt"))
-    assert shapes_in_headers(tmp_path / "ckpt") == (with_rows_as_inputs(expected) if family == QWEN3VL else expected)
+    as_on_the_hub = {QWEN35: dict, QWEN3VL: with_rows_as_inputs}.get(family, with_split_experts)
+    assert shapes_in_headers(tmp_path / "ckpt") == as_on_the_hub(expected)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +378,7 @@ def test_a_real_model_can_be_cut_down(tmp_path):
 def test_help_lists_every_preset():
     text = run_ok("synth", "--help").stdout
     listed = expect(2, "synth", "OUT", "--preset", "nonsense").stderr.split("there are ")[1].split()
-    assert len(listed) == 9
+    assert len(listed) == 11
     for preset in listed:
         assert preset.rstrip(",") in text, preset
 
@@ -296,6 +391,16 @@ def test_help_lists_every_preset():
         (["--preset", "qwen3-vl-30b-a3b", "--family", QWEN35], "of family qwen3_vl_moe"),
         (["--preset", "qwen3-vl-30b-a3b", "--mtp-experts", "split"], "no MTP block"),
         (["--family", QWEN35, "--expert-layout", "transformers", "--mtp-experts", "grouped"], "no MTP block"),
+        (["--family", QWEN35, "--expert-layout", "transformers", *FP8], "not of what transformers writes"),
+        (["--family", QWEN35, *FP8, "--decoder-experts", "grouped"], "those of family qwen3_5_moe are split"),
+        (["--family", QWEN3VL, "--decoder-experts", "split"], "have them grouped"),
+        (["--family", QWEN3MOE, "--decoder-experts", "grouped"], "have them split"),
+        (["--family", QWEN3NEXT, "--mtp-experts", "grouped"], "have them split"),
+        (["--family", QWEN3MOE, "--mtp-experts", "split"], "no MTP block"),
+        (["--family", QWEN3VL, "--text-only"], "no such model"),
+        (["--family", QWEN3NEXT, "--text-only"], "models of family qwen3_next are"),
+        (["--family", QWEN35, "--quantization", "int4"], "--quantization"),
+        (["--family", QWEN35, "--decoder-experts", "nonsense"], "--decoder-experts"),
         (["--family", QWEN35, "--expert-layout", "nonsense"], "--expert-layout"),
         (["--family", QWEN35, "--mtp-experts", "nonsense"], "--mtp-experts"),
     ],

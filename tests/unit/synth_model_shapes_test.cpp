@@ -26,7 +26,7 @@ SynthModel odd_model(SynthFamily family, SynthLayout layout = SynthLayout::hub) 
                  .kv_heads = 1,
                  .head_dim = 8,
                  .vision = {.depth = 3, .hidden = 4, .intermediate = 6, .heads = 2, .positions = 9, .merge = 3}};
-  if (family == SynthFamily::qwen3_5_moe) {
+  if (family == SynthFamily::qwen3_5_moe || family == SynthFamily::qwen3_next) {
     dims.shared_intermediate = 22;
     dims.linear_key_heads = 2;
     dims.linear_value_heads = 4;
@@ -37,6 +37,8 @@ SynthModel odd_model(SynthFamily family, SynthLayout layout = SynthLayout::hub) 
 
 constexpr auto kVl = SynthFamily::qwen3_vl_moe;
 constexpr auto k35 = SynthFamily::qwen3_5_moe;
+constexpr auto kMoe = SynthFamily::qwen3_moe;
+constexpr auto kNext = SynthFamily::qwen3_next;
 
 Shape shape_of(std::vector<SafetensorsHeader::Tensor> const& tensors, std::string const& name) {
   auto const found = std::ranges::find(tensors, name, &SafetensorsHeader::Tensor::name);
@@ -101,7 +103,7 @@ NamedShapes split_experts() {
 TEST(ModelShapes, OfSplitMtpExpertsAreThreeForEachExpert) {
   auto model = odd_model(k35);
   auto const grouped = model_tensors(model);
-  model.mtp_experts = MtpExperts::split;
+  model.mtp_experts = ExpertForm::split;
   auto const split = model_tensors(model);
   EXPECT_EQ(below("mtp.layers.0.mlp.experts.", split), split_experts());
   EXPECT_EQ(split.size(), grouped.size() - 2 + 9);
@@ -120,6 +122,69 @@ TEST(ModelShapes, OfQwen35FromTransformersAreSplitInTheDecoder) {
     EXPECT_EQ(below("model.language_model.layers." + layer + ".mlp.experts.", tensors), split_experts());
   }
   EXPECT_TRUE(below("mtp.", tensors).empty());
+  for (auto const& tensor : tensors) EXPECT_EQ(tensor.dtype, DType::BF16) << tensor.name;
+}
+
+// Rule 5a: a model that was loaded from grouped files is written grouped.
+TEST(ModelShapes, OfQwen35FromTransformersAreGroupedOnRequest) {
+  auto model = odd_model(k35, SynthLayout::transformers);
+  model.decoder_experts = ExpertForm::grouped;
+  auto const tensors = model_tensors(model);
+  EXPECT_EQ(below("model.language_model.layers.0.mlp.experts.", tensors),
+            (NamedShapes{{"gate_up_proj", {3, 42, 20}}, {"down_proj", {3, 20, 21}}}));
+}
+
+// Rule 5a: as the decoder's of transformers, and the MTP block stays.
+TEST(ModelShapes, OfQwen35AreSplitInTheDecoderOnRequest) {
+  auto model = odd_model(k35);
+  model.decoder_experts = ExpertForm::split;
+  auto const tensors = model_tensors(model);
+  for (std::string const layer : {"0", "1", "2", "3"}) {
+    EXPECT_EQ(below("model.language_model.layers." + layer + ".mlp.experts.", tensors), split_experts());
+  }
+  EXPECT_EQ(below("mtp.layers.0.mlp.experts.", tensors),
+            (NamedShapes{{"gate_up_proj", {3, 42, 20}}, {"down_proj", {3, 20, 21}}}));
+  for (auto const& tensor : tensors) EXPECT_NE(tensor.dtype, DType::F8_E4M3) << tensor.name;
+}
+
+// Rule 43: without vision and without `language_model.`
+TEST(ModelShapes, OfTextModelsAreTheDecodersUnderShorterNames) {
+  auto model = odd_model(k35);
+  auto const whole = model_tensors(model);
+  model.text_only = true;
+  auto const text = model_tensors(model);
+  EXPECT_EQ(below("model.", text), below("model.language_model.", whole));
+  EXPECT_EQ(below("mtp.", text), below("mtp.", whole));
+  EXPECT_TRUE(below("model.visual.", text).empty());
+}
+
+TEST(ModelShapes, OfQwen3MoeAreThoseOfQwen3VlWithoutVisionAndSplit) {
+  auto const tensors = model_tensors(odd_model(kMoe));
+  auto expected = below("model.language_model.", model_tensors(odd_model(kVl)));
+  std::erase_if(expected, [](auto const& named) { return named.first.find(".experts.") != std::string::npos; });
+  for (std::string const layer : {"0", "1", "2", "3"}) {
+    for (auto const& [name, shape] : split_experts()) expected["layers." + layer + ".mlp.experts." + name] = shape;
+  }
+  EXPECT_EQ(below("model.", tensors), expected);
+  EXPECT_EQ(shape_of(tensors, "lm_head.weight"), (Shape{23, 20}));
+  EXPECT_EQ(tensors.size(), expected.size() + 1);
+  for (auto const& tensor : tensors) EXPECT_EQ(tensor.dtype, DType::BF16) << tensor.name;
+}
+
+// The delta net of Qwen3-Next has two input matrices instead of four: q, k, v and z in one, b and a in the other.
+TEST(ModelShapes, OfQwen3NextAreThoseOfQwen35WithoutVisionSplitAndWithJointInputs) {
+  auto model = odd_model(k35);
+  model.text_only = true;
+  model.decoder_experts = model.mtp_experts = ExpertForm::split;
+  auto expected = below("", model_tensors(model));
+  for (std::string const layer : {"0", "1", "2"}) {
+    auto const net = "model.layers." + layer + ".linear_attn.";
+    for (auto const* part : {"qkv", "z", "b", "a"}) expected.erase(net + "in_proj_" + part + ".weight");
+    expected[net + "in_proj_qkvz.weight"] = {2 * 14 + 2 * 28, 20};
+    expected[net + "in_proj_ba.weight"] = {8, 20};
+  }
+  auto const tensors = model_tensors(odd_model(kNext));
+  EXPECT_EQ(below("", tensors), expected);
   for (auto const& tensor : tensors) EXPECT_EQ(tensor.dtype, DType::BF16) << tensor.name;
 }
 

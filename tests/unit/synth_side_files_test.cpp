@@ -38,6 +38,12 @@ TEST(SideFiles, AreThoseOfAHubRepository) {
               UnorderedElementsAre(".gitattributes", "README.md", "chat_template.json", "config.json",
                                    "generation_config.json", "merges.txt", "preprocessor_config.json", "tokenizer.json",
                                    "tokenizer_config.json", "video_preprocessor_config.json", "vocab.json"));
+  for (auto const* family : {"qwen3_moe", "qwen3_next"}) {
+    EXPECT_THAT(names_of_files(family),
+                UnorderedElementsAre(".gitattributes", "LICENSE", "README.md", "chat_template.jinja", "config.json",
+                                     "generation_config.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
+                                     "vocab.json"));
+  }
 }
 
 ModelDims dims_of_qwen3_5() {
@@ -131,6 +137,63 @@ TEST(ConfigJson, FromTransformersNamesTheExpertsAsItDoes) {
   auto const qwen3_5 = json::parse(config_json({.dims = dims_of_qwen3_5(), .layout = SynthLayout::transformers}));
   EXPECT_EQ(qwen3_5["text_config"].value("num_experts", 0), 23);
   EXPECT_FALSE(qwen3_5["text_config"].contains("mtp_num_hidden_layers"));
+}
+
+TEST(ConfigJson, OfATextModelIsThatOfItsDecoder) {
+  SynthModel model{.dims = dims_of_qwen3_5()};
+  auto const whole = json::parse(config_json(model));
+  model.text_only = true;
+  auto const config = json::parse(config_json(model));
+  expect_fields(config, whole["text_config"]);
+  expect_fields(config, {{"model_type", "qwen3_5_moe_text"}, {"architectures", {"Qwen3_5MoeForCausalLM"}}});
+  EXPECT_FALSE(config.contains("text_config"));
+  EXPECT_FALSE(config.contains("vision_config"));
+}
+
+TEST(ConfigJson, OfQwen3MoeSaysWhatTheTensorsAre) {
+  auto const config = json::parse(config_json({.family = SynthFamily::qwen3_moe, .dims = dims_of_qwen3_vl()}));
+  expect_fields(config, kTextFields);
+  expect_fields(config, {{"model_type", "qwen3_moe"},
+                         {"architectures", {"Qwen3MoeForCausalLM"}},
+                         {"num_experts", 23},
+                         {"head_dim", 128},
+                         {"torch_dtype", "bfloat16"}});
+}
+
+TEST(ConfigJson, OfQwen3NextSaysWhatTheTensorsAre) {
+  auto const config = json::parse(config_json({.family = SynthFamily::qwen3_next, .dims = dims_of_qwen3_5()}));
+  expect_fields(config, kTextFields);
+  expect_fields(config, {{"model_type", "qwen3_next"},
+                         {"architectures", {"Qwen3NextForCausalLM"}},
+                         {"num_experts", 23},
+                         {"shared_expert_intermediate_size", 22},
+                         {"linear_num_key_heads", 27},
+                         {"linear_num_value_heads", 28},
+                         {"full_attention_interval", 4}});
+}
+
+// As the FP8 releases have it: every module that is not in FP8, by its full name.
+TEST(ConfigJson, OfFp8NamesWhatIsNotInFp8) {
+  SynthModel model{.family = SynthFamily::qwen3_next, .dims = dims_of_qwen3_5()};
+  EXPECT_FALSE(json::parse(config_json(model)).contains("quantization_config"));
+  model.quantization = SynthQuantization::fp8;
+  auto const quantization = json::parse(config_json(model)).at("quantization_config");
+  expect_fields(
+      quantization,
+      {{"quant_method", "fp8"}, {"fmt", "e4m3"}, {"activation_scheme", "dynamic"}, {"weight_block_size", {128, 128}}});
+  auto const kept = quantization.at("modules_to_not_convert").get<std::vector<std::string>>();
+  for (auto const* module :
+       {"lm_head", "model.embed_tokens", "model.norm", "model.layers.0.input_layernorm",
+        "model.layers.0.linear_attn.A_log", "model.layers.0.linear_attn.conv1d", "model.layers.0.linear_attn.dt_bias",
+        "model.layers.0.linear_attn.in_proj_ba", "model.layers.0.linear_attn.norm", "model.layers.0.mlp.gate",
+        "model.layers.0.mlp.shared_expert_gate", "model.layers.3.self_attn.k_norm", "mtp.fc"}) {
+    EXPECT_EQ(std::ranges::count(kept, module), 1) << module;
+  }
+  for (auto const& module : kept) {
+    for (auto const* part : {"experts.", "shared_expert.", "q_proj", "o_proj", "out_proj", "qkvz", "scale_inv"}) {
+      EXPECT_EQ(module.find(part), std::string::npos) << module;
+    }
+  }
 }
 
 TEST(Tokenizer, NumbersItsTokensWithoutHolesAndWithinTheVocabulary) {

@@ -329,9 +329,29 @@ TEST(Synthesize, RefusesWhatItDoesNotKnowAndSaysWhatThereIs) {
 }
 
 TEST(Synthesize, RefusesMtpExpertsWhereThereIsNoMtpBlock) {
-  EXPECT_THAT(usage_error({.family = "qwen3_vl_moe", .mtp_experts = MtpExperts::split}), HasSubstr("qwen3_vl_moe"));
-  EXPECT_THAT(usage_error({.layout = SynthLayout::transformers, .mtp_experts = MtpExperts::grouped}),
+  EXPECT_THAT(usage_error({.family = "qwen3_vl_moe", .mtp_experts = ExpertForm::split}), HasSubstr("qwen3_vl_moe"));
+  EXPECT_THAT(usage_error({.layout = SynthLayout::transformers, .mtp_experts = ExpertForm::grouped}),
               HasSubstr("transformers writes no MTP block"));
+}
+
+TEST(Synthesize, RefusesFormsOfExpertsThatAFamilyDoesNotHave) {
+  EXPECT_THAT(usage_error({.family = "qwen3_next", .mtp_experts = ExpertForm::grouped}), HasSubstr("have them split"));
+  EXPECT_THAT(usage_error({.family = "qwen3_moe", .decoder_experts = ExpertForm::grouped}),
+              HasSubstr("have them split"));
+  EXPECT_THAT(usage_error({.family = "qwen3_vl_moe", .decoder_experts = ExpertForm::split}),
+              HasSubstr("have them grouped"));
+}
+
+TEST(Synthesize, RefusesFp8WhereThereIsNone) {
+  EXPECT_THAT(usage_error({.quantization = SynthQuantization::fp8, .decoder_experts = ExpertForm::grouped}),
+              HasSubstr("with quantization fp8, those of family qwen3_5_moe are split"));
+  EXPECT_THAT(usage_error({.layout = SynthLayout::transformers, .quantization = SynthQuantization::fp8}),
+              HasSubstr("not of what transformers writes"));
+}
+
+TEST(Synthesize, RefusesTextModelsOfFamiliesWithoutThem) {
+  EXPECT_THAT(usage_error({.family = "qwen3_vl_moe", .text_only = true}), HasSubstr("qwen3_vl_moe"));
+  EXPECT_THAT(usage_error({.family = "qwen3_next", .text_only = true}), HasSubstr("qwen3_next are"));
 }
 
 TEST(Synthesize, RefusesCountsThatMakeNoModel) {

@@ -30,6 +30,7 @@ namespace rankslice {
 namespace {
 
 using testing::ElementsAre;
+using testing::ElementsAreArray;
 
 constexpr auto kExperts = "model.language_model.layers.0.mlp.experts.down_proj";
 constexpr auto kNorm = "model.language_model.layers.0.linear_attn.norm.weight";
@@ -107,6 +108,41 @@ TEST(SyntheticValues, OfALogArePositive) {
   }
 }
 
+constexpr auto kCodes = "model.language_model.layers.0.mlp.experts.0.down_proj.weight";
+constexpr auto kScales = "model.language_model.layers.0.mlp.experts.0.down_proj.weight_scale_inv";
+
+TEST(SyntheticValues, OfFp8AreAllCodesButTheNans) {
+  std::set<std::uint8_t> codes;
+  for (auto const code : elements<std::uint8_t>(1, kCodes, DType::F8_E4M3, 1 << 16)) codes.insert(code);
+  EXPECT_EQ(codes.size(), 254U);
+  EXPECT_FALSE(codes.contains(0x7f));
+  EXPECT_FALSE(codes.contains(0xff));
+}
+
+// The bytes of the hash, with 0x7e for 0x7f and 0xfe for 0xff, of which the second piece has one each.
+TEST(SyntheticValues, OfFp8AreTheHashThatTheHeaderDefines) {
+  EXPECT_THAT(elements<std::uint8_t>(0, kCodes, DType::F8_E4M3, 12),
+              ElementsAre(0x23, 0x15, 0xa2, 0x2a, 0x78, 0xbc, 0x79, 0x18, 0x6a, 0x74, 0xec, 0x35));
+  EXPECT_THAT(elements<std::uint8_t>(0, kCodes, DType::F8_E4M3, 16, 4192),
+              ElementsAreArray(
+                  {0x3b, 0xd5, 0xfe, 0x99, 0x1e, 0x1d, 0x1a, 0x8b, 0x4c, 0x55, 0x03, 0x7e, 0x10, 0x15, 0x01, 0xd1}));
+}
+
+TEST(SyntheticValues, OfScalesArePositiveAndSmall) {
+  EXPECT_THAT(elements<std::uint16_t>(0, kScales, DType::BF16, 6),
+              ElementsAre(0x398c, 0x3a4b, 0x39b8, 0x3a0e, 0x3a3f, 0x3a65));
+  EXPECT_THAT(elements<std::uint32_t>(0, kScales, DType::F32, 4),
+              ElementsAre(0x3a4b8c0c, 0x3a0e7c38, 0x3a6580bf, 0x39932bd4));
+  for (auto const bits : elements<std::uint16_t>(1, kScales, DType::BF16, 1 << 12)) {
+    ASSERT_GE(from_bf16(bits), 0x1p-12F);
+    ASSERT_LT(from_bf16(bits), 0x1p-10F);
+  }
+  for (auto const value : elements<float>(1, kScales, DType::F32, 1 << 12)) {
+    ASSERT_GE(value, 0x1p-12F);
+    ASSERT_LT(value, 0x1p-10F);
+  }
+}
+
 TEST(SyntheticValues, DifferBetweenAllRowsExpertsTensorsAndSeeds) {
   constexpr std::size_t kRow = 96, kRows = 512;
   std::set<std::vector<std::uint16_t>> rows;
@@ -119,8 +155,8 @@ TEST(SyntheticValues, DifferBetweenAllRowsExpertsTensorsAndSeeds) {
   EXPECT_EQ(rows.size(), 3 * 3 * kRows);
 }
 
-TEST(SyntheticValues, ExistForTheDTypesOfTheFamilyOnly) {
-  EXPECT_THROW(SyntheticValues(0, "x", DType::F8_E4M3), UsageError);
+TEST(SyntheticValues, ExistForTheDTypesOfTheFamiliesOnly) {
+  EXPECT_THROW(SyntheticValues(0, "x", DType::F16), UsageError);
 }
 
 }  // namespace
