@@ -54,6 +54,10 @@ bool is_floating(DType dtype) {
          is_quantised(dtype);
 }
 
+ExpertKeys released(StackedRule const& rule) {
+  return rule.without_source == ExpertForm::split ? ExpertKeys::split : ExpertKeys::grouped;
+}
+
 /// Rules 53, 55
 bool needs_f32(KeyTable const& table, std::string_view name, DType dtype) {
   auto const tracked = find_dtype_on_load(table, name, DType::BF16) == DType::F32;
@@ -89,7 +93,7 @@ class Destinations {
   [[nodiscard]] ExpertKeys keys_of(StackedRule const& rule, ExpertKeys held) const {
     if (rule.split.empty()) return ExpertKeys::grouped;
     if (held != ExpertKeys::split_fp8 || options_.quantization) return held;
-    return rule.stack == Stack::decoder ? ExpertKeys::grouped : ExpertKeys::split;
+    return rule.stack == Stack::decoder ? released(rule) : ExpertKeys::split;
   }
 
   /// Rules 46-48, 52
@@ -213,7 +217,7 @@ Source source_of(KeyTable const& table, NativeTensor const& native, HfForms cons
   Source source{.native = native, .spelled = native.fqn, .key = {}};
   if (auto const* const rule = find_renaming(table, native.fqn)) source.grouped_layout = grouped_layout(forms, *rule);
   if (auto const* const rule = find_experts(table, native.fqn)) {
-    source.experts = asked_for(forms, *rule).value_or(ExpertKeys::grouped);
+    source.experts = asked_for(forms, *rule).value_or(released(*rule));
   }
   return source;
 }

@@ -20,7 +20,7 @@ enum class ExpertKeys : std::uint8_t {
 };
 
 /// How the Hugging Face checkpoint holds what it may hold in several ways. What is not said is as the opened checkpoint
-/// has it, or else grouped, as on the Hub.
+/// has it, or else as the family's releases on the Hub: grouped, or in Qwen3-MoE and Qwen3-Next split.
 struct HfForms {
   std::optional<ExpertKeys> decoder_experts{};
   std::optional<ExpertKeys> mtp_experts{};
@@ -44,8 +44,9 @@ struct DestinationOptions {
   HfForms forms{};
   Mesh mesh{};  ///< One rank, which has all experts, unless said otherwise.
   MeshCoordinate coordinate{};
-  /// Experts that are `split_fp8` as codes and block scales (rule 50). Without it those of the decoder are grouped and
-  /// those of MTP split, in their native dtype. Experts that are not `split_fp8` are the same with it and without it.
+  /// Experts that are `split_fp8` as codes and block scales (rule 50). Without it those of the decoder are as in the
+  /// family's unquantised releases and those of MTP split, in their native dtype. Experts that are not `split_fp8` are
+  /// the same with it and without it.
   bool quantization = false;
   KeySelection keys{};  ///< Each key by itself (rule 25); all when empty.
 };

@@ -63,8 +63,8 @@ class ConvertedModel {
     auto const is_split = parameter.stacked_experts && tensor.shape.size() < parameter.shape.size();
     if (!is_split || !tensor.scales) return nullptr;
     auto const stacked = find_stacked(table_, parameter.fqn);
-    return stacked && stacked->rule->stack == Stack::decoder && !stacked->rule->grouped.empty() ? stacked->rule
-                                                                                                : nullptr;
+    auto const released = stacked && stacked->rule->without_source == ExpertForm::grouped;
+    return released && stacked->rule->stack == Stack::decoder ? stacked->rule : nullptr;
   }
 
   /// Where a tensor of the source goes.

@@ -8,6 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "rankslice/hf_keys.hpp"
+
+#include "model/converted_model.hpp"
 #include "model/fresh_model.hpp"
 #include "support/model_catalog.hpp"
 #include "support/refusal.hpp"
@@ -167,6 +170,24 @@ TEST(Qwen3Moe, Rule26_GroupedAndSplitExpertsTogetherAreRefused) {
                                      HasSubstr("'model.layers.4.mlp.experts.down_proj'")));
 }
 
+TEST(Qwen3Moe, Rule50_DequantisedExpertsAreWrittenInTensorsOfTheirOwnAsReleased) {
+  auto quantised = map_tensors(qwen3_moe(), make_catalog(ExpertForm::split), make_config());
+  for (std::uint32_t i = 0; i < quantised.tensors.size(); ++i) {
+    auto& tensor = quantised.tensors[i];
+    auto& parameter = quantised.parameters[tensor.parameter];
+    if (!parameter.stacked_experts) continue;
+    tensor.dtype = parameter.hf_dtype = DType::F8_E4M3;
+    tensor.scales = i;
+  }
+  auto const exported = make_converted_model(qwen3_moe(), quantised, Fp32HeldDtype::of_source);
+  ASSERT_TRUE(exported);
+  ASSERT_EQ(exported->tensors.size(), quantised.tensors.size());
+  for (std::size_t i = 0; i < exported->tensors.size(); ++i) {
+    EXPECT_EQ(exported->tensors[i].key, quantised.tensors[i].key);
+    EXPECT_EQ(exported->tensors[i].dtype, DType::BF16);
+  }
+}
+
 TEST(Qwen3Moe, Rule45_WithoutASourceEachExpertIsWrittenInTensorsOfItsOwnAsReleased) {
   std::vector<NativeTensor> const natives{{"model.layers.0.mlp.experts.gate_and_up_projs", DType::BF16, {1, 6, 8}},
                                           {"model.layers.0.mlp.experts.down_projs", DType::BF16, {1, 4, 6}}};
@@ -177,6 +198,7 @@ TEST(Qwen3Moe, Rule45_WithoutASourceEachExpertIsWrittenInTensorsOfItsOwnAsReleas
   std::string const at = "model.layers.0.mlp.experts.";
   EXPECT_THAT(keys, ElementsAre(at + "0.gate_proj.weight [4, 6]", at + "0.up_proj.weight [4, 6]",
                                 at + "0.down_proj.weight [6, 4]"));
+  EXPECT_EQ(hf_keys("qwen3_moe", natives).front(), at + "0.gate_proj.weight");
   auto const grouped = make_fresh_model(qwen3_moe(), natives, {.decoder_experts = ExpertForm::grouped});
   EXPECT_EQ(tensor_of(grouped, at + "gate_up_proj").shape, (Shape{1, 8, 6}));
 }
