@@ -50,17 +50,22 @@ std::string stored_as(Model const& model, Parameter const& parameter) {
   return text;
 }
 
+/// "model.language_model" of `model.language_model.layers.3.…`; of names that begin with it, "layers".
+std::string layers_of(std::string const& fqn) {
+  auto const layers = fqn.find("layers.");
+  return layers == 0 ? "layers" : fqn.substr(0, layers - 1);
+}
+
 /// The stacked tensors, in the groups that the HF checkpoint stores alike: decoder and MTP layers, grouped or split.
 Json summarize_experts(Checkpoint const& checkpoint) {
   auto const& model = checkpoint.model;
   std::map<std::vector<std::string>, Totals> groups;
   for (auto const& parameter : model.parameters) {
     if (!parameter.stacked_experts) continue;
-    auto const layers = parameter.fqn.find(".layers.");
     auto const split = parameter.tensors.size() > 1;
     auto const transposed = checkpoint.storage.form == Form::hf && parameter.layout == Layout::swapped;
     auto& totals =
-        groups[{parameter.fqn.substr(0, layers), parameter.fqn.substr(parameter.fqn.rfind('.') + 1),
+        groups[{layers_of(parameter.fqn), parameter.fqn.substr(parameter.fqn.rfind('.') + 1),
                 split ? "split" : "grouped", std::string(name(parameter.hf_dtype)), stored_as(model, parameter),
                 to_string(parameter.shape), transposed ? "transposed" : "as it is"}];
     ++totals.count;

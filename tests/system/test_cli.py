@@ -10,6 +10,7 @@ import checkpoints
 import reference
 from program import expect, run_ok
 from reference import Mesh
+from variants import Variant
 
 COMMANDS = ["inspect", "plan", "synth", "load", "verify", "to-hf"]
 
@@ -139,6 +140,13 @@ def test_inspect_says_how_experts_are_stored_and_what_load_would_do(mini, mini_t
         assert (width["bytes_read"], width["bytes_owned"]) == (first["bytes_read"], first["bytes_owned"])
     assert [width["ep"] for width in report["load"]] == [1, 2, 4]  # of 6 experts
     assert report["prefix"] == "model."
+
+
+@pytest.mark.parametrize(("spelling", "module"), [("model.", "model"), ("", "layers")])
+def test_inspect_sums_up_the_layers_of_a_text_model(spelling, module, tmp_path):
+    ckpt = Variant("qwen3_moe", layers=3, spelling=spelling).write(tmp_path / "ckpt")
+    groups = run_ok("inspect", ckpt, "--json").json["experts"]["groups"]
+    assert [(group["layers_of"], group["layers"]) for group in groups] == [(module, 3), (module, 3)]
 
 
 def test_inspect_takes_a_misplaced_mtp_for_no_prefix(broken):  # rules 32, 43
