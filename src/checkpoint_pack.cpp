@@ -81,6 +81,7 @@ std::vector<std::byte> pack(CheckpointParts const& parts) {
                    {"source", parts.source},
                    {"family", parts.family},
                    {"expert_layout", parts.expert_layout},
+                   {"text_only", parts.text_only ? json(*parts.text_only) : json()},
                    {"hf", to_json(parts.hf)},
                    {"hf_folder", parts.hf_folder},
                    {"selected", parts.selected},
@@ -103,6 +104,7 @@ CheckpointParts unpack(std::vector<std::byte> const& bytes) {
   parts.source = value["source"];
   parts.family = value["family"];
   parts.expert_layout = value["expert_layout"];
+  if (!value["text_only"].is_null()) parts.text_only = value["text_only"].get<bool>();
   parts.hf = hf_layout_from(value["hf"]);
   parts.hf_folder = value["hf_folder"];
   parts.selected = value["selected"].get<std::vector<std::string>>();

@@ -134,11 +134,14 @@ void take_digests(std::vector<StoreContents::RecordedDigest> const& recorded, Mo
   }
 }
 
-/// Which tensors make up the parameters of a list.
-std::vector<bool> tensors_of(std::vector<std::string> const& list, Model const& model) {
-  std::set<std::string_view> const fqns(list.begin(), list.end());
+/// Which tensors make up the parameters that were selected, and belong to the part of the model that is asked for.
+std::vector<bool> tensors_of(CheckpointParts const& parts, KeyTable const& table, Model const& model) {
+  std::set<std::string_view> const fqns(parts.selected.begin(), parts.selected.end());
   std::vector<bool> taken;
-  for (auto const& tensor : model.tensors) taken.push_back(fqns.contains(model.parameters[tensor.parameter].fqn));
+  for (auto const& tensor : model.tensors) {
+    auto const selected = fqns.empty() || fqns.contains(model.parameters[tensor.parameter].fqn);
+    taken.push_back(selected && !is_left_out(table, tensor.key));
+  }
   return taken;
 }
 
@@ -161,7 +164,7 @@ Checkpoint assemble(CheckpointParts parts) {
   Checkpoint checkpoint;
   auto config = parts.hf.config.empty() ? ModelConfig{} : parse_model_config(parts.hf.config);
   config.partial = parts.hf.headers == HeaderOrigin::selection;
-  auto const& family = find_family(parts.family, config);
+  auto const& family = find_family(parts.family, config, parts.text_only);
   checkpoint.catalog = make_catalog(parts.hf, parts.hf_folder, parts.warnings);
   if (checkpoint.catalog.tensors.empty()) {
     throw FormatError(fmt::format("{}: there are no tensors in it", parts.path), parts.path);
@@ -172,10 +175,14 @@ Checkpoint assemble(CheckpointParts parts) {
   checkpoint.model = map_tensors(family, checkpoint.catalog, config, layout, warnings);
   checkpoint.hf = std::move(parts.hf);
   checkpoint.fingerprint = checkpoint.source_fingerprint = fingerprint(checkpoint.hf);
-  if (!parts.selected.empty()) checkpoint = keep_tensors(checkpoint, tensors_of(parts.selected, checkpoint.model));
+  // What is left out of files that are read stays in them; what was stored is what had been taken.
+  auto const in_source = parts.format == CheckpointFormat::huggingface;
+  if (in_source) checkpoint.storage = find_storage(parts, checkpoint);
+  auto const taken = tensors_of(parts, family.keys, checkpoint.model);
+  if (std::ranges::find(taken, false) != taken.end()) checkpoint = keep_tensors(checkpoint, taken);
   if (checkpoint.hf.headers != HeaderOrigin::source) keep_held_dtypes(checkpoint.model, parts);
   auto const& model = checkpoint.model;
-  checkpoint.storage = find_storage(parts, checkpoint);
+  if (!in_source) checkpoint.storage = find_storage(parts, checkpoint);
   if (parts.format == CheckpointFormat::store) {
     auto& digests = checkpoint.digests.emplace(model);
     take_digests(parts.source_digests, model, parts.path, false, digests.source);

@@ -26,6 +26,7 @@ struct CheckpointParts {
   std::string source;  ///< Of shards: the checkpoint that gave `hf`.
   std::string family = "auto";
   ExpertLayout expert_layout = ExpertLayout::automatic;  ///< Of grouped experts in `hf`.
+  std::optional<bool> text_only{};                       ///< As in `OpenOptions`; of stored tensors as they were saved.
   HfLayout hf;
   std::string hf_folder;              ///< Where the files of `hf` are, if anywhere.
   std::vector<std::string> selected;  ///< FQNs of a selection of what `hf` has; empty: all.

@@ -12,6 +12,7 @@
 #include "format/shards.hpp"
 #include "fresh_source.hpp"
 #include "io/file.hpp"
+#include "model/family.hpp"
 
 namespace rankslice {
 
@@ -19,12 +20,24 @@ namespace {
 
 namespace fs = std::filesystem;
 
-CheckpointParts read_hf(std::string const& folder) {
+CheckpointParts read_hf(std::string const& folder, OpenOptions const& options) {
   CheckpointParts parts;
   parts.format = CheckpointFormat::huggingface;
+  parts.text_only = options.text_only;
   parts.hf_folder = folder;
   parts.hf = read_hf_folder(folder, parts.warnings);
   return parts;
+}
+
+/// Whether names were saved as those of the language model alone (rule 43), which they stay.
+bool saved_text_only(std::string const& family, std::string const& path, OpenOptions const& options) {
+  auto const is_it = is_text_only(family);
+  if (options.text_only.value_or(is_it) == is_it) return is_it;
+  auto const& asked = find_family(options.family == "auto" ? family : options.family, {}, options.text_only);
+  if (is_text_only(asked.name) == is_it) return is_it;  // a family of text models
+  throw UsageError(fmt::format("{}: was saved {}, and keeps its names: {} must be asked for when the source is loaded",
+                               path, is_it ? "as a text model" : "as a whole model",
+                               is_it ? "the whole model" : "--text-only"));
 }
 
 CheckpointParts read_store(std::string const& path, OpenOptions const& options) {
@@ -38,6 +51,7 @@ CheckpointParts read_store(std::string const& path, OpenOptions const& options) 
   CheckpointParts parts;
   parts.format = CheckpointFormat::store;
   parts.family = contents.family;
+  parts.text_only = saved_text_only(contents.family, path, options);
   parts.hf = std::move(contents.hf);
   auto const identity = open_reader(path)->identity();
   parts.files.push_back({.name = fs::path(path).filename().string(),
@@ -99,7 +113,7 @@ ShardMetadata read_shard(std::string const& folder, int rank, CheckpointParts& p
 
 CheckpointParts read_store_or_hf(std::string const& path, OpenOptions const& options) {
   std::error_code unreadable;  // told by read_hf
-  return fs::is_regular_file(path, unreadable) ? read_store(path, options) : read_hf(path);
+  return fs::is_regular_file(path, unreadable) ? read_store(path, options) : read_hf(path, options);
 }
 
 /// The checkpoint that `--source` names.
@@ -185,6 +199,7 @@ void require_held(CheckpointParts const& shards) {
 void add_source(CheckpointParts& shards, ShardMetadata const& first, std::string const& folder,
                 OpenOptions const& options) {
   shards.family = options.family == "auto" ? first.family : options.family;
+  shards.text_only = saved_text_only(first.family, folder, options);
   auto source = options.source.empty() ? read_recorded_source(first, folder, options, shards.warnings)
                                        : std::optional(read_given_source(options.source, folder, options));
   if (!source) {
@@ -236,7 +251,7 @@ CheckpointParts read_checkpoint_parts(std::string const& path, OpenOptions const
   } else if (fs::exists(fs::path(path) / shard_file_name(0), error)) {
     parts = read_shards(path, options);
   } else {
-    parts = read_hf(path);
+    parts = read_hf(path, options);
   }
   parts.path = path;
   if (options.family != "auto") parts.family = options.family;

@@ -32,7 +32,7 @@ std::vector<NativeTensor> each_once(std::vector<CheckpointParts::Native> const& 
 }  // namespace
 
 void add_fresh_files(CheckpointParts& parts, FreshOptions const& options, std::uint64_t max_file_bytes) {
-  auto const model = make_fresh_model(find_family(parts.family, {}), each_once(parts.native), options);
+  auto const model = make_fresh_model(find_family(parts.family, {}, parts.text_only), each_once(parts.native), options);
   std::vector<SafetensorsHeader::Tensor> tensors;
   for (auto const& tensor : model.tensors) {
     tensors.push_back({tensor.key, tensor.dtype, tensor.shape, {}});

@@ -91,7 +91,7 @@ struct Checkpoint {
   std::string path;
   CheckpointFormat format = CheckpointFormat::huggingface;
   std::string source;     ///< Where headers and side files are from: `path`, or the source of shards.
-  std::string family;     ///< `qwen3_5_moe`.
+  std::string family;     ///< `qwen3_5_moe`; `qwen3_5_moe_text` where only its language model is there (rule 43).
   TensorCatalog catalog;  ///< The tensors of the HF files, which need not exist (a store).
   Model model;            ///< The same under both their names.
   HfLayout hf;
@@ -118,7 +118,7 @@ struct OpenOptions {
   /// native form has its dtypes already.
   std::optional<DType> dtype{};
   /// Rule 43: only the language model, its names without `language_model.`. Empty: for checkpoints that are text
-  /// models.
+  /// models. What is stored in the native form keeps the names that it was saved with: asking for others is an error.
   std::optional<bool> text_only{};
 };
 

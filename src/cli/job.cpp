@@ -140,7 +140,9 @@ OpenOptions Job::open_options() const {
   return {.family = options.family,
           .store = &native_store(),
           .source = options.source,
-          .expert_layout = parse_expert_layout(options.expert_layout).value()};
+          .expert_layout = parse_expert_layout(options.expert_layout).value(),
+          .dtype = {},
+          .text_only = options.text_only ? std::optional(true) : std::nullopt};
 }
 
 std::shared_ptr<Checkpoint const> Job::open_input() {

@@ -76,6 +76,8 @@ void add_model_options(CLI::App& app, Options& o) {
   option(app, "--expert-layout", o.expert_layout, "How grouped experts lie, where their shapes do not tell")
       ->check(CLI::IsMember({"auto", "hub", "transformers"}))
       ->capture_default_str();
+  flag(app, "--text-only", o.text_only,
+       "Only the language model, its names without language_model.; always so for checkpoints of text models");
 }
 
 void add_selection_options(CLI::App& app, Options& o) {
@@ -274,7 +276,7 @@ void refuse_later_options(int argc, char** argv) {
     auto const name = word.substr(0, word.find('='));
     for (auto const* later :
          {"--sha256", "--dense", "--io", "--cache", "--hugepages", "--threads", "--resume", "--metrics-file", "--trace",
-          "--text-only", "--compare", "--master-port", "--max-bandwidth", "--grace", "--side-files"}) {
+          "--compare", "--master-port", "--max-bandwidth", "--grace", "--side-files"}) {
       refuse(name == later, std::string(name));
     }
   }

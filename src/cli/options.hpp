@@ -20,6 +20,7 @@ struct Options {
   std::string family = "auto";
   std::string dtype = "preserve";
   std::string expert_layout = "auto";
+  bool text_only = false;
   std::string device = "auto";
   std::string comm = "auto";
   std::string verify = "full";
@@ -50,7 +51,6 @@ struct Options {
   std::optional<std::uint64_t> layers, experts;
   std::string decoder_experts = "auto", mtp_experts = "auto";
   std::string stored_as = "none";  ///< `--quantization` of `synth`
-  bool text_only = false;
   bool headers_only = false;
 
   std::string scratch;

@@ -22,6 +22,10 @@ bool handles(Family const& family, std::string_view model_type) {
   return std::ranges::find(family.model_types, model_type) != family.model_types.end();
 }
 
+bool has_text_named(Family const& family, std::string_view name) {
+  return family.text_only != nullptr && family.text_only->name == name;
+}
+
 Family const& family_of_model_type(std::string_view model_type) {
   if (model_type.empty()) {
     throw FormatError(
@@ -35,9 +39,10 @@ Family const& family_of_model_type(std::string_view model_type) {
       "config.json");
 }
 
+/// Also by the name of its language model.
 Family const& family_of_name(std::string_view name) {
   for (auto const* family : families()) {
-    if (family->name == name) return *family;
+    if (family->name == name || has_text_named(*family, name)) return *family;
   }
   throw UsageError(fmt::format("unknown family {}; there is: auto, {}", name, family_names()));
 }
@@ -55,15 +60,21 @@ std::string family_names() {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
-Family const& find_family(std::string_view name, ModelConfig const& config) {
-  if (name == "auto") return family_of_model_type(config.model_type);
-  auto const& family = family_of_name(name);
+Family const& find_family(std::string_view name, ModelConfig const& config, std::optional<bool> text_only) {
+  auto const& family = name == "auto" ? family_of_model_type(config.model_type) : family_of_name(name);
   if (!config.model_type.empty() && !handles(family, config.model_type)) {
     throw FormatError(
         fmt::format("config.json: model_type {} contradicts the family {} that was asked for", config.model_type, name),
         "config.json");
   }
-  return family;
+  auto const* text = family.text_only;
+  if (text == nullptr) return family;
+  return text_only.value_or(name == text->name || handles(*text, config.model_type)) ? *text : family;
+}
+
+bool is_text_only(std::string_view name) {
+  auto const is_it = [&](Family const* family) { return has_text_named(*family, name); };
+  return std::ranges::any_of(families(), is_it);
 }
 
 }  // namespace rankslice

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -14,11 +15,19 @@ struct Family {
   std::string_view name;
   std::span<std::string_view const> model_types;  ///< Of a config.json, the outer one or a text model's.
   KeyTable keys;
+  /// The language model alone, of a family that is more than that (rule 43). Its model types are those that have only
+  /// that anyway.
+  Family const* text_only = nullptr;
 };
 
 /// By name, or for `auto` by config.json's model_type. @throws UsageError for an unknown name, FormatError for a
-/// model type without a table (naming it and the families there are) or one that contradicts the name.
-[[nodiscard]] Family const& find_family(std::string_view name, ModelConfig const& config);
+/// model type without a table (naming it and the families there are) or one that contradicts the name. `text_only` asks
+/// for the language model alone, or against it; empty: by the name, or else by the model type.
+[[nodiscard]] Family const& find_family(std::string_view name, ModelConfig const& config,
+                                        std::optional<bool> text_only = {});
+
+/// Whether a name is that of the language model of a family that is more than that.
+[[nodiscard]] bool is_text_only(std::string_view name);
 
 /// All families, by name.
 [[nodiscard]] std::span<Family const* const> families();

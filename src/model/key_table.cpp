@@ -38,6 +38,14 @@ std::string_view without_needless_prefix(KeyTable const& table, std::string_view
   return begins_with_any(rest, table.misplaced) ? rest : hf_key;
 }
 
+// Rule 43: `model.language_model.norm.weight` becomes `model.norm.weight`.
+std::string without_dropped(KeyTable const& table, std::string_view hf_key) {
+  auto const rest = without_model(hf_key);
+  std::string kept(hf_key);
+  if (rest.starts_with(table.dropped)) kept.erase(hf_key.size() - rest.size(), table.dropped.size());
+  return kept;
+}
+
 bool has_prefix(KeyTable const& table, std::string_view hf_key) {
   return hf_key.starts_with(kModel) && !is_mtp(without_needless_prefix(table, hf_key));
 }
@@ -101,6 +109,10 @@ std::optional<StackedKey> match_stacked(KeyTable const& table, std::string_view 
 
 bool is_mtp(std::string_view fqn) { return fqn.starts_with(kMtp); }
 
+bool is_left_out(KeyTable const& table, std::string_view hf_key) {
+  return begins_with_any(without_model(hf_key), table.left_out);
+}
+
 KeyMapping from_hf(KeyTable const& table, std::string_view hf_key, std::string_view prefix) {
   auto const source = without_needless_prefix(table, hf_key);
   refuse(table, hf_key, source);
@@ -112,7 +124,7 @@ KeyMapping from_hf(KeyTable const& table, std::string_view hf_key, std::string_v
             .layer = match->layer,
             .split = match->split};
   }
-  std::string key(source);
+  auto key = without_dropped(table, source);
   for (auto const& part : table.parts) key = replace_all(std::move(key), part.hf, part.native);
   return {.fqn = route(table.fp32, place(table, std::move(key), prefix))};
 }

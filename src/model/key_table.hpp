@@ -70,6 +70,10 @@ struct KeyTable {
   /// … and those of them that are read behind a `model.` too, which is dropped and never written.
   std::span<std::string_view const> misplaced;
   Fp32Holder fp32;
+  /// A segment that keys may have in front, behind `model.`, and no FQN has (rule 43) …
+  std::string_view dropped{};
+  /// … and those of the tensors that are left out.
+  std::span<std::string_view const> left_out{};
 };
 
 /// Which matrix of which expert a tensor is.
@@ -89,6 +93,9 @@ struct KeyMapping {
 
 /// HF key -> FQN. `prefix` is "model." or "" (`find_prefix`). @throws FormatError for keys that this version refuses.
 [[nodiscard]] KeyMapping from_hf(KeyTable const& table, std::string_view hf_key, std::string_view prefix);
+
+/// Whether a tensor belongs to another part of the model than the table's (rule 43).
+[[nodiscard]] bool is_left_out(KeyTable const& table, std::string_view hf_key);
 
 /// FQN -> HF key, of stacked parameters that of the grouped tensor (rules 24, 46-49).
 [[nodiscard]] std::string to_hf(KeyTable const& table, std::string_view fqn);

@@ -2,6 +2,8 @@
 
 #include <array>
 
+#include "model/text_only.hpp"
+
 namespace rankslice {
 
 namespace {
@@ -81,17 +83,22 @@ constexpr std::array<std::string_view, 2> kFp32Names{"A_log", "dt_bias"};
 
 constexpr std::array<std::string_view, 2> kModelTypes{"qwen3_5_moe", "qwen3_5_moe_text"};
 
-constexpr Family kFamily{
-    .name = "qwen3_5_moe",
-    .model_types = kModelTypes,
-    .keys = {.refused = {},
-             .exact = kExact,
-             .stacked = kStacked,
-             .scale_suffix = "_scale_inv",
-             .parts = kParts,
-             .top_level = kTopLevel,
-             .misplaced = kTopLevel,
-             .fp32 = {.module = ".linear_attn.", .names = kFp32Names, .segment = "_fp32_params."}}};
+constexpr KeyTable kKeys{.refused = {},
+                         .exact = kExact,
+                         .stacked = kStacked,
+                         .scale_suffix = "_scale_inv",
+                         .parts = kParts,
+                         .top_level = kTopLevel,
+                         .misplaced = kTopLevel,
+                         .fp32 = {.module = ".linear_attn.", .names = kFp32Names, .segment = "_fp32_params."}};
+
+// Rule 43
+constexpr std::array<std::string_view, 1> kTextModelTypes{"qwen3_5_moe_text"};
+constexpr auto kTextStacked = without_language_model(kStacked);
+constexpr Family kTextOnly{
+    .name = "qwen3_5_moe_text", .model_types = kTextModelTypes, .keys = text_only_keys(kKeys, kTextStacked)};
+
+constexpr Family kFamily{.name = "qwen3_5_moe", .model_types = kModelTypes, .keys = kKeys, .text_only = &kTextOnly};
 
 }  // namespace
 

@@ -2,6 +2,8 @@
 
 #include <array>
 
+#include "model/text_only.hpp"
+
 namespace rankslice {
 
 namespace {
@@ -38,16 +40,37 @@ constexpr std::array<std::string_view, 1> kTopLevel{"lm_head."};
 
 constexpr std::array<std::string_view, 2> kModelTypes{"qwen3_vl_moe", "qwen3_vl_moe_text"};
 
-constexpr Family kFamily{.name = "qwen3_vl_moe",
-                         .model_types = kModelTypes,
-                         .keys = {.refused = kRefused,
-                                  .exact = {},
-                                  .stacked = kStacked,
-                                  .scale_suffix = "_scale_inv",
-                                  .parts = {},
-                                  .top_level = kTopLevel,
-                                  .misplaced = {},
-                                  .fp32 = {}}};
+constexpr KeyTable kKeys{.refused = kRefused,
+                         .exact = {},
+                         .stacked = kStacked,
+                         .scale_suffix = "_scale_inv",
+                         .parts = {},
+                         .top_level = kTopLevel,
+                         .misplaced = {},
+                         .fp32 = {}};
+
+// Rule 43; a text model's keys have no `language_model.` either
+constexpr std::array kTextStacked{
+    StackedRule{.stack = Stack::decoder,
+                .projection = Projection::gate_up,
+                .native = "layers.{L}.mlp.experts.gate_and_up_projs",
+                .grouped = "[model.][language_model.]layers.{L}.mlp.experts.gate_up_proj",
+                .hub = Layout::same,
+                .transformers = Layout::swapped,
+                .split = {}},
+    StackedRule{.stack = Stack::decoder,
+                .projection = Projection::down,
+                .native = "layers.{L}.mlp.experts.down_projs",
+                .grouped = "[model.][language_model.]layers.{L}.mlp.experts.down_proj",
+                .hub = Layout::same,
+                .transformers = Layout::swapped,
+                .split = {}},
+};
+constexpr std::array<std::string_view, 1> kTextModelTypes{"qwen3_vl_moe_text"};
+constexpr Family kTextOnly{
+    .name = "qwen3_vl_moe_text", .model_types = kTextModelTypes, .keys = text_only_keys(kKeys, kTextStacked)};
+
+constexpr Family kFamily{.name = "qwen3_vl_moe", .model_types = kModelTypes, .keys = kKeys, .text_only = &kTextOnly};
 
 }  // namespace
 

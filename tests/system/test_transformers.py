@@ -128,7 +128,7 @@ def test_rule61_both_layouts_hold_the_same_qwen3_vl_moe(qwen3_vl, tmp_path):
     assert not checkpoints.folder_differences(hub, tmp_path / "out")
 
 
-@pytest.mark.parametrize("which", MODELS + TEXT_MODELS[:4])
+@pytest.mark.parametrize("which", MODELS + TEXT_MODELS)
 def test_rule1_native_experts_are_used_as_x_times_w(which, request, tmp_path):
     """Whatever the layout of the files, the native tensors are the transposes of what transformers multiplies with."""
     model, ckpt = request.getfixturevalue(which)

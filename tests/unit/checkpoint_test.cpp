@@ -38,6 +38,7 @@ CheckpointParts example_parts() {
   parts.path = "/data/\xff not UTF-8";
   parts.source = "/source";
   parts.family = "qwen3_5_moe";
+  parts.text_only = false;
   parts.hf.files = {{.name = "a.safetensors",
                      .size = std::uint64_t{1} << 60,
                      .header = test::random_bytes(300, 1),
@@ -83,6 +84,7 @@ void expect_equal(CheckpointParts const& found, CheckpointParts const& expected)
   EXPECT_EQ(found.path, expected.path);
   EXPECT_EQ(found.source, expected.source);
   EXPECT_EQ(found.family, expected.family);
+  EXPECT_EQ(found.text_only, expected.text_only);
   expect_equal(found.hf.files, expected.hf.files);
   EXPECT_EQ(found.hf.index_name, expected.hf.index_name);
   EXPECT_EQ(found.hf.index, expected.hf.index);

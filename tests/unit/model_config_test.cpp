@@ -154,11 +154,9 @@ ModelConfig of_type(std::string model_type) {
 
 TEST(FindFamily, AutoGoesByTheModelType) {
   EXPECT_EQ(find_family("auto", of_type("qwen3_5_moe")).name, "qwen3_5_moe");
-  EXPECT_EQ(find_family("auto", of_type("qwen3_5_moe_text")).name, "qwen3_5_moe");
   EXPECT_EQ(find_family("auto", of_type("qwen3_moe")).name, "qwen3_moe");
   EXPECT_EQ(find_family("auto", of_type("qwen3_next")).name, "qwen3_next");
   EXPECT_EQ(find_family("auto", of_type("qwen3_vl_moe")).name, "qwen3_vl_moe");
-  EXPECT_EQ(find_family("auto", of_type("qwen3_vl_moe_text")).name, "qwen3_vl_moe");
 }
 
 TEST(FindFamily, AutoRefusesAModelTypeWithoutATableAndNamesTheFamilies) {
