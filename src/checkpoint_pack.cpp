@@ -18,6 +18,12 @@ std::vector<std::byte> from_binary(json const& value) {
   return {bytes.begin(), bytes.end()};
 }
 
+json to_json(std::optional<DType> dtype) { return dtype ? json(name(*dtype)) : json(); }
+
+std::optional<DType> dtype_from(json const& value) {
+  return value.is_null() ? std::nullopt : parse_dtype(value.get<std::string>());
+}
+
 json to_json(HfLayout const& hf) {
   auto files = json::array();
   for (auto const& file : hf.files) files.push_back({file.name, file.size, to_binary(file.header), file.modified_ns});
@@ -74,7 +80,7 @@ std::vector<std::byte> pack(CheckpointParts const& parts) {
   auto native = json::array();
   for (auto const& tensor : parts.native) {
     native.push_back({tensor.fqn, name(tensor.dtype), tensor.shape, tensor.offsets, tensor.local, tensor.extent.file,
-                      tensor.extent.bytes.begin, tensor.extent.bytes.end});
+                      tensor.extent.bytes.begin, tensor.extent.bytes.end, to_json(tensor.hf_dtype)});
   }
   json const value{{"format", parts.format},
                    {"path", parts.path},
@@ -82,6 +88,7 @@ std::vector<std::byte> pack(CheckpointParts const& parts) {
                    {"family", parts.family},
                    {"expert_layout", parts.expert_layout},
                    {"text_only", parts.text_only ? json(*parts.text_only) : json()},
+                   {"dtype", to_json(parts.dtype)},
                    {"hf", to_json(parts.hf)},
                    {"hf_folder", parts.hf_folder},
                    {"selected", parts.selected},
@@ -105,6 +112,7 @@ CheckpointParts unpack(std::vector<std::byte> const& bytes) {
   parts.family = value["family"];
   parts.expert_layout = value["expert_layout"];
   if (!value["text_only"].is_null()) parts.text_only = value["text_only"].get<bool>();
+  parts.dtype = dtype_from(value["dtype"]);
   parts.hf = hf_layout_from(value["hf"]);
   parts.hf_folder = value["hf_folder"];
   parts.selected = value["selected"].get<std::vector<std::string>>();
@@ -117,7 +125,8 @@ CheckpointParts unpack(std::vector<std::byte> const& bytes) {
                             .shape = tensor[2].get<Shape>(),
                             .offsets = tensor[3].get<Shape>(),
                             .local = tensor[4].get<Shape>(),
-                            .extent = {.file = tensor[5], .bytes = {tensor[6], tensor[7]}}});
+                            .extent = {.file = tensor[5], .bytes = {tensor[6], tensor[7]}},
+                            .hf_dtype = dtype_from(tensor[8])});
   }
   parts.source_digests = digests_from(value["source_digests"]);
   parts.stored_digests = digests_from(value["stored_digests"]);

@@ -104,26 +104,57 @@ Storage find_storage(CheckpointParts const& parts, Checkpoint const& checkpoint)
       .form = Form::hf, .files = checkpoint.catalog.files, .pieces = hf_pieces(checkpoint.catalog, checkpoint.model)};
 }
 
-/// What a state without a source held in the dtype of its file was not converted on loading, whatever training needs.
-void keep_held_dtypes(Model& model, CheckpointParts const& parts) {
-  std::map<std::string_view, DType> held;
-  for (auto const& tensor : parts.native) held.emplace(tensor.fqn, tensor.dtype);
+bool is_float(DType dtype) { return dtype == DType::BF16 || dtype == DType::F16 || dtype == DType::F32; }
+
+/// Whether a parameter can have been converted to `dtype` when it was loaded.
+bool can_become(Parameter const& parameter, DType dtype) {
+  return is_float(dtype) && (is_float(parameter.hf_dtype) || parameter.scale_bytes != 0);
+}
+
+/// What is stored in the native form has the dtype that it was loaded in, if it says that it was converted. And what a
+/// state without a source held in the dtype of its file was not converted, whatever training needs.
+void take_native_dtypes(Model& model, CheckpointParts const& parts) {
+  std::map<std::string_view, CheckpointParts::Native const*> by_fqn;
+  for (auto const& tensor : parts.native) by_fqn.emplace(tensor.fqn, &tensor);
+  std::set<std::string_view> converted;
+  for (auto const& digest : parts.stored_digests) converted.insert(digest.hf_key);
+  auto const fresh = parts.hf.headers != HeaderOrigin::source;
   for (auto& parameter : model.parameters) {
-    auto const found = held.find(parameter.fqn);
-    if (found != held.end() && found->second == parameter.hf_dtype) parameter.dtype = parameter.hf_dtype;
+    auto const found = by_fqn.find(parameter.fqn);
+    if (found == by_fqn.end()) continue;
+    auto const& [fqn, native] = *found;
+    auto const says_so = native->hf_dtype == parameter.hf_dtype || converted.contains(model.key_of(parameter));
+    auto const as_held = fresh && native->dtype == parameter.hf_dtype;
+    if (as_held || (says_so && can_become(parameter, native->dtype))) parameter.dtype = native->dtype;
+  }
+}
+
+/// `--dtype` is for what is still to be converted.
+void require_native_dtype(Model const& model, CheckpointParts const& parts, KeyTable const& table) {
+  if (!parts.dtype) return;
+  for (auto const& parameter : model.parameters) {
+    auto const& key = model.key_of(parameter);
+    if (!is_float(parameter.dtype) || parameter.dtype == *parts.dtype || is_fp32_held(table, key)) continue;
+    throw UsageError(fmt::format("{}: --dtype {}: {} is stored as {}; only Hugging Face checkpoints are converted",
+                                 parts.path, name(*parts.dtype), parameter.fqn, name(parameter.dtype)));
   }
 }
 
 void take_digests(std::vector<StoreContents::RecordedDigest> const& recorded, Model const& model,
-                  std::string const& path, bool converted_only, DigestTable& table) {
+                  std::string const& path, bool converted_only, DigestTable& table, bool& without_codes) {
   std::map<std::string_view, std::vector<std::uint64_t> const*> by_key;
   for (auto const& digest : recorded) by_key.emplace(digest.hf_key, &digest.values);
   for (std::size_t i = 0; i < model.tensors.size(); ++i) {
     auto const& tensor = model.tensors[i];
-    if (converted_only && !model.parameters[tensor.parameter].converted()) continue;
+    auto const& parameter = model.parameters[tensor.parameter];
+    if (converted_only && (!parameter.converted() || tensor.is_scales)) continue;
     auto const found = by_key.find(tensor.key);
     auto const entries = table.of(i);
-    if (found == by_key.end()) fail(path, tensor.key, "no digest is recorded");
+    if (found == by_key.end()) {
+      if (converted_only || parameter.invertible()) fail(path, tensor.key, "no digest is recorded");
+      without_codes = true;
+      continue;
+    }
     auto const& values = *found->second;
     auto const listed = tensor.shape.size() >= 3;  // [sum, d(0), d(1), …], else [sum]
     if (values.size() != (listed ? entries.size() + 1 : 1)) {
@@ -172,7 +203,12 @@ Checkpoint assemble(CheckpointParts parts) {
   std::vector<std::string> of_fresh_tensors;  // which were never meant to fit anything but themselves
   auto& warnings = parts.hf.headers == HeaderOrigin::state ? of_fresh_tensors : parts.warnings;
   auto const layout = find_layout(parts, family, checkpoint.catalog);
-  checkpoint.model = map_tensors(family, checkpoint.catalog, config, layout, warnings);
+  checkpoint.model =
+      map_tensors(family, checkpoint.catalog, config, {.expert_layout = layout, .dtype = parts.dtype}, warnings);
+  if (!parts.native.empty()) {
+    take_native_dtypes(checkpoint.model, parts);
+    require_native_dtype(checkpoint.model, parts, family.keys);
+  }
   checkpoint.hf = std::move(parts.hf);
   checkpoint.fingerprint = checkpoint.source_fingerprint = fingerprint(checkpoint.hf);
   // What is left out of files that are read stays in them; what was stored is what had been taken.
@@ -180,13 +216,12 @@ Checkpoint assemble(CheckpointParts parts) {
   if (in_source) checkpoint.storage = find_storage(parts, checkpoint);
   auto const taken = tensors_of(parts, family.keys, checkpoint.model);
   if (std::ranges::find(taken, false) != taken.end()) checkpoint = keep_tensors(checkpoint, taken);
-  if (checkpoint.hf.headers != HeaderOrigin::source) keep_held_dtypes(checkpoint.model, parts);
   auto const& model = checkpoint.model;
   if (!in_source) checkpoint.storage = find_storage(parts, checkpoint);
   if (parts.format == CheckpointFormat::store) {
     auto& digests = checkpoint.digests.emplace(model);
-    take_digests(parts.source_digests, model, parts.path, false, digests.source);
-    take_digests(parts.stored_digests, model, parts.path, true, digests.stored);
+    take_digests(parts.source_digests, model, parts.path, false, digests.source, digests.without_codes);
+    take_digests(parts.stored_digests, model, parts.path, true, digests.stored, digests.without_codes);
   }
   checkpoint.format = parts.format;
   checkpoint.family = family.name;

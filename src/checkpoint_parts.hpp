@@ -19,6 +19,7 @@ struct CheckpointParts {
     Shape offsets;  ///< Of the part that is here, per axis, …
     Shape local;    ///< … and its shape.
     Extent extent;
+    std::optional<DType> hf_dtype{};  ///< That it was converted from, if it says so.
   };
 
   CheckpointFormat format = CheckpointFormat::huggingface;
@@ -27,6 +28,7 @@ struct CheckpointParts {
   std::string family = "auto";
   ExpertLayout expert_layout = ExpertLayout::automatic;  ///< Of grouped experts in `hf`.
   std::optional<bool> text_only{};                       ///< As in `OpenOptions`; of stored tensors as they were saved.
+  std::optional<DType> dtype{};                          ///< As in `OpenOptions`.
   HfLayout hf;
   std::string hf_folder;              ///< Where the files of `hf` are, if anywhere.
   std::vector<std::string> selected;  ///< FQNs of a selection of what `hf` has; empty: all.

@@ -106,7 +106,8 @@ ShardMetadata read_shard(std::string const& folder, int rank, CheckpointParts& p
                             place->second.global_shape,
                             place->second.offsets,
                             tensor.shape,
-                            {file, tensor.bytes}});
+                            {file, tensor.bytes},
+                            place->second.hf_dtype});
   }
   return shard;
 }
@@ -256,6 +257,7 @@ CheckpointParts read_checkpoint_parts(std::string const& path, OpenOptions const
   parts.path = path;
   if (options.family != "auto") parts.family = options.family;
   if (options.expert_layout != ExpertLayout::automatic) parts.expert_layout = options.expert_layout;
+  parts.dtype = options.dtype;
   return parts;
 }
 

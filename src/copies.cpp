@@ -38,7 +38,7 @@ class PieceDigests {
     auto const& parameter = model_.parameters[piece.parameter];
     if (&parameter != parameter_) digest_.emplace(model_, parameter);
     parameter_ = &parameter;
-    transfer_.digest(piece, piece.slice, reader_.file(piece.extent.file), {.digest = &*digest_, .sums = &sums_});
+    transfer_.digest(piece, piece.slice, reader_.files_of(piece), {.digest = &*digest_, .sums = &sums_});
     std::uint64_t number = 0;
     for (std::size_t i = 0; i < parameter.tensors.size(); ++i) {  // split experts that changed places must show
       auto& table = parameter.converted() ? sums_.stored : sums_.source;

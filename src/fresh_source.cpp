@@ -50,7 +50,11 @@ FreshOptions expert_forms(Checkpoint const& checkpoint) {
     auto const stacked = find_stacked(keys, parameter.fqn);
     if (!stacked) continue;
     auto const grouped = checkpoint.model.tensors[parameter.tensors.front()].shape.size() == parameter.shape.size();
-    if (!grouped) (stacked->rule->stack == Stack::mtp ? mtp : decoder) = ExpertForm::split;
+    auto const is_mtp = stacked->rule->stack == Stack::mtp;
+    // Quantised experts are exported dequantised, in the form that the family prefers.
+    auto const quantised = parameter.scale_bytes != 0 && !is_mtp;
+    auto const form = quantised ? stacked->rule->without_source : ExpertForm::split;
+    if (!grouped) (is_mtp ? mtp : decoder) = form;
     auto const as_hub = parameter.layout == stacked->rule->grouped_layout(ExpertLayout::hub);
     if (grouped && !as_hub) forms.expert_layout = ExpertLayout::transformers;
   }

@@ -18,6 +18,9 @@ namespace rankslice {
 std::vector<bool> taken_tensors(Model const& model, KeySelection const& keys) {
   std::vector<bool> taken;
   for (auto const& tensor : model.tensors) taken.push_back(!keys || keys(tensor.key));
+  for (std::size_t i = 0; i < taken.size(); ++i) {  // scales go with their weights, whatever their own keys
+    if (model.tensors[i].scales) taken[*model.tensors[i].scales] = taken[i];
+  }
   if (std::ranges::find(taken, true) != taken.end()) return taken;
   throw PlanError(fmt::format("the selection takes none of the {} tensors; {} is one of them", model.tensors.size(),
                               model.tensors.front().key));
@@ -71,16 +74,22 @@ HfTarget make_fresh_target(Checkpoint const& source, Model const& model, std::ve
 std::vector<StoredPiece> hf_pieces(TensorCatalog const& catalog, Model const& model) {
   std::unordered_map<std::string_view, Extent> places;
   for (auto const& tensor : catalog.tensors) places.emplace(tensor.name, tensor.extent);
+  auto const place_of = [&](std::uint32_t tensor) {
+    auto const place = places.find(model.tensors[tensor].key);
+    return place == places.end() ? std::nullopt : std::optional(place->second);
+  };
   std::vector<StoredPiece> pieces;
   pieces.reserve(catalog.tensors.size());
   for (std::uint32_t i = 0; i < model.parameters.size(); ++i) {
     auto const& parameter = model.parameters[i];
-    for (auto const tensor : parameter.tensors) {
-      auto const place = places.find(model.tensors[tensor].key);
-      if (place == places.end()) continue;
+    for (auto const number : parameter.tensors) {
+      auto const& tensor = model.tensors[number];
+      auto const extent = place_of(number);
+      if (!extent) continue;
       auto slice = parameter.whole();
-      if (parameter.stacked_experts) slice.part = model.tensors[tensor].experts;
-      pieces.push_back({.parameter = i, .tensor = tensor, .slice = slice, .extent = place->second});
+      if (parameter.stacked_experts) slice.part = tensor.experts;
+      pieces.push_back({.parameter = i, .tensor = number, .slice = slice, .extent = *extent});
+      if (tensor.scales) pieces.back().scales = place_of(*tensor.scales);
     }
   }
   return pieces;

@@ -25,8 +25,8 @@ ShardedTensor load_tensor(Model const& model, PlannedSlice const& planned, Mesh 
   NativeBox<std::byte> const box{.data = tensor.data.data.get(), .slice = planned.slice};
   auto digest = sums != nullptr ? std::optional<ParameterDigest>(std::in_place, model, parameter) : std::nullopt;
   DigestSink const sink{.digest = digest ? &*digest : nullptr, .sums = sums};
-  reader.for_each_piece(planned, [&](StoredPiece const& piece, Slice const& slice, FileReader& file) {
-    transfer.read(piece, slice, file, box, sink);
+  reader.for_each_piece(planned, [&](StoredPiece const& piece, Slice const& slice, PieceFiles const& files) {
+    transfer.read(piece, slice, files, box, sink);
   });
   return tensor;
 }
@@ -41,6 +41,7 @@ StateDict load_slices(std::shared_ptr<Checkpoint const> const& source, Mesh cons
   StateDict state{.tensors = {}, .mesh = mesh, .coordinate = coordinate, .source = selected, .read = {}};
   auto const digesting = options.verify == VerifyLevel::full;
   if (digesting) state.read = Digests(model);
+  state.read.without_codes = storage.form == Form::native;
 
   StorageReader reader(storage, model);
   Transfer transfer(model, storage.form, watch(options.call, "load", plan.bytes_read, world));

@@ -53,7 +53,9 @@ void HeldTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {
 }
 
 StreamedTensors::StreamedTensors(Storage const& storage, Model const& model)
-    : model_(model), reader_(storage, model), transfer_(model, storage.form), read_(model) {}
+    : model_(model), reader_(storage, model), transfer_(model, storage.form), read_(model) {
+  read_.without_codes = storage.form == Form::native;
+}
 
 void StreamedTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {
   auto const& parameter = model_.parameters[wanted.parameter];
@@ -66,8 +68,8 @@ void StreamedTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& us
     buffer_.resize(std::max<std::size_t>(buffer_.size(), parameter.bytes(slice, Form::native)));
     NativeBox<std::byte> const box{.data = buffer_.data(), .slice = slice};
     reader_.for_each_piece({wanted.parameter, slice},
-                           [&](StoredPiece const& piece, Slice const& of_piece, FileReader& file) {
-                             transfer_.read(piece, of_piece, file, box, sink);
+                           [&](StoredPiece const& piece, Slice const& of_piece, PieceFiles const& files) {
+                             transfer_.read(piece, of_piece, files, box, sink);
                            });
     use(slice, {.data = box.data, .slice = slice});
   }

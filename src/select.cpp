@@ -57,6 +57,7 @@ Model renumbered(Model const& model, Renumbering const& kept, std::size_t tensor
     if (!kept.tensors[i]) continue;
     auto& tensor = result.tensors[*kept.tensors[i]] = model.tensors[i];
     tensor.parameter = *kept.parameters[tensor.parameter];
+    if (tensor.scales) tensor.scales = kept.tensors[*tensor.scales];
   }
   for (std::size_t i = 0; i < model.parameters.size(); ++i) {
     if (!kept.parameters[i]) continue;

@@ -29,6 +29,7 @@ namespace {
 Digests write_slices(Model const& model, std::vector<PlannedSlice> const& plan, NativeSource& source,
                      Storage const& target, BlockDone const& done) {
   Digests written(model);
+  written.without_codes = target.form == Form::native;
   TargetFiles files(target);
   Transfer transfer(model, target.form, done);
   for (auto const& item : plan) {

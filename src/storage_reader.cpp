@@ -25,9 +25,13 @@ FileReader& StorageReader::file(std::uint32_t index) {
   return *slot.reader;
 }
 
+PieceFiles StorageReader::files_of(StoredPiece const& piece) {
+  return {.data = file(piece.extent.file), .scales = piece.scales ? &file(piece.scales->file) : nullptr};
+}
+
 void StorageReader::for_each_piece(PlannedSlice const& wanted, PieceStep const& step) {
   for (auto const& located : locate(storage_, model_, wanted)) {
-    step(*located.piece, located.slice, file(located.piece->extent.file));
+    step(*located.piece, located.slice, files_of(*located.piece));
   }
 }
 
@@ -42,12 +46,13 @@ void StorageReader::check_unchanged() const {
 Digests digest_slices(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& storage,
                       BlockDone const& done) {
   Digests sums(model);
+  sums.without_codes = storage.form == Form::native;
   StorageReader reader(storage, model);
   Transfer transfer(model, storage.form, done);
   for (auto const& item : plan) {
     ParameterDigest digest(model, model.parameters[item.parameter]);
-    reader.for_each_piece(item, [&](StoredPiece const& piece, Slice const& slice, FileReader& file) {
-      transfer.digest(piece, slice, file, {.digest = &digest, .sums = &sums});
+    reader.for_each_piece(item, [&](StoredPiece const& piece, Slice const& slice, PieceFiles const& files) {
+      transfer.digest(piece, slice, files, {.digest = &digest, .sums = &sums});
     });
   }
   reader.check_unchanged();

@@ -13,7 +13,7 @@
 namespace rankslice {
 
 /// Called for every piece that holds something of a slice, with what it holds of it.
-using PieceStep = std::function<void(StoredPiece const& piece, Slice const& slice, FileReader& file)>;
+using PieceStep = std::function<void(StoredPiece const& piece, Slice const& slice, PieceFiles const& files)>;
 
 /// The files of a storage, opened when first needed, and watched: a file that is not the size the headers speak of, or
 /// that is replaced or written to while it is read, is an error.
@@ -25,13 +25,14 @@ class StorageReader {
   /// @throws IoError, FormatError, PlanError when the storage lacks something of the slice.
   void for_each_piece(PlannedSlice const& wanted, PieceStep const& step);
 
-  /// A file of the storage. @throws IoError, FormatError
-  [[nodiscard]] FileReader& file(std::uint32_t index);
+  /// The files of one of its pieces. @throws IoError, FormatError
+  [[nodiscard]] PieceFiles files_of(StoredPiece const& piece);
 
   /// Every file that was read is still what it was when it was opened. @throws IoError
   void check_unchanged() const;
 
  private:
+  [[nodiscard]] FileReader& file(std::uint32_t index);
   struct OpenFile {
     std::unique_ptr<FileReader> reader;
     FileIdentity identity;

@@ -19,11 +19,13 @@ namespace rankslice {
 namespace {
 
 /// Digests as a store records them: [sum, d(0), d(1), …], or [sum] for tensors of rank < 3.
-std::vector<StoreContents::RecordedDigest> recorded(Model const& model, DigestTable const& table, bool converted_only) {
+template <typename Wanted>
+std::vector<StoreContents::RecordedDigest> recorded(Model const& model, DigestTable const& table,
+                                                    Wanted const& wanted) {
   std::vector<StoreContents::RecordedDigest> digests;
   for (std::size_t i = 0; i < model.tensors.size(); ++i) {
     auto const& tensor = model.tensors[i];
-    if (converted_only && !model.parameters[tensor.parameter].converted()) continue;
+    if (!wanted(tensor, model.parameters[tensor.parameter])) continue;
     StoreContents::RecordedDigest digest{.hf_key = tensor.key, .values = {table.sum(i)}};
     if (tensor.shape.size() >= 3) {
       auto const entries = table.of(i);
@@ -35,26 +37,70 @@ std::vector<StoreContents::RecordedDigest> recorded(Model const& model, DigestTa
   return digests;
 }
 
-/// Everything but tensor bytes, offsets and digest values, which are not known yet.
-StoreContents describe(Checkpoint const& source) {
+/// Of the checkpoint's own values. Those that cannot be computed back from what is held may not be known.
+std::vector<StoreContents::RecordedDigest> recorded_source(Model const& model, Digests const& digests) {
+  return recorded(model, digests.source, [&](HfTensor const&, Parameter const& parameter) {
+    return parameter.invertible() || !digests.without_codes;
+  });
+}
+
+/// Of converted values.
+std::vector<StoreContents::RecordedDigest> recorded_stored(Model const& model, Digests const& digests) {
+  return recorded(model, digests.stored, [](HfTensor const& tensor, Parameter const& parameter) {
+    return parameter.converted() && !tensor.is_scales;
+  });
+}
+
+/// Whether two digests have the same values of every parameter that cannot be computed back.
+bool same_inexact_values(Model const& model, Digests const& a, Digests const& b) {
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+    if (model.parameters[model.tensors[i].parameter].invertible()) continue;
+    if (!std::ranges::equal(a.stored.of(i), b.stored.of(i))) return false;
+  }
+  return true;
+}
+
+/// Completes the digests of what is held by those of the codes that it was computed from, as they were read or as the
+/// source recorded them, if it is still the same. Collective.
+void add_codes(StateDict const& state, Communicator& world, Digests& held) {
+  auto const& model = state.source->model;
+  if (std::ranges::all_of(model.parameters, &Parameter::invertible)) return;
+  std::vector<std::uint64_t> known{state.read.source.tensors() > 0 && !state.read.without_codes ? 1U : 0U};
+  world.all_reduce(known, Reduce::min);
+  auto codes = known.front() != 0 ? std::optional(state.read) : state.source->digests;
+  if (!codes || codes->without_codes) return;
+  if (known.front() != 0) {
+    MeshTables mesh(state, world);
+    mesh.sum(codes->source);
+    mesh.sum(codes->stored);
+  }
+  if (!same_inexact_values(model, *codes, held)) return;
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+    if (model.parameters[model.tensors[i].parameter].invertible()) continue;
+    std::ranges::copy(codes->source.of(i), held.source.of(i).begin());
+  }
+  held.without_codes = false;
+}
+
+/// Everything but tensor bytes, offsets and digest values, which are written at the end.
+StoreContents describe(Checkpoint const& source, Digests const& digests) {
   StoreContents contents;
   contents.family = source.family;
   contents.hf = source.hf;
   for (auto const& parameter : source.model.parameters) {
     contents.tensors.push_back({parameter.fqn, parameter.dtype, parameter.shape, 0});
   }
-  DigestTable const unknown(source.model.tensors);
-  contents.source = recorded(source.model, unknown, false);
-  contents.stored = recorded(source.model, unknown, true);
+  contents.source = recorded_source(source.model, digests);
+  contents.stored = recorded_stored(source.model, digests);
   return contents;
 }
 
 /// Make the metadata on rank 0; every rank learns where the tensors go. Collective.
-Storage create_target(Checkpoint const& source, std::string const& path, Communicator& world) {
+Storage create_target(Checkpoint const& source, Digests const& digests, std::string const& path, Communicator& world) {
   std::vector<std::uint64_t> places(source.model.parameters.size() + 1);  // offsets, then the file's size
   on_every_rank(world, [&] {
     if (world.rank() != 0) return;
-    auto const layout = create_store(path, describe(source));
+    auto const layout = create_store(path, describe(source, digests));
     std::ranges::copy(layout.offsets, places.begin());
     places.back() = layout.file_size;
   });
@@ -73,8 +119,8 @@ Storage create_target(Checkpoint const& source, std::string const& path, Communi
 
 /// Record the digests, seal the store, and see that it says what it should. On rank 0.
 void complete(std::string const& path, Checkpoint const& source, Digests const& digests) {
-  auto const of_source = recorded(source.model, digests.source, false);
-  auto const of_stored = recorded(source.model, digests.stored, true);
+  auto const of_source = recorded_source(source.model, digests);
+  auto const of_stored = recorded_stored(source.model, digests);
   write_digests(path, of_source, of_stored);
   complete_store(path);
   auto const found = native_store().read(path);
@@ -100,9 +146,10 @@ void save_store(StateDict const& state, std::string const& path, Communicator& w
     held.emplace(state);
     plan = make_save_plan(source.model, state.mesh, state.coordinate);
   });
-  auto const expected = digest_all_held(state, options.call, world);
+  auto expected = digest_all_held(state, options.call, world);
+  add_codes(state, world, expected);
   SharedOutput output(path, StagedOutput::Kind::file, options.overwrite, world);
-  auto const target = create_target(source, output.path(), world);
+  auto const target = create_target(source, expected, output.path(), world);
 
   auto const done = watch(options.call, "store", 2 * plan_bytes(source.model, plan, Form::native), &world);
   Digests written;
@@ -111,8 +158,7 @@ void save_store(StateDict const& state, std::string const& path, Communicator& w
   world.all_reduce(written.source.values(), Reduce::sum);
   world.all_reduce(written.stored.values(), Reduce::sum);
   on_every_rank(world, [&] {
-    require_equal(source.model, {"held", expected.source}, {"written", written.source});
-    require_equal(source.model, {"held", expected.stored}, {"written", written.stored});
+    require_equal(source.model, NamedDigests{"held", expected}, NamedDigests{"written", written});
     if (world.rank() == 0) complete(output.path(), source, expected);
   });
   output.publish();

@@ -102,6 +102,7 @@ void verify_contents(StateDict const& state, MeshTables& mesh, Communicator& wor
   add(report, differences(state.source->model, NamedDigests{"read", state.read}, {"held", held}, world.rank()));
   auto read = state.read;
   mesh.reduce(read.source, "read", report.mismatches);
+  mesh.reduce(read.stored, "read", report.mismatches);
   compare_with_references(*state.source, read, options, world, state.mesh, report);
 }
 

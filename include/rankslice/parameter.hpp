@@ -111,6 +111,9 @@ struct Parameter {
   [[nodiscard]] Slice whole() const { return {.part = {0, part_count()}, .rows = {0, row_count()}}; }
   [[nodiscard]] std::uint64_t bytes(Slice const& slice, Form form) const { return slice.size() * row_bytes(form); }
 
+  /// Bytes of the block scales that are read with a slice: of an expert, or a dense tensor, all of them.
+  [[nodiscard]] std::uint64_t scale_bytes_for(Slice const& slice, Form form) const;
+
   /// What is read of a file in `form` to get at a slice: where its rows are columns of the file and run for less than
   /// 64 KiB at a time, the file's rows are read whole.
   [[nodiscard]] Slice read_for(Slice const& wanted, Form form) const;

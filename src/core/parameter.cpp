@@ -61,6 +61,11 @@ std::uint64_t Parameter::unit_bytes(Form form) const {
   return sub_byte(type) ? 1 : element_bytes(type);
 }
 
+std::uint64_t Parameter::scale_bytes_for(Slice const& slice, Form form) const {
+  if (form == Form::native || slice.empty()) return 0;
+  return stacked_experts ? scale_bytes / part_count() * slice.part.size() : scale_bytes;
+}
+
 Slice Parameter::read_for(Slice const& wanted, Form form) const {
   auto const strided = stacked_experts && form == Form::hf && layout == Layout::swapped;
   if (!strided || wanted.empty() || wanted.rows.size() * unit_bytes(form) >= kLeastPiece) return wanted;

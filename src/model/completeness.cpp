@@ -10,7 +10,6 @@
 #include "rankslice/error.hpp"
 
 #include "model/key_pattern.hpp"
-#include "model/quantised.hpp"
 #include "model/tensor_error.hpp"
 
 namespace rankslice {
@@ -21,10 +20,12 @@ namespace {
 constexpr std::size_t kListed = 8;
 
 FormatError missing_matrix(StackedRule const& rule, std::string_view fqn, std::string_view layer,
-                           ExpertMatrix const& matrix, std::string const& reason) {
+                           ExpertMatrix const& matrix, bool quantised, std::string const& reason) {
   auto const key = split_key(rule, fqn, matrix);
   auto const expert = std::to_string(matrix.expert);
-  auto const text = fill_key(rule.split[matrix.matrix].missing, {.layer = layer, .expert = expert});
+  auto const& of_matrix = rule.split[matrix.matrix];
+  auto const text =
+      fill_key(quantised ? of_matrix.missing_quantised : of_matrix.missing, {.layer = layer, .expert = expert});
   return FormatError(fmt::format("{}: {}: {}", key, text, reason), {}, key);
 }
 
@@ -36,6 +37,7 @@ class ExpertLayers {
     for (auto const& key : mapped.keys) {
       if (key.stacked != nullptr) fqns_.insert(key.fqn);
       if (key.split) split_.insert(key.stacked->stack);
+      if (key.split && key.scales_of) quantised_.insert(key.stacked->stack);
     }
   }
 
@@ -44,7 +46,7 @@ class ExpertLayers {
       if (rule.stack != stack) continue;
       auto const fqn = stacked_fqn(table_, rule, layer, prefix_);
       if (fqns_.contains(fqn)) continue;
-      if (split_.contains(stack)) throw missing_matrix(rule, fqn, layer, {}, reason);
+      if (split_.contains(stack)) throw missing_matrix(rule, fqn, layer, {}, quantised_.contains(stack), reason);
       auto const missing = to_hf(table_, fqn);
       throw FormatError(fmt::format("{}: missing from the checkpoint: {}", missing, reason), {}, missing);
     }
@@ -54,7 +56,7 @@ class ExpertLayers {
   KeyTable const& table_;
   std::string_view prefix_;
   std::unordered_set<std::string_view> fqns_;
-  std::unordered_set<Stack> split_;
+  std::unordered_set<Stack> split_, quantised_;
 };
 
 void demand_announced_layers(ExpertLayers const& layers, MappedCatalog const& mapped, ModelConfig const& config) {
@@ -99,23 +101,6 @@ Missing find_missing(MappedCatalog const& mapped, Parameter const& parameter, Ex
 }
 
 }  // namespace
-
-void check_unquantised(MappedCatalog const& mapped, ModelConfig const& config) {
-  for (std::size_t i = 0; i < mapped.keys.size(); ++i) {
-    auto const& tensor = mapped.catalog.tensors[i];
-    auto const weight = mapped.keys[i].stacked != nullptr || tensor.name.ends_with(".weight");
-    if (!weight || !is_quantised(tensor.dtype)) continue;
-    throw tensor_error(
-        mapped.catalog, tensor,
-        fmt::format("has dtype {}: quantised checkpoints are not supported in this version", name(tensor.dtype)));
-  }
-  if (!config.quant_method.empty()) {
-    throw FormatError(fmt::format("config.json: quantization_config.quant_method is {}: quantised checkpoints are not "
-                                  "supported in this version",
-                                  config.quant_method),
-                      "config.json");
-  }
-}
 
 void check_one_form(MappedCatalog const& mapped) {
   struct Examples {
@@ -167,7 +152,7 @@ void check_experts(MappedCatalog const& mapped, Parameter const& parameter, Expe
   if (parameter.tensors.size() % matrices == 0 && complete == experts) return;
   auto const missing = find_missing(mapped, parameter, {experts, matrices});
   throw missing_matrix(
-      *first.stacked, parameter.fqn, first.layer, missing.first,
+      *first.stacked, parameter.fqn, first.layer, missing.first, parameter.scale_bytes != 0,
       fmt::format("expected {} for each of {} experts ({}), found {} in all; there is no whole set for expert {}{}",
                   matrices == 1 ? "a tensor" : "2 tensors", experts, source, parameter.tensors.size(),
                   fmt::join(missing.experts, ", "), missing.more ? ", …" : ""));

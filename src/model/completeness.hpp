@@ -4,10 +4,6 @@
 
 namespace rankslice {
 
-/// No quantisation in config.json, and no weight (an expert tensor, or a key ending in `.weight`) of a float type of
-/// 8 bits or less. @throws FormatError
-void check_unquantised(MappedCatalog const& mapped, ModelConfig const& config);
-
 /// The experts of the decoder, and those of the MTP, are all grouped or all split (rules 26, 27). @throws FormatError
 void check_one_form(MappedCatalog const& mapped);
 

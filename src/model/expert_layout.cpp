@@ -54,7 +54,7 @@ ExpertLayout detect_layout(MappedCatalog const& mapped, ExpertSizes const& sizes
   std::string_view first;
   for (std::size_t i = 0; i < mapped.keys.size(); ++i) {
     auto const& key = mapped.keys[i];
-    if (key.stacked == nullptr || key.split || key.stacked->one_layout()) continue;
+    if (key.stacked == nullptr || key.split || key.scales_of || key.stacked->one_layout()) continue;
     auto const& tensor = mapped.catalog.tensors[i];
     auto const layout = layout_by_shape(mapped, i, sizes);
     if (found == ExpertLayout::automatic) {
@@ -90,7 +90,7 @@ std::vector<Layout> find_layouts(MappedCatalog const& mapped, ExpertSizes const&
     if (key.stacked == nullptr) continue;
     layouts[i] = key.split ? Layout::swapped : key.stacked->grouped_layout(of_checkpoint);
     auto const requested_of_it = by_request && !key.split && !key.stacked->one_layout();
-    check_shape(mapped, i, sizes, layouts[i], requested_of_it ? reason : "");
+    if (!key.scales_of) check_shape(mapped, i, sizes, layouts[i], requested_of_it ? reason : "");
   }
   return layouts;
 }
@@ -99,6 +99,7 @@ ExpertLayout find_expert_layout(Family const& family, TensorCatalog const& catal
                                 std::map<std::string_view, Shape> const& native_shapes) {
   auto const prefix = find_prefix(family.keys, catalog.tensors);
   for (auto const& tensor : catalog.tensors) {
+    if (tensor.name.ends_with(family.keys.scale_suffix)) continue;
     auto const key = from_hf(family.keys, tensor.name, prefix);
     if (key.stacked == nullptr || key.split || key.stacked->one_layout()) continue;
     auto const native = native_shapes.find(key.fqn);

@@ -127,7 +127,7 @@ void learn_from_pairs(ExpertSizes& sizes, MappedCatalog const& mapped) {
   std::map<std::tuple<Stack, std::string_view>, std::array<std::optional<std::size_t>, 2>> layers;
   for (std::size_t i = 0; i < mapped.keys.size(); ++i) {
     auto const& key = mapped.keys[i];
-    if (key.stacked == nullptr || key.split) continue;
+    if (key.stacked == nullptr || key.split || key.scales_of) continue;
     auto& pair = layers[{key.stacked->stack, key.layer}];
     pair[static_cast<std::size_t>(key.stacked->projection)] = i;
     if (pair[0] && pair[1]) return learn_from_pair(sizes, mapped, *pair[0], *pair[1]);
@@ -162,7 +162,7 @@ ExpertSizes find_expert_sizes(MappedCatalog const& mapped, ModelConfig const& co
                     .intermediate = {config.intermediate, "config.json's moe_intermediate_size"}};
   for (std::size_t i = 0; i < mapped.keys.size(); ++i) {
     auto const& key = mapped.keys[i];
-    if (key.stacked == nullptr) continue;
+    if (key.stacked == nullptr || key.scales_of) continue;
     auto const& tensor = mapped.catalog.tensors[i];
     check_axes(mapped.catalog, tensor, key);
     if (complete(sizes)) continue;

@@ -27,7 +27,8 @@ class FreshModel {
     parameter.fqn = native.fqn;
     auto const hf_dtype = options_.hf_dtypes.find(native.fqn);
     parameter.dtype = native.dtype;
-    parameter.hf_dtype = hf_dtype == options_.hf_dtypes.end() ? native.dtype : hf_dtype->second;
+    auto const as_held = hf_dtype == options_.hf_dtypes.end() || !is_fp32_held(table_, native.fqn);
+    parameter.hf_dtype = as_held ? native.dtype : hf_dtype->second;
     parameter.shape = native.shape;
     parameter.stacked_experts = stacked.has_value();
     if (!stacked) return add_dense();

@@ -14,7 +14,8 @@ struct FreshOptions {
   ExpertLayout expert_layout = ExpertLayout::hub;  ///< Of grouped experts; `automatic` is the Hub's.
   std::optional<ExpertForm> decoder_experts{};     ///< Empty: as the family's table says.
   std::optional<ExpertForm> mtp_experts{};         ///< Likewise.
-  std::map<std::string, DType> hf_dtypes{};        ///< By FQN, of tensors whose dtype is another one than natively.
+  /// By FQN, of tensors whose dtype is another one than natively; heeded for those that training keeps in F32.
+  std::map<std::string, DType> hf_dtypes{};
 };
 
 /// @throws FormatError unless a tensor can be stacked experts of so many matrices side by side, none of them empty

@@ -54,10 +54,6 @@ void refuse(KeyTable const& table, std::string_view hf_key, std::string_view key
   for (auto const& rule : table.refused) {
     if (match_key(rule.hf, key)) throw FormatError(fmt::format("{}: {}", hf_key, rule.reason), {}, std::string(hf_key));
   }
-  if (key.ends_with(table.scale_suffix)) {
-    throw FormatError(fmt::format("{}: quantised checkpoints (fp8) are not supported in this version", hf_key), {},
-                      std::string(hf_key));
-  }
 }
 
 // Rules 22, 38: what stands outside the prefix or has it stays, everything else gets it.

@@ -21,6 +21,8 @@ enum class Projection : std::uint8_t { gate_up, down };
 struct SplitRule {
   std::string_view hf;       ///< Pattern with `{L}` and `{X}`.
   std::string_view missing;  ///< What is said when it is missing; `{L}` and `{X}` are filled in.
+  /// The same of quantised weights: when it or its block scales are missing.
+  std::string_view missing_quantised;
 };
 
 /// A stacked parameter of a layer and the two ways in which checkpoints hold it.
@@ -63,7 +65,7 @@ struct KeyTable {
   std::span<RefusedRule const> refused;
   std::span<Rename const> exact;  ///< Whole keys.
   std::span<StackedRule const> stacked;
-  std::string_view scale_suffix;  ///< Marks the scales of quantised weights, which are refused.
+  std::string_view scale_suffix;  ///< Marks the block scales of quantised weights (rule 58).
   std::span<Rename const> parts;  ///< Anywhere in a key.
   /// Leading segments that stand outside the prefix …
   std::span<std::string_view const> top_level;
@@ -89,6 +91,8 @@ struct KeyMapping {
   StackedRule const* stacked = nullptr;  ///< Null for a dense tensor.
   std::string_view layer{};              ///< L of a stacked one: points into the key.
   std::optional<ExpertMatrix> split{};   ///< Of a grouped or dense tensor nothing.
+  /// Of block scales: their weight, by its number in the catalog; everything else here is that of the weight.
+  std::optional<std::uint32_t> scales_of{};
 };
 
 /// HF key -> FQN. `prefix` is "model." or "" (`find_prefix`). @throws FormatError for keys that this version refuses.
@@ -121,7 +125,7 @@ struct StackedName {
 /// Whether training keeps a tensor in F32, apart from the others (rule 53).
 [[nodiscard]] bool is_fp32_held(KeyTable const& table, std::string_view hf_key);
 
-/// The dtype in which the state dict holds a tensor (rules 53-57). @throws FormatError where bits would be lost.
+/// The dtype in which training needs a tensor (rules 53-57). @throws FormatError where bits would be lost.
 [[nodiscard]] DType find_dtype_on_load(KeyTable const& table, std::string_view hf_key, DType hf_dtype);
 
 }  // namespace rankslice

@@ -7,6 +7,7 @@
 
 #include "rankslice/error.hpp"
 
+#include "model/block_scales.hpp"
 #include "model/completeness.hpp"
 #include "model/expert_layout.hpp"
 #include "model/tensor_error.hpp"
@@ -17,17 +18,25 @@ namespace {
 
 constexpr std::string_view kModel = "model.";
 
+KeyMapping map_key(KeyTable const& table, TensorCatalog const& catalog, CatalogTensor const& tensor,
+                   std::string_view prefix) {
+  try {
+    return from_hf(table, tensor.name, prefix);
+  } catch (FormatError& error) {
+    error.file = catalog.files[tensor.extent.file].name;  // which the rules of the family do not know
+    throw;
+  }
+}
+
+/// Block scales go where their weights go.
 std::vector<KeyMapping> map_keys(KeyTable const& table, TensorCatalog const& catalog) {
   auto const prefix = find_prefix(table, catalog.tensors);
+  auto const scales_of = find_block_scales(table, catalog);
   std::vector<KeyMapping> keys;
   keys.reserve(catalog.tensors.size());
-  for (auto const& tensor : catalog.tensors) {
-    try {
-      keys.push_back(from_hf(table, tensor.name, prefix));
-    } catch (FormatError& error) {
-      error.file = catalog.files[tensor.extent.file].name;  // which the rules of the family do not know
-      throw;
-    }
+  for (std::size_t i = 0; i < catalog.tensors.size(); ++i) {
+    keys.push_back(map_key(table, catalog, catalog.tensors[scales_of[i].value_or(i)], prefix));
+    keys.back().scales_of = scales_of[i];
   }
   return keys;
 }
@@ -67,38 +76,84 @@ FormatError collision(MappedCatalog const& mapped, std::size_t earlier, std::siz
                      mapped.catalog.files[tensors[later].extent.file].name, tensors[later].name);
 }
 
-/// Joins tensors into parameters.
-Model join(KeyTable const& table, MappedCatalog const& mapped, std::vector<Layout> const& layouts,
-           ExpertSizes const& sizes) {
-  Model model;
-  std::unordered_map<std::string_view, std::uint32_t> by_name;
-  for (std::uint32_t i = 0; i < mapped.keys.size(); ++i) {
-    auto const& tensor = mapped.catalog.tensors[i];
-    auto const& key = mapped.keys[i];
-    auto const count = static_cast<std::uint32_t>(model.parameters.size());
-    auto const [place, is_new] = by_name.emplace(without_model(key.fqn), count);
-    if (is_new) {
-      model.parameters.push_back({.fqn = key.fqn,
-                                  .hf_dtype = tensor.dtype,
-                                  .dtype = find_dtype_on_load(table, tensor.name, tensor.dtype),
-                                  .shape = native_shape(key, tensor, layouts[i], sizes),
-                                  .layout = layouts[i],
-                                  .stacked_experts = key.stacked != nullptr,
-                                  .tensors = {}});
-    }
-    auto& parameter = model.parameters[place->second];
-    if (!is_new && (!key.split || parameter.fqn != key.fqn)) throw collision(mapped, parameter.tensors.front(), i);
-    if (tensor.dtype != parameter.hf_dtype) {
-      auto const& first = mapped.catalog.tensors[parameter.tensors.front()];
-      throw tensor_error(
-          mapped.catalog, tensor,
-          fmt::format("expected {} as in {}, found {}", name(first.dtype), first.name, name(tensor.dtype)));
-    }
-    parameter.tensors.push_back(i);
-    model.tensors.push_back(hf_tensor(tensor, key, parameter, place->second));
-  }
-  return model;
+/// The dtype in which the state dict holds a tensor (rules 55, 58).
+DType find_dtype(KeyTable const& table, CatalogTensor const& tensor, bool quantised, ModelConfig const& config,
+                 std::optional<DType> requested) {
+  auto const required = find_dtype_on_load(table, tensor.name, tensor.dtype);
+  if (required != tensor.dtype) return required;
+  if (quantised) return requested ? *requested : config.dtype.value_or(DType::BF16);
+  auto const casts = tensor.dtype == DType::BF16 || tensor.dtype == DType::F16 || tensor.dtype == DType::F32;
+  return requested && casts && !is_fp32_held(table, tensor.name) ? *requested : tensor.dtype;
 }
+
+/// Joins tensors into parameters.
+class Joiner {
+ public:
+  Joiner(KeyTable const& table, MappedCatalog const& mapped, std::vector<Layout> const& layouts,
+         ExpertSizes const& sizes)
+      : table_(table), mapped_(mapped), layouts_(layouts), sizes_(sizes), has_scales_(mapped.keys.size()) {
+    model_.tensors.resize(mapped.keys.size());
+    for (auto const& key : mapped.keys) {
+      if (key.scales_of) has_scales_[*key.scales_of] = true;
+    }
+  }
+
+  void add(std::uint32_t i, ModelConfig const& config, std::optional<DType> dtype) {
+    auto const& tensor = mapped_.catalog.tensors[i];
+    auto const& key = mapped_.keys[i];
+    auto const count = static_cast<std::uint32_t>(model_.parameters.size());
+    auto const [place, is_new] = by_name_.emplace(without_model(key.fqn), count);
+    if (is_new) {
+      model_.parameters.push_back({.fqn = key.fqn,
+                                   .hf_dtype = tensor.dtype,
+                                   .dtype = find_dtype(table_, tensor, has_scales_[i], config, dtype),
+                                   .shape = native_shape(key, tensor, layouts_[i], sizes_),
+                                   .layout = layouts_[i],
+                                   .stacked_experts = key.stacked != nullptr,
+                                   .tensors = {}});
+    }
+    auto& parameter = model_.parameters[place->second];
+    if (!is_new && (!key.split || parameter.fqn != key.fqn)) throw collision(mapped_, parameter.tensors.front(), i);
+    require_dtype(tensor, parameter.hf_dtype, mapped_.catalog.tensors[is_new ? i : parameter.tensors.front()]);
+    parameter.tensors.push_back(i);
+    model_.tensors[i] = hf_tensor(tensor, key, parameter, place->second);
+  }
+
+  /// Once their weight is there.
+  void add_scales(std::uint32_t i) {
+    auto const& tensor = mapped_.catalog.tensors[i];
+    auto& weight = model_.tensors[*mapped_.keys[i].scales_of];
+    auto& parameter = model_.parameters[weight.parameter];
+    auto const& first = model_.tensors[parameter.tensors.front()].scales.value_or(i);
+    require_dtype(tensor, mapped_.catalog.tensors[first].dtype, mapped_.catalog.tensors[first]);
+    weight.scales = i;
+    parameter.scale_bytes += byte_size(tensor.dtype, tensor.shape);
+    model_.tensors[i] = {.key = tensor.name,
+                         .dtype = tensor.dtype,
+                         .shape = tensor.shape,
+                         .parameter = weight.parameter,
+                         .experts = weight.experts,
+                         .columns = weight.columns,
+                         .is_scales = true};
+  }
+
+  [[nodiscard]] Model take() { return std::move(model_); }
+
+ private:
+  void require_dtype(CatalogTensor const& tensor, DType expected, CatalogTensor const& as_in) const {
+    if (tensor.dtype == expected) return;
+    throw tensor_error(mapped_.catalog, tensor,
+                       fmt::format("expected {} as in {}, found {}", name(expected), as_in.name, name(tensor.dtype)));
+  }
+
+  KeyTable const& table_;
+  MappedCatalog const& mapped_;
+  std::vector<Layout> const& layouts_;
+  ExpertSizes const& sizes_;
+  std::vector<bool> has_scales_;
+  Model model_;
+  std::unordered_map<std::string_view, std::uint32_t> by_name_;
+};
 
 /// Brings the tensors of each split parameter into the order of its experts and columns.
 void order_experts(MappedCatalog const& mapped, ExpertSizes const& sizes, Model& model) {
@@ -126,15 +181,23 @@ void check_way_back(Family const& family, Model const& model) {
   }
 }
 
-Model map_tensors(Family const& family, TensorCatalog const& catalog, ModelConfig const& config, ExpertLayout layout,
-                  std::vector<std::string>& warnings) {
+Model map_tensors(Family const& family, TensorCatalog const& catalog, ModelConfig const& config,
+                  MapOptions const& options, std::vector<std::string>& warnings) {
   MappedCatalog const mapped{.catalog = catalog, .keys = map_keys(family.keys, catalog)};
-  check_unquantised(mapped, config);
+  check_quantisation(family.keys, mapped, config, warnings);
   check_one_form(mapped);
   check_expert_layers(family.keys, mapped, config);
-  auto const sizes = find_expert_sizes(mapped, config, layout, warnings);
-  auto const layouts = find_layouts(mapped, sizes, layout);
-  auto model = join(family.keys, mapped, layouts, sizes);
+  auto const sizes = find_expert_sizes(mapped, config, options.expert_layout, warnings);
+  auto const layouts = find_layouts(mapped, sizes, options.expert_layout);
+  Joiner joiner(family.keys, mapped, layouts, sizes);
+  auto const count = static_cast<std::uint32_t>(mapped.keys.size());
+  for (std::uint32_t i = 0; i < count; ++i) {
+    if (!mapped.keys[i].scales_of) joiner.add(i, config, options.dtype);
+  }
+  for (std::uint32_t i = 0; i < count; ++i) {
+    if (mapped.keys[i].scales_of) joiner.add_scales(i);
+  }
+  auto model = joiner.take();
   order_experts(mapped, sizes, model);
   check_way_back(family, model);
   return model;

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 
 #include "rankslice/error.hpp"
@@ -86,6 +87,30 @@ std::uint64_t find_experts(Json const& text) {
   return experts != 0 ? experts : local;
 }
 
+Quantisation find_quantisation(Json const& outer, Json const& text) {
+  auto const* found = find_object(outer, "quantization_config");
+  if (found == nullptr) found = find_object(text, "quantization_config");
+  if (found == nullptr) return {};
+  return {.method = find_text(*found, "quant_method"),
+          .format = text_if_any(*found, "fmt"),
+          .block = find_counts(*found, "weight_block_size")};
+}
+
+/// The text model's own first; other dtypes than those of training say nothing.
+std::optional<DType> find_dtype(Json const& outer, Json const& text) {
+  constexpr std::array kNames{std::pair{"bfloat16", DType::BF16}, std::pair{"float16", DType::F16},
+                              std::pair{"float32", DType::F32}};
+  for (auto const* config : {&text, &outer}) {
+    for (auto const* field : {"dtype", "torch_dtype"}) {
+      auto const said = text_if_any(*config, field);
+      for (auto const& [name, dtype] : kNames) {
+        if (said == name) return dtype;
+      }
+    }
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 ModelConfig parse_model_config(std::span<std::byte const> config_json) {
@@ -94,7 +119,6 @@ ModelConfig parse_model_config(std::span<std::byte const> config_json) {
 
   auto const* nested = find_object(outer, "text_config");
   auto const& text = nested != nullptr ? *nested : outer;
-  auto const* quantization = find_object(outer, "quantization_config");
   return {
       .model_type = find_text(outer, "model_type"),
       .experts = find_experts(text),
@@ -104,7 +128,8 @@ ModelConfig parse_model_config(std::span<std::byte const> config_json) {
       .mtp_layers = find_optional_count(text, "mtp_num_hidden_layers"),
       .dense_layers = find_counts(text, "mlp_only_layers"),
       .sparse_step = std::max<std::uint64_t>(1, find_count(text, "decoder_sparse_step")),
-      .quant_method = quantization != nullptr ? find_text(*quantization, "quant_method") : std::string{},
+      .quantisation = find_quantisation(outer, text),
+      .dtype = find_dtype(outer, text),
       .mtp_expert_layout = text_if_any(text, "mtp_expert_hf_layout"),
   };
 }

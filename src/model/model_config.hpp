@@ -11,6 +11,13 @@
 
 namespace rankslice {
 
+/// What config.json says of quantised weights (`quantization_config`). Empty: not said.
+struct Quantisation {
+  std::string method;                ///< `quant_method`: `fp8`
+  std::string format;                ///< `fmt`: `e4m3`
+  std::vector<std::uint64_t> block;  ///< `weight_block_size`
+};
+
 /// What config.json says of the experts. Zero: not said.
 struct ModelConfig {
   std::string model_type;          ///< Of the outer config: `qwen3_5_moe`.
@@ -21,7 +28,8 @@ struct ModelConfig {
   std::uint64_t mtp_layers = 0;
   std::vector<std::uint64_t> dense_layers;  ///< Decoder layers without experts (`mlp_only_layers`).
   std::uint64_t sparse_step = 1;  ///< Only every so many-th decoder layer has experts (`decoder_sparse_step`).
-  std::string quant_method;       ///< `quantization_config.quant_method`; empty when there is none.
+  Quantisation quantisation;
+  std::optional<DType> dtype;     ///< In which the model is trained (`dtype`, once `torch_dtype`): BF16, F16 or F32.
   std::string mtp_expert_layout;  ///< `mtp_expert_hf_layout`, in which no loading trusts (rule 30); may be empty.
   bool partial = false;           ///< Tensors may be missing: a selection of those that the config speaks of.
 };

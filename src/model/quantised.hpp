@@ -4,7 +4,7 @@
 
 namespace rankslice {
 
-/// Floats of 8 bits and fewer: weights in them mean nothing without their scales.
+/// Floats of 8 bits and fewer: weights in them mean nothing without their scales. Of these only F8_E4M3 is supported.
 [[nodiscard]] constexpr bool is_quantised(DType dtype) {
   switch (dtype) {
     case DType::F4:

@@ -8,27 +8,33 @@ namespace rankslice {
 
 namespace {
 
-// Rules 5a, 33, 40
+// Rules 4, 5a, 33, 40
 constexpr std::array kGateUp{
     SplitRule{"[model.][language_model.]layers.{L}.mlp.experts.{X}.gate_proj.weight",
-              "Missing gate_proj weight for layer {L}, expert {X}"},
+              "Missing gate_proj weight for layer {L}, expert {X}",
+              "Missing FP8 gate_proj weight/scale for layer {L}, expert {X}"},
     SplitRule{"[model.][language_model.]layers.{L}.mlp.experts.{X}.up_proj.weight",
-              "Missing up_proj weight for layer {L}, expert {X}"},
+              "Missing up_proj weight for layer {L}, expert {X}",
+              "Missing FP8 up_proj weight/scale for layer {L}, expert {X}"},
 };
 constexpr std::array kDown{
     SplitRule{"[model.][language_model.]layers.{L}.mlp.experts.{X}.down_proj.weight",
-              "Missing down_proj weight for layer {L}, expert {X}"},
+              "Missing down_proj weight for layer {L}, expert {X}",
+              "Missing FP8 down_proj weight/scale for layer {L}, expert {X}"},
 };
 
 // Rules 5, 36, 41, 45
 constexpr std::array kMtpGateUp{
     SplitRule{"mtp.layers.{L}.mlp.experts.{X}.gate_proj.weight",
+              "Missing gate/up MTP expert weights for layer {L}, expert {X}",
               "Missing gate/up MTP expert weights for layer {L}, expert {X}"},
     SplitRule{"mtp.layers.{L}.mlp.experts.{X}.up_proj.weight",
+              "Missing gate/up MTP expert weights for layer {L}, expert {X}",
               "Missing gate/up MTP expert weights for layer {L}, expert {X}"},
 };
 constexpr std::array kMtpDown{
     SplitRule{"mtp.layers.{L}.mlp.experts.{X}.down_proj.weight",
+              "Missing down MTP expert weight for layer {L}, expert {X}",
               "Missing down MTP expert weight for layer {L}, expert {X}"},
 };
 

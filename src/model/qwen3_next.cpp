@@ -9,21 +9,27 @@ namespace {
 // As the Hub has them, and transformers writes them by default
 constexpr std::array kGateUp{
     SplitRule{"[model.]layers.{L}.mlp.experts.{X}.gate_proj.weight",
-              "Missing gate_proj weight for layer {L}, expert {X}"},
-    SplitRule{"[model.]layers.{L}.mlp.experts.{X}.up_proj.weight", "Missing up_proj weight for layer {L}, expert {X}"},
+              "Missing gate_proj weight for layer {L}, expert {X}",
+              "Missing FP8 gate_proj weight/scale for layer {L}, expert {X}"},
+    SplitRule{"[model.]layers.{L}.mlp.experts.{X}.up_proj.weight", "Missing up_proj weight for layer {L}, expert {X}",
+              "Missing FP8 up_proj weight/scale for layer {L}, expert {X}"},
 };
 constexpr std::array kDown{
     SplitRule{"[model.]layers.{L}.mlp.experts.{X}.down_proj.weight",
-              "Missing down_proj weight for layer {L}, expert {X}"},
+              "Missing down_proj weight for layer {L}, expert {X}",
+              "Missing FP8 down_proj weight/scale for layer {L}, expert {X}"},
 };
 constexpr std::array kMtpGateUp{
     SplitRule{"mtp.layers.{L}.mlp.experts.{X}.gate_proj.weight",
+              "Missing gate/up MTP expert weights for layer {L}, expert {X}",
               "Missing gate/up MTP expert weights for layer {L}, expert {X}"},
     SplitRule{"mtp.layers.{L}.mlp.experts.{X}.up_proj.weight",
+              "Missing gate/up MTP expert weights for layer {L}, expert {X}",
               "Missing gate/up MTP expert weights for layer {L}, expert {X}"},
 };
 constexpr std::array kMtpDown{
     SplitRule{"mtp.layers.{L}.mlp.experts.{X}.down_proj.weight",
+              "Missing down MTP expert weight for layer {L}, expert {X}",
               "Missing down MTP expert weight for layer {L}, expert {X}"},
 };
 

@@ -8,8 +8,9 @@ namespace rankslice {
 namespace {
 
 void add_slice(RankBytes& bytes, Parameter const& parameter, Slice const& held, Form form) {
-  bytes.wanted += parameter.bytes(held, form);
-  bytes.read += parameter.bytes(parameter.read_for(held, form), form);
+  auto const scales = parameter.scale_bytes_for(held, form);
+  bytes.wanted += parameter.bytes(held, form) + scales;
+  bytes.read += parameter.bytes(parameter.read_for(held, form), form) + scales;
   bytes.owned += parameter.bytes(held, Form::native);
 }
 
@@ -64,7 +65,10 @@ std::vector<RankBytes> plan_all_ranks(Model const& model, Form storage_form, Mes
 
 std::uint64_t plan_bytes(Model const& model, std::vector<PlannedSlice> const& plan, Form form) {
   std::uint64_t bytes = 0;
-  for (auto const& item : plan) bytes += model.parameters[item.parameter].bytes(item.slice, form);
+  for (auto const& item : plan) {
+    auto const& parameter = model.parameters[item.parameter];
+    bytes += parameter.bytes(item.slice, form) + parameter.scale_bytes_for(item.slice, form);
+  }
   return bytes;
 }
 

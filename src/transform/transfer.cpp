@@ -1,6 +1,10 @@
 #include "transform/transfer.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+
+#include "rankslice/error.hpp"
 
 #include "core/literals.hpp"
 #include "transform/convert.hpp"
@@ -67,13 +71,19 @@ std::span<Byte> native_block(Parameter const& parameter, NativeBox<Byte> const& 
           block.bytes / parameter.unit_bytes(form) * unit};
 }
 
+/// The first `bytes` of a buffer that grows when it has to.
+std::span<std::byte> sized(std::vector<std::byte>& buffer, std::uint64_t bytes) {
+  if (buffer.size() < bytes) buffer.resize(bytes);
+  return std::span(buffer).first(bytes);
+}
+
 }  // namespace
 
 /// One expert of an HF tensor whose rows are columns of the native form. Of its rows only the elements `read` are
 /// touched, and of these only `wanted` are used.
 struct Transfer::Matrix {
   StoredPiece const& piece;
-  std::uint64_t expert, first_byte, unit;
+  std::uint64_t expert, first_byte, unit, native_unit;
   std::uint64_t rows, columns;  // of the HF tensor
   Range read, wanted;           // columns of the HF tensor: rows of the native form
   std::uint64_t native_column, native_columns;
@@ -83,6 +93,7 @@ struct Transfer::Matrix {
     auto const& parameter = model.parameters[stored.parameter];
     auto const& tensor = model.tensors[stored.tensor];
     unit = parameter.unit_bytes(Form::hf);
+    native_unit = parameter.unit_bytes(Form::native);
     rows = tensor.columns.size();
     columns = parameter.row_count();
     first_byte = stored.extent.bytes.begin + (expert - tensor.experts.begin) * rows * columns * unit;
@@ -98,13 +109,26 @@ struct Transfer::Matrix {
   /// The native element that belongs to the first wanted one of a row.
   template <typename Byte>
   [[nodiscard]] Byte* address(NativeBox<Byte> const& box, std::uint64_t row) const {
-    return box.data + (rows_before(box.slice, expert, wanted.begin) * native_columns + native_column + row) * unit;
+    auto const before = rows_before(box.slice, expert, wanted.begin) * native_columns + native_column + row;
+    return box.data + before * native_unit;
   }
 };
 
 /// Some rows of a matrix that are moved together.
 struct Transfer::Strip {
   std::uint64_t row, rows;
+
+  /// Call step(offset, run) for the wanted elements, which `elements` shows in units of so many bytes: in runs that are
+  /// contiguous in the file.
+  template <typename Step>
+  void for_each_run(Matrix const& matrix, MatrixView const& elements, std::uint64_t unit, Step const& step) const {
+    auto const whole = matrix.wanted.size() == matrix.columns && elements.stride == elements.columns;
+    auto const runs = whole ? 1 : rows;
+    for (std::uint64_t i = 0; i < runs; ++i) {
+      step(matrix.offset(row + i, matrix.wanted.begin),
+           std::span(elements.data + i * elements.stride * unit, elements.columns * unit * (whole ? rows : 1)));
+    }
+  }
 };
 
 template <typename Step>
@@ -125,9 +149,11 @@ bool Transfer::is_swapped(StoredPiece const& piece) const {
   return form_ == Form::hf && parameter_of(piece).layout == Layout::swapped;
 }
 
-std::span<std::byte> Transfer::staging(std::uint64_t bytes) {
-  if (staging_.size() < bytes) staging_.resize(bytes);
-  return std::span(staging_).first(bytes);
+bool Transfer::converts(StoredPiece const& piece) const { return form_ == Form::hf && parameter_of(piece).converted(); }
+
+/// Which element of the piece stands at `offset` of the file.
+std::uint64_t Transfer::element_at(StoredPiece const& piece, std::uint64_t offset) const {
+  return (offset - piece.extent.bytes.begin) / parameter_of(piece).unit_bytes(form_);
 }
 
 /// Digest bytes that stand at `offset` of the file, by where that is in the piece.
@@ -135,7 +161,7 @@ void Transfer::add(StoredPiece const& piece, std::uint64_t offset, std::span<std
                    DigestSink const& sink) const {
   if (sink.digest == nullptr) return;
   auto const& parameter = parameter_of(piece);
-  auto const element = (offset - piece.extent.bytes.begin) / parameter.unit_bytes(form_);
+  auto const element = element_at(piece, offset);
   if (form_ == Form::hf) return sink.digest->add_stored(piece.tensor, element, bytes, *sink.sums);
   auto const columns = parameter.columns();
   auto const rows = piece.slice.rows.size();
@@ -145,10 +171,30 @@ void Transfer::add(StoredPiece const& piece, std::uint64_t offset, std::span<std
   sink.digest->add_native(global_row * columns + element % columns, bytes, *sink.sums);
 }
 
+/// Digest what the elements at `offset` of the file are converted to.
+void Transfer::add_converted(StoredPiece const& piece, std::uint64_t offset, std::span<std::byte const> values,
+                             DigestSink const& sink) const {
+  if (sink.digest != nullptr) {
+    sink.digest->add_converted(piece.tensor, element_at(piece, offset), values, *sink.sums);
+  }
+}
+
+void Transfer::read_scales(StoredPiece const& piece, Slice const& wanted, PieceFiles const& files,
+                           DigestSink const& sink) {
+  if (!piece.scales || wanted.empty()) return;
+  auto const bytes = scales_.read(model_, piece, wanted, *files.scales);
+  if (sink.digest != nullptr) {
+    scales_.for_each_digested([&](std::uint64_t first_element, std::span<std::byte const> run) {
+      sink.digest->add_scales(piece.tensor, first_element, run, *sink.sums);
+    });
+  }
+  done(bytes);
+}
+
 MatrixView Transfer::read_strip(Matrix const& matrix, Strip const& strip, FileReader& file, DigestSink const& sink) {
   auto const stride = matrix.read.size();
   auto const row_bytes = stride * matrix.unit;
-  auto const bytes = staging(strip.rows * row_bytes);
+  auto const bytes = sized(staging_, strip.rows * row_bytes);
   if (matrix.reads_whole_rows()) {
     file.read(bytes, matrix.offset(strip.row, 0));
   } else {
@@ -156,52 +202,123 @@ MatrixView Transfer::read_strip(Matrix const& matrix, Strip const& strip, FileRe
       file.read(bytes.subspan(i * row_bytes, row_bytes), matrix.offset(strip.row + i, matrix.read.begin));
     }
   }
-  if (matrix.wanted.size() == matrix.columns) {
-    add(matrix.piece, matrix.offset(strip.row, 0), bytes, sink);
+  MatrixView const wanted{.data = bytes.data() + (matrix.wanted.begin - matrix.read.begin) * matrix.unit,
+                          .rows = strip.rows,
+                          .columns = matrix.wanted.size(),
+                          .stride = stride};
+  strip.for_each_run(matrix, wanted, matrix.unit, [&](std::uint64_t offset, std::span<std::byte const> run) {
+    add(matrix.piece, offset, run, sink);
+  });
+  done(bytes.size());
+  return wanted;
+}
+
+MatrixView Transfer::convert_strip(Matrix const& matrix, Strip const& strip, MatrixView const& in,
+                                   DigestSink const& sink) {
+  if (!converts(matrix.piece)) return in;
+  auto const& parameter = parameter_of(matrix.piece);
+  auto const values = sized(converted_, in.rows * in.columns * matrix.native_unit);
+  MatrixView const out{.data = values.data(), .rows = in.rows, .columns = in.columns, .stride = in.columns};
+  if (matrix.piece.scales) {
+    dequantise(in, strip.row, matrix.wanted.begin, scales_.of(matrix.expert), values.data(), parameter.dtype);
   } else {
-    for (std::uint64_t i = 0; i < strip.rows; ++i) {
-      auto const begin = i * row_bytes + (matrix.wanted.begin - matrix.read.begin) * matrix.unit;
-      add(matrix.piece, matrix.offset(strip.row + i, matrix.wanted.begin),
-          bytes.subspan(begin, matrix.wanted.size() * matrix.unit), sink);
+    auto const width = in.columns * matrix.native_unit;
+    for (std::uint64_t i = 0; i < in.rows; ++i) {
+      convert(std::span(in.data + i * in.stride * matrix.unit, in.columns * matrix.unit), parameter.hf_dtype,
+              values.subspan(i * width, width), parameter.dtype);
     }
   }
-  done(bytes.size());
-  return {.data = bytes.data() + (matrix.wanted.begin - matrix.read.begin) * matrix.unit,
-          .rows = strip.rows,
-          .columns = matrix.wanted.size(),
-          .stride = stride};
+  strip.for_each_run(matrix, out, matrix.native_unit, [&](std::uint64_t offset, std::span<std::byte const> run) {
+    add_converted(matrix.piece, offset, run, sink);
+  });
+  return out;
+}
+
+/// Convert elements that stand at `offset` of the file, and those behind them.
+void Transfer::convert_block(StoredPiece const& piece, std::uint64_t offset, std::span<std::byte const> in,
+                             std::span<std::byte> out, DigestSink const& sink) {
+  auto const& parameter = parameter_of(piece);
+  if (!piece.scales) {
+    convert(in, parameter.hf_dtype, out, parameter.dtype);
+  } else {
+    auto const& tensor = model_.tensors[piece.tensor];
+    auto const columns = tensor.shape.back();
+    auto const rows = tensor.shape[tensor.shape.size() - 2];
+    auto const unit = parameter.unit_bytes(Form::native);
+    auto const first = element_at(piece, offset);
+    for (std::uint64_t i = 0; i < in.size();) {  // codes are bytes
+      auto const row = (first + i) / columns;
+      auto const column = (first + i) % columns;
+      auto const left = in.size() - i;
+      auto const whole_rows = column == 0 ? std::min(left / columns, rows - row % rows) : 0;
+      MatrixView const box{.data = in.data() + i,
+                           .rows = std::max<std::uint64_t>(1, whole_rows),
+                           .columns = whole_rows != 0 ? columns : std::min(left, columns - column),
+                           .stride = columns};
+      dequantise(box, row % rows, column, scales_.of(tensor.experts.begin + row / rows), out.data() + i * unit,
+                 parameter.dtype);
+      i += box.rows * box.columns;
+    }
+  }
+  add_converted(piece, offset, out, sink);
+}
+
+/// Native values as the file has them: themselves, or computed back.
+std::span<std::byte const> Transfer::narrow(StoredPiece const& piece, std::span<std::byte const> native) {
+  auto const& parameter = parameter_of(piece);
+  if (!converts(piece)) return native;
+  if (!parameter.invertible()) {
+    throw PlanError(fmt::format("{}: {} values do not give {} back", parameter.fqn, name(parameter.dtype),
+                                name(parameter.hf_dtype)),
+                    parameter.fqn);
+  }
+  auto const unit = parameter.unit_bytes(Form::native);
+  auto const narrow = sized(staging_, native.size() / unit * parameter.unit_bytes(Form::hf));
+  convert(native, parameter.dtype, narrow, parameter.hf_dtype);
+  return narrow;
+}
+
+/// Write elements to `offset` of the file, and digest them, also as what they will be read as.
+void Transfer::write_run(StoredPiece const& piece, std::uint64_t offset, std::span<std::byte const> bytes,
+                         FileWriter& file, DigestSink const& sink) {
+  add(piece, offset, bytes, sink);
+  if (converts(piece) && sink.digest != nullptr) {
+    auto const& parameter = parameter_of(piece);
+    auto const unit = parameter.unit_bytes(Form::hf);
+    auto const values = sized(widened_, bytes.size() / unit * parameter.unit_bytes(Form::native));
+    convert(bytes, parameter.hf_dtype, values, parameter.dtype);
+    add_converted(piece, offset, values, sink);
+  }
+  file.write(bytes, offset);
 }
 
 void Transfer::write_strip(Matrix const& matrix, Strip const& strip, std::span<std::byte const> bytes, FileWriter& file,
                            DigestSink const& sink) {
-  auto const whole = matrix.wanted.size() == matrix.columns;
-  auto const runs = whole ? 1 : strip.rows;
-  auto const run_bytes = bytes.size() / runs;
-  for (std::uint64_t i = 0; i < runs; ++i) {
-    auto const run = bytes.subspan(i * run_bytes, run_bytes);
-    auto const offset = matrix.offset(strip.row + i, matrix.wanted.begin);
-    add(matrix.piece, offset, run, sink);
-    file.write(run, offset);
-  }
+  MatrixView const elements{
+      .data = bytes.data(), .rows = strip.rows, .columns = matrix.wanted.size(), .stride = matrix.wanted.size()};
+  strip.for_each_run(matrix, elements, matrix.unit, [&](std::uint64_t offset, std::span<std::byte const> run) {
+    write_run(matrix.piece, offset, run, file, sink);
+  });
   done(bytes.size());
 }
 
-void Transfer::read(StoredPiece const& piece, Slice const& wanted, FileReader& file, NativeBox<std::byte> const& out,
-                    DigestSink const& sink) {
+void Transfer::read(StoredPiece const& piece, Slice const& wanted, PieceFiles const& files,
+                    NativeBox<std::byte> const& out, DigestSink const& sink) {
+  read_scales(piece, wanted, files, sink);
   if (is_swapped(piece)) {
     return for_each_strip(piece, wanted, [&](Matrix const& matrix, Strip const& strip) {
-      auto const view = read_strip(matrix, strip, file, sink);
-      transpose(view, matrix.unit, matrix.address(out, strip.row), matrix.native_columns);
+      auto const stored = read_strip(matrix, strip, files.data, sink);
+      auto const values = convert_strip(matrix, strip, stored, sink);
+      transpose(values, matrix.native_unit, matrix.address(out, strip.row), matrix.native_columns);
     });
   }
   auto const& parameter = parameter_of(piece);
-  auto const converts = parameter.converted() && form_ == Form::hf;
   for_each_block(parameter, piece, wanted, form_, [&](Block const& block) {
     auto const native = native_block(parameter, out, block, form_);
-    auto const bytes = converts ? staging(block.bytes) : native;
-    file.read(bytes, block.offset);
+    auto const bytes = converts(piece) ? sized(staging_, block.bytes) : native;
+    files.data.read(bytes, block.offset);
     add(piece, block.offset, bytes, sink);
-    if (converts) convert(bytes, parameter.hf_dtype, native, parameter.dtype);
+    if (converts(piece)) convert_block(piece, block.offset, bytes, native, sink);
     done(block.bytes);
   });
 }
@@ -210,39 +327,39 @@ void Transfer::write(StoredPiece const& piece, Slice const& wanted, NativeBox<st
                      FileWriter& file, DigestSink const& sink) {
   if (is_swapped(piece)) {
     return for_each_strip(piece, wanted, [&](Matrix const& matrix, Strip const& strip) {
-      auto const bytes = staging(strip.rows * matrix.wanted.size() * matrix.unit);
+      auto const turned = sized(converted_, strip.rows * matrix.wanted.size() * matrix.native_unit);
       MatrixView const native{.data = matrix.address(in, strip.row),
                               .rows = matrix.wanted.size(),
                               .columns = strip.rows,
                               .stride = matrix.native_columns};
-      transpose(native, matrix.unit, bytes.data(), matrix.wanted.size());
-      write_strip(matrix, strip, bytes, file, sink);
+      transpose(native, matrix.native_unit, turned.data(), matrix.wanted.size());
+      write_strip(matrix, strip, narrow(piece, turned), file, sink);
     });
   }
   auto const& parameter = parameter_of(piece);
-  auto const converts = parameter.converted() && form_ == Form::hf;
   for_each_block(parameter, piece, wanted, form_, [&](Block const& block) {
-    auto bytes = native_block(parameter, in, block, form_);
-    if (converts) {
-      auto const narrow = staging(block.bytes);
-      convert(bytes, parameter.dtype, narrow, parameter.hf_dtype);
-      bytes = narrow;
-    }
-    add(piece, block.offset, bytes, sink);
-    file.write(bytes, block.offset);
+    write_run(piece, block.offset, narrow(piece, native_block(parameter, in, block, form_)), file, sink);
     done(block.bytes);
   });
 }
 
-void Transfer::digest(StoredPiece const& piece, Slice const& wanted, FileReader& file, DigestSink const& sink) {
+void Transfer::digest(StoredPiece const& piece, Slice const& wanted, PieceFiles const& files, DigestSink const& sink) {
+  read_scales(piece, wanted, files, sink);
   if (is_swapped(piece)) {
-    return for_each_strip(
-        piece, wanted, [&](Matrix const& matrix, Strip const& strip) { (void)read_strip(matrix, strip, file, sink); });
+    return for_each_strip(piece, wanted, [&](Matrix const& matrix, Strip const& strip) {
+      (void)convert_strip(matrix, strip, read_strip(matrix, strip, files.data, sink), sink);
+    });
   }
-  for_each_block(parameter_of(piece), piece, wanted, form_, [&](Block const& block) {
-    auto const bytes = staging(block.bytes);
-    file.read(bytes, block.offset);
+  auto const& parameter = parameter_of(piece);
+  for_each_block(parameter, piece, wanted, form_, [&](Block const& block) {
+    auto const bytes = sized(staging_, block.bytes);
+    files.data.read(bytes, block.offset);
     add(piece, block.offset, bytes, sink);
+    if (converts(piece)) {
+      auto const unit = parameter.unit_bytes(Form::native);
+      auto const values = sized(converted_, block.bytes / parameter.unit_bytes(Form::hf) * unit);
+      convert_block(piece, block.offset, bytes, values, sink);
+    }
     done(block.bytes);
   });
 }

@@ -11,6 +11,7 @@
 
 #include "io/file.hpp"
 #include "transform/parameter_digest.hpp"
+#include "transform/piece_scales.hpp"
 #include "transform/transpose.hpp"
 
 namespace rankslice {
@@ -20,6 +21,12 @@ template <typename Byte>
 struct NativeBox {
   Byte* data = nullptr;
   Slice slice;
+};
+
+/// The files that a piece is read from.
+struct PieceFiles {
+  FileReader& data;
+  FileReader* scales = nullptr;  ///< Of pieces with block scales.
 };
 
 /// Called after every block with its bytes: progress, and the place to throw when the work is to stop.
@@ -32,7 +39,8 @@ struct DigestSink {
 };
 
 /// Moves slices of tensors between files in one form and memory in the native form, in cache-sized blocks: what is
-/// digested and transposed is still in the cache from being read. One staging buffer, reused from block to block.
+/// digested, converted and transposed is still in the cache from being read. One staging buffer for each of these
+/// steps, reused from block to block.
 ///
 /// A piece says where the tensor lies; `wanted`, which lies inside it and inside the box, what of it is moved. Digests
 /// have the coordinates of the offsets that were really read or written.
@@ -42,13 +50,13 @@ class Transfer {
   Transfer(Model const& model, Form form, BlockDone done = {}) : model_(model), form_(form), done_(std::move(done)) {}
 
   /// @throws IoError, FormatError
-  void read(StoredPiece const& piece, Slice const& wanted, FileReader& file, NativeBox<std::byte> const& out,
+  void read(StoredPiece const& piece, Slice const& wanted, PieceFiles const& files, NativeBox<std::byte> const& out,
             DigestSink const& sink);
-  /// @throws IoError
+  /// @throws IoError; PlanError for a converted parameter whose values cannot be computed back
   void write(StoredPiece const& piece, Slice const& wanted, NativeBox<std::byte const> const& in, FileWriter& file,
              DigestSink const& sink);
   /// Only digest. @throws IoError, FormatError
-  void digest(StoredPiece const& piece, Slice const& wanted, FileReader& file, DigestSink const& sink);
+  void digest(StoredPiece const& piece, Slice const& wanted, PieceFiles const& files, DigestSink const& sink);
 
  private:
   struct Matrix;
@@ -57,13 +65,24 @@ class Transfer {
   void for_each_strip(StoredPiece const& piece, Slice const& wanted, Step const& step) const;
   [[nodiscard]] Parameter const& parameter_of(StoredPiece const& piece) const;
   [[nodiscard]] bool is_swapped(StoredPiece const& piece) const;
+  [[nodiscard]] bool converts(StoredPiece const& piece) const;
+  void read_scales(StoredPiece const& piece, Slice const& wanted, PieceFiles const& files, DigestSink const& sink);
   [[nodiscard]] MatrixView read_strip(Matrix const& matrix, Strip const& strip, FileReader& file,
                                       DigestSink const& sink);
+  [[nodiscard]] MatrixView convert_strip(Matrix const& matrix, Strip const& strip, MatrixView const& in,
+                                         DigestSink const& sink);
+  void convert_block(StoredPiece const& piece, std::uint64_t offset, std::span<std::byte const> in,
+                     std::span<std::byte> out, DigestSink const& sink);
+  [[nodiscard]] std::span<std::byte const> narrow(StoredPiece const& piece, std::span<std::byte const> native);
   void write_strip(Matrix const& matrix, Strip const& strip, std::span<std::byte const> bytes, FileWriter& file,
                    DigestSink const& sink);
+  void write_run(StoredPiece const& piece, std::uint64_t offset, std::span<std::byte const> bytes, FileWriter& file,
+                 DigestSink const& sink);
+  [[nodiscard]] std::uint64_t element_at(StoredPiece const& piece, std::uint64_t offset) const;
   void add(StoredPiece const& piece, std::uint64_t offset, std::span<std::byte const> bytes,
            DigestSink const& sink) const;
-  [[nodiscard]] std::span<std::byte> staging(std::uint64_t bytes);
+  void add_converted(StoredPiece const& piece, std::uint64_t offset, std::span<std::byte const> values,
+                     DigestSink const& sink) const;
   void done(std::uint64_t bytes) const {
     if (done_) done_(bytes);
   }
@@ -71,7 +90,10 @@ class Transfer {
   Model const& model_;
   Form form_;
   BlockDone done_;
-  std::vector<std::byte> staging_;
+  std::vector<std::byte> staging_;    // as in the file
+  std::vector<std::byte> converted_;  // on its way to or from the file
+  std::vector<std::byte> widened_;    // as what was written will be read
+  PieceScales scales_;
 };
 
 }  // namespace rankslice

@@ -93,8 +93,13 @@ std::vector<Mismatch> differences(Model const& model, NamedTable const& expected
 
 std::vector<Mismatch> differences(Model const& model, NamedDigests const& expected, NamedDigests const& found,
                                   int rank) {
-  auto mismatches = differences(model, NamedTable{expected.name, expected.digests.source},
-                                NamedTable{found.name, found.digests.source}, rank);
+  auto const only_invertible = expected.digests.without_codes || found.digests.without_codes;
+  std::vector<Mismatch> mismatches;
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+    if (only_invertible && !model.parameters[model.tensors[i].parameter].invertible()) continue;
+    append_differences(model, i, {expected.name, expected.digests.source}, {found.name, found.digests.source}, rank,
+                       mismatches);
+  }
   auto const converted = differences(model, NamedTable{expected.name, expected.digests.stored},
                                      NamedTable{found.name, found.digests.stored}, rank);
   mismatches.insert(mismatches.end(), converted.begin(), converted.end());
@@ -107,12 +112,19 @@ void require_equal(Model const& model, NamedTable const& expected, NamedTable co
   report.throw_if_bad();
 }
 
+void require_equal(Model const& model, NamedDigests const& expected, NamedDigests const& found) {
+  VerifyReport report;
+  report.mismatches = differences(model, expected, found, -1);
+  report.throw_if_bad();
+}
+
 Digests in_order_of(Checkpoint const& target, Checkpoint const& reference, Digests const& of_reference,
                     Digests const& fallback, std::vector<Mismatch>& mismatches) {
   std::map<std::string_view, std::size_t> by_key;
   auto const& known = reference.model.tensors;
   for (std::size_t i = 0; i < known.size(); ++i) by_key.emplace(known[i].key, i);
   auto ordered = fallback;
+  ordered.without_codes = of_reference.without_codes || fallback.without_codes;
   for (std::size_t i = 0; i < target.model.tensors.size(); ++i) {
     auto const& mine = target.model.tensors[i];
     auto const found = by_key.find(mine.key);

@@ -25,12 +25,14 @@ struct NamedDigests {
 [[nodiscard]] std::vector<Mismatch> differences(Model const& model, NamedTable const& expected, NamedTable const& found,
                                                 int rank);
 
-/// The same for the source and the converted values of each tensor.
+/// The same for the source and the converted values of each tensor; of the source only what both of them saw
+/// (`Digests::without_codes`).
 [[nodiscard]] std::vector<Mismatch> differences(Model const& model, NamedDigests const& expected,
                                                 NamedDigests const& found, int rank);
 
 /// @throws VerifyError naming what differs.
 void require_equal(Model const& model, NamedTable const& expected, NamedTable const& found);
+void require_equal(Model const& model, NamedDigests const& expected, NamedDigests const& found);
 
 /// The digests of `reference` for the tensors of `target`, in their order, by HF key. Tensors that only one of the two
 /// has, or has with another dtype or shape, are added to `mismatches`, and get the digests of `fallback`.

@@ -76,6 +76,7 @@ void MeshTables::compare_replicas(DigestTable const& table, std::string_view wha
 Digests digest_held(StateDict const& state, CallOptions const& call, Communicator* world) {
   auto const& model = state.source->model;
   Digests held(model);
+  held.without_codes = true;
   std::uint64_t total = 0;
   for (auto const& [fqn, tensor] : state.tensors) total += tensor.data.bytes;
   std::uint64_t done = 0;

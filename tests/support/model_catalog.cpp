@@ -321,7 +321,7 @@ Model make_vl_model(QwenVlShape const& shape) {
 
 Model map_tensors(Family const& family, TensorCatalog const& catalog, ModelConfig const& config) {
   std::vector<std::string> warnings;
-  return rankslice::map_tensors(family, catalog, config, ExpertLayout::automatic, warnings);
+  return rankslice::map_tensors(family, catalog, config, {}, warnings);
 }
 
 HfTensor const& tensor_of(Model const& model, std::string_view key) {

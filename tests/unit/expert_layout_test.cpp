@@ -47,7 +47,7 @@ ModelConfig without_sizes() {
 
 Model map(TensorCatalog const& catalog, ModelConfig const& config, ExpertLayout requested = kAuto) {
   std::vector<std::string> warnings;
-  return map_tensors(qwen3_vl_moe(), catalog, config, requested, warnings);
+  return map_tensors(qwen3_vl_moe(), catalog, config, {.expert_layout = requested}, warnings);
 }
 
 test::Refusal refusal(TensorCatalog const& catalog, ModelConfig const& config, ExpertLayout requested = kAuto) {
@@ -187,7 +187,7 @@ TEST(ExpertLayout, Rule61_Qwen35NeedsNoFlagAndTakesAny) {
   std::vector<std::string> warnings;
   for (auto const requested : {kAuto, kHub, kTransformers}) {
     auto const model =
-        map_tensors(qwen3_5_moe(), test::make_catalog(shape), test::make_config(shape), requested, warnings);
+        map_tensors(qwen3_5_moe(), test::make_catalog(shape), test::make_config(shape), {.expert_layout = requested}, warnings);
     for (auto const& parameter : model.parameters) {
       EXPECT_EQ(parameter.layout, parameter.stacked_experts ? Layout::swapped : Layout::same) << parameter.fqn;
     }

@@ -409,7 +409,7 @@ TEST(MapSplitExperts, Rule40_QuantisedExpertsAreRefusedByName) {
 TEST(MapSplitExperts, WithoutConfigJsonTheTensorsSayHowLongTheAxesAre) {
   std::vector<std::string> warnings;
   auto const catalog = make_catalog(all_split());
-  auto const model = rankslice::map_tensors(qwen3_5_moe(), catalog, without_sizes(), ExpertLayout::automatic, warnings);
+  auto const model = rankslice::map_tensors(qwen3_5_moe(), catalog, without_sizes(), {}, warnings);
   EXPECT_EQ(parameter_of(model, kMtp + "0.up_proj.weight").shape, (Shape{4, 12, 16}));
   std::string const first = "model.language_model.layers.0.mlp.experts.0.gate_proj.weight";
   EXPECT_THAT(warnings, testing::ElementsAre(

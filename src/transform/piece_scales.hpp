@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "rankslice/checkpoint.hpp"
+
+#include "io/file.hpp"
+#include "transform/dequantise.hpp"
+
+namespace rankslice {
+
+/// The block scales of a piece: of the experts that somebody wants of it, or of all of a dense tensor. Whoever wants
+/// the first element of a block digests its scale, so that slices which share a block (rule 59) count it once.
+class PieceScales {
+ public:
+  /// Read them, unless they are here already. Returns the bytes that were read. @throws IoError
+  std::uint64_t read(Model const& model, StoredPiece const& piece, Slice const& wanted, FileReader& file);
+
+  /// Of one of these experts; of a dense tensor `expert` is 0.
+  [[nodiscard]] BlockScales of(std::uint64_t expert) const;
+
+  /// Call `step` for those that are digested here, in runs that are contiguous in the tensor of the scales.
+  void for_each_digested(
+      std::function<void(std::uint64_t first_element, std::span<std::byte const> bytes)> const& step) const;
+
+ private:
+  [[nodiscard]] Range digested_columns(std::uint64_t block_row) const;
+
+  Extent extent_;  // what was read
+  std::vector<std::byte> bytes_;
+  DType dtype_ = DType::BF16;
+  bool stacked_ = false, swapped_ = false;
+  Slice wanted_;
+  std::uint64_t first_expert_ = 0;  // of the tensor
+  std::uint64_t columns_ = 0;       // of a matrix of the weight
+  std::uint64_t block_rows_ = 0, block_columns_ = 0;
+};
+
+}  // namespace rankslice
