@@ -141,7 +141,7 @@ OpenOptions Job::open_options() const {
           .store = &native_store(),
           .source = options.source,
           .expert_layout = parse_expert_layout(options.expert_layout).value(),
-          .dtype = {},
+          .dtype = options.open_dtype(),
           .text_only = options.text_only ? std::optional(true) : std::nullopt};
 }
 

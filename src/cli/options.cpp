@@ -76,6 +76,9 @@ void add_model_options(CLI::App& app, Options& o) {
   option(app, "--expert-layout", o.expert_layout, "How grouped experts lie, where their shapes do not tell")
       ->check(CLI::IsMember({"auto", "hub", "transformers"}))
       ->capture_default_str();
+  option(app, "--dtype", o.dtype, "Of floating tensors in memory; parameters that training keeps in F32 stay so")
+      ->check(CLI::IsMember({"preserve", "bfloat16", "float16", "float32"}))
+      ->capture_default_str();
   flag(app, "--text-only", o.text_only,
        "Only the language model, its names without language_model.; always so for checkpoints of text models");
 }
@@ -97,9 +100,6 @@ void add_rank_options(CLI::App& app, Options& o) {
 void add_job_options(CLI::App& app, Options& o) {
   add_model_options(app, o);
   add_selection_options(app, o);
-  option(app, "--dtype", o.dtype, "preserve; conversions are not in this version")
-      ->check(CLI::IsMember({"preserve", "bfloat16", "float16", "float32"}))
-      ->capture_default_str();
   option(app, "--device", o.device, "auto or cpu; cuda is not in this version")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
@@ -302,7 +302,6 @@ void check_options(Options const& o) {
   if (o.device == "cuda") throw DeviceError("--device cuda: not in this version; tensors are loaded on the CPU");
   if (o.comm == "nccl") throw DeviceError("--comm nccl: not in this version; ranks talk through MPI");
   (void)key_selection(o.include, o.exclude);  // refuses bad patterns before any file is opened
-  refuse(o.dtype != "preserve", "--dtype " + o.dtype);
   refuse(o.verify == "coverage" || o.verify == "reread", "--verify " + o.verify);
   refuse(o.gather, "--gather");
   refuse(o.write_manifest.has_value(), "--write-manifest");
@@ -327,6 +326,13 @@ std::chrono::milliseconds Options::timeout() const {
 }
 
 VerifyLevel Options::verify_level() const { return verify == "off" ? VerifyLevel::off : VerifyLevel::full; }
+
+std::optional<DType> Options::open_dtype() const {
+  if (dtype == "bfloat16") return DType::BF16;
+  if (dtype == "float16") return DType::F16;
+  if (dtype == "float32") return DType::F32;
+  return std::nullopt;
+}
 
 std::optional<Options> parse_options(int argc, char** argv) {
   // Each command has options of its own: the parser reads the environment for all of them, called or not.

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "rankslice/dtype.hpp"
 #include "rankslice/options.hpp"
 
 namespace rankslice::cli {
@@ -59,6 +60,8 @@ struct Options {
 
   [[nodiscard]] std::chrono::milliseconds timeout() const;
   [[nodiscard]] VerifyLevel verify_level() const;
+  /// What `--dtype` says; nothing for preserve.
+  [[nodiscard]] std::optional<DType> open_dtype() const;
 };
 
 /// Prints `--help` and `--version` itself and then returns nothing.

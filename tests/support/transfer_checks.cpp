@@ -96,7 +96,7 @@ void expect_read(Move const& move, Slice const& box) {
   Transfer transfer(example.model, form, reported.hook());
   std::vector<Range> reads, planned;
   move.for_pieces([&](StoredPiece const& piece, Slice const& slice) {
-    transfer.read(piece, slice, file, {.data = out.data() + kGuard, .slice = box}, sums.sink());
+    transfer.read(piece, slice, {file}, {.data = out.data() + kGuard, .slice = box}, sums.sink());
     append(reads, move.reads_of(piece, slice));
     append(planned, read_ranges(example.model, form, {&piece, slice}));
   });
@@ -125,7 +125,7 @@ void expect_digested(Move const& move) {
   Transfer transfer(example.model, form, reported.hook());
   std::vector<Range> reads;
   move.for_pieces([&](StoredPiece const& piece, Slice const& slice) {
-    transfer.digest(piece, slice, file, sums.sink());
+    transfer.digest(piece, slice, {file}, sums.sink());
     append(reads, move.reads_of(piece, slice));
   });
   sums.expect(digests);

@@ -140,9 +140,11 @@ def test_a_layer_without_experts(broken):  # rule 42
     load_alone(65, broken, says=GATE_UP)
 
 
-def test_quantised_experts_are_refused_by_name(broken):  # rules 4, 26
-    checkpoints.split_experts(broken, scales=True)
-    load_alone(65, broken, says=".mlp.experts.0.")
+@pytest.mark.parametrize("method", ["gptq", "awq", "modelopt", "compressed-tensors"])
+def test_other_quantisations_than_block_fp8_are_refused_by_name(broken, method):
+    quantization = {"quantization_config": {"quant_method": method, "bits": 4}}
+    checkpoints.edit_json(broken / "config.json", lambda config: config.update(quantization))
+    load_alone(65, broken, says=["config.json", method])
 
 
 def test_two_keys_for_one_parameter(broken):  # rule 39: upstream lets the later one win

@@ -186,8 +186,8 @@ TEST(ExpertLayout, Rule61_Qwen35NeedsNoFlagAndTakesAny) {
   auto const shape = test::tiny_qwen35();  // 2I == H
   std::vector<std::string> warnings;
   for (auto const requested : {kAuto, kHub, kTransformers}) {
-    auto const model =
-        map_tensors(qwen3_5_moe(), test::make_catalog(shape), test::make_config(shape), {.expert_layout = requested}, warnings);
+    auto const model = map_tensors(qwen3_5_moe(), test::make_catalog(shape), test::make_config(shape),
+                                   {.expert_layout = requested}, warnings);
     for (auto const& parameter : model.parameters) {
       EXPECT_EQ(parameter.layout, parameter.stacked_experts ? Layout::swapped : Layout::same) << parameter.fqn;
     }

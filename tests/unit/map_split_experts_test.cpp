@@ -395,15 +395,25 @@ TEST(MapSplitExperts, OneWrongDtypeAmongThemIsNamed) {
   EXPECT_EQ(all_down.message, "accepted");
 }
 
-TEST(MapSplitExperts, Rule40_QuantisedExpertsAreRefusedByName) {
+TEST(MapSplitExperts, Rule40_QuantisedExpertsNeedTheirScalesAndScalesTheirWeights) {
   auto const key = kDecoder + "1.up_proj.weight";
   auto const codes = refusal([&](auto& catalog, auto&) { tensor_named(catalog, key).dtype = DType::F8_E4M3; });
   EXPECT_EQ(codes.message, "model.safetensors: " + key +
-                               ": has dtype F8_E4M3: quantised checkpoints are not supported in this version");
-  auto const scales = refusal([&](auto& catalog, auto&) {
+                               ": Missing FP8 up_proj weight/scale for layer 2, expert 1: expected " + key +
+                               "_scale_inv beside it");
+  auto const unquantised = refusal([&](auto& catalog, auto&) {
     append_tensor(catalog, key + "_scale_inv", DType::BF16, {1, 1});
   });
-  EXPECT_EQ(scales.message, key + "_scale_inv: quantised checkpoints (fp8) are not supported in this version");
+  EXPECT_EQ(unquantised.message,
+            "model.safetensors: " + key + "_scale_inv: are scales of " + key + ", expected as F8_E4M3, found BF16");
+  auto const orphan = refusal([&](auto& catalog, auto&) {
+    append_tensor(catalog, kDecoder + "9.up_proj.weight_scale_inv", DType::BF16, {1, 1});
+  });
+  EXPECT_EQ(orphan.message,
+            "model.safetensors: " + kDecoder +
+                "9.up_proj.weight_scale_inv: Missing FP8 up_proj weight/scale for layer 2, expert 9: are "
+                "scales of " +
+                kDecoder + "9.up_proj.weight, which is missing");
 }
 
 TEST(MapSplitExperts, WithoutConfigJsonTheTensorsSayHowLongTheAxesAre) {
@@ -419,8 +429,7 @@ TEST(MapSplitExperts, WithoutConfigJsonTheTensorsSayHowLongTheAxesAre) {
 
 TEST(MapSplitExperts, WhatConfigJsonSaysIsNotWarnedOf) {
   std::vector<std::string> warnings;
-  (void)rankslice::map_tensors(qwen3_5_moe(), make_catalog(all_split()), make_config(all_split()),
-                               ExpertLayout::automatic, warnings);
+  (void)rankslice::map_tensors(qwen3_5_moe(), make_catalog(all_split()), make_config(all_split()), {}, warnings);
   EXPECT_THAT(warnings, testing::IsEmpty());
 }
 

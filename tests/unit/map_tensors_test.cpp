@@ -302,33 +302,56 @@ TEST(MapTensors, ACheckpointWithoutStackedExpertsIsRefused) {
   }
 }
 
-TEST(MapTensors, QuantisedWeightsAreRefusedByName) {
-  for (auto const dtype : {DType::F8_E4M3, DType::F8_E5M2, DType::F8_E8M0, DType::F8_E4M3FNUZ, DType::F4}) {
-    std::string const key = "model.language_model.layers.3.self_attn.q_proj.weight";
+TEST(MapTensors, OtherQuantisedWeightsThanBlockFp8AreRefusedByName) {
+  std::string const key = "model.language_model.layers.3.self_attn.q_proj.weight";
+  for (auto const dtype : {DType::F8_E5M2, DType::F8_E8M0, DType::F8_E4M3FNUZ, DType::F4}) {
     auto const refused = refusal([&](auto& catalog, auto&) { tensor_named(catalog, key).dtype = dtype; });
-    EXPECT_EQ(refused.message, fmt::format("model.safetensors: {}: has dtype {}: quantised checkpoints are not "
-                                           "supported in this version",
+    EXPECT_EQ(refused.message, fmt::format("model.safetensors: {}: has dtype {}: of quantised weights only F8_E4M3 "
+                                           "with scales for blocks of 128 × 128 is supported",
                                            key, name(dtype)));
     EXPECT_EQ(refused.tensor, key);
   }
-  auto const experts = refusal([](auto& catalog, auto&) { tensor_named(catalog, kDown).dtype = DType::F8_E4M3; });
-  EXPECT_EQ(experts.tensor, kDown);
+  for (auto const* ending : {".qweight", ".qzeros", ".weight_packed", ".weight_scale_2"}) {
+    auto const refused = refusal([&](auto& catalog, auto&) {
+      append_tensor(catalog, "model.language_model.layers.3.self_attn.q_proj" + std::string(ending), DType::I32, {4});
+    });
+    EXPECT_THAT(refused.message, HasSubstr("quantisation, which is not supported")) << ending;
+  }
 }
 
-TEST(MapTensors, AQuantisationNamedInConfigJsonIsRefused) {
-  auto const refused = refusal([](auto&, auto& config) { config.quant_method = "fp8"; });
-  EXPECT_EQ(refused.message,
-            "config.json: quantization_config.quant_method is fp8: quantised checkpoints are not supported in this "
-            "version");
-  EXPECT_EQ(refused.file, "config.json");
+TEST(MapTensors, OtherQuantisationsInConfigJsonAreRefusedByName) {
+  Quantisation const good{.method = "fp8", .format = "e4m3", .block = {128, 128}};
+  auto const refused_as = [&](auto const& change) {
+    return refusal([&](auto&, auto& config) {
+      config.quantisation = good;
+      change(config.quantisation);
+    });
+  };
+  auto const awq = refused_as([](Quantisation& said) { said.method = "awq"; });
+  EXPECT_EQ(awq.message,
+            "config.json: quantization_config: quant_method awq is not supported; there is only fp8 (e4m3) with scales "
+            "for blocks of 128 × 128");
+  EXPECT_EQ(awq.file, "config.json");
+  EXPECT_THAT(refused_as([](Quantisation& said) { said.format = "e5m2"; }).message, HasSubstr("fmt e5m2"));
+  EXPECT_THAT(refused_as([](Quantisation& said) {
+                said.block = {1, 128};
+              }).message,
+              HasSubstr("weight_block_size [1, 128]"));
+  EXPECT_THAT(refused_as([](Quantisation& said) { said.block.clear(); }).message,
+              HasSubstr("fp8 without weight_block_size"));
 }
 
-TEST(MapTensors, Rule37_ScalesAreRefusedByNameAndFile) {
-  std::string const key = "model.language_model.layers.0.mlp.experts.3.gate_proj.weight_scale_inv";
-  auto const refused = refusal([&](auto& catalog, auto&) { append_tensor(catalog, key, DType::BF16, {1, 1}); });
-  EXPECT_EQ(refused.message, key + ": quantised checkpoints (fp8) are not supported in this version");
-  EXPECT_EQ(refused.tensor, key);
-  EXPECT_EQ(refused.file, "model.safetensors");
+TEST(MapTensors, Rules37And60_NoScaleIsEverDropped) {
+  std::string const weight = "model.language_model.layers.3.self_attn.q_proj.weight";
+  auto const unquantised = refusal([&](auto& catalog, auto&) {
+    append_tensor(catalog, weight + "_scale_inv", DType::BF16, {1, 1});
+  });
+  EXPECT_EQ(unquantised.message, "model.safetensors: " + weight + "_scale_inv: are scales of " + weight +
+                                     ", expected as F8_E4M3, found BF16");
+  EXPECT_EQ(unquantised.file, "model.safetensors");
+  std::string const nobodys = "model.language_model.layers.3.self_attn.nobody_scale_inv";
+  auto const orphan = refusal([&](auto& catalog, auto&) { append_tensor(catalog, nobodys, DType::BF16, {1, 1}); });
+  EXPECT_THAT(orphan.message, HasSubstr(nobodys + ": are scales of"));
 }
 
 }  // namespace

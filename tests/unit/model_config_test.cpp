@@ -44,7 +44,7 @@ TEST(ModelConfig, IsReadFromTheTextConfigOfAHubCheckpoint) {
   EXPECT_EQ(config.layers, 40U);
   EXPECT_EQ(config.mtp_layers, 1U);
   EXPECT_THAT(config.dense_layers, ElementsAre(0U, 39U));
-  EXPECT_EQ(config.quant_method, "");
+  EXPECT_EQ(config.quantisation.method, "");
 }
 
 TEST(ModelConfig, IsReadFromTheTopLevelOfATextOnlyModel) {
@@ -68,7 +68,7 @@ TEST(ModelConfig, FieldsThatAreAbsentOrNullSayNothing) {
     EXPECT_EQ(config.layers, 0U);
     EXPECT_EQ(config.mtp_layers, 0U);
     EXPECT_THAT(config.dense_layers, IsEmpty());
-    EXPECT_EQ(config.quant_method, "");
+    EXPECT_EQ(config.quantisation.method, "");
   }
 }
 
@@ -94,9 +94,24 @@ TEST(ModelConfig, SaysWhichLayersHaveExperts) {
 }
 
 TEST(ModelConfig, NamesTheQuantisation) {
-  EXPECT_EQ(parse(R"({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}})").quant_method,
-            "fp8");
-  EXPECT_EQ(parse(R"({"quantization_config": {}})").quant_method, "");
+  for (auto const* json :
+       {R"({"quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 64]}})",
+        R"({"text_config": {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3",
+                               "weight_block_size": [128, 64]}}})"}) {
+    auto const found = parse(json).quantisation;
+    EXPECT_EQ(found.method, "fp8");
+    EXPECT_EQ(found.format, "e4m3");
+    EXPECT_EQ(found.block, (std::vector<std::uint64_t>{128, 64}));
+  }
+  EXPECT_EQ(parse(R"({"quantization_config": {}})").quantisation.method, "");
+}
+
+TEST(ModelConfig, KnowsTheDtypeOfTrainingOfTheTextModelFirst) {
+  EXPECT_EQ(parse(R"({"torch_dtype": "float16"})").dtype, DType::F16);
+  EXPECT_EQ(parse(R"({"dtype": "float16", "text_config": {"dtype": "bfloat16"}})").dtype, DType::BF16);
+  EXPECT_EQ(parse(R"({"dtype": "float32", "text_config": {}})").dtype, DType::F32);
+  EXPECT_EQ(parse(R"({"dtype": "auto"})").dtype, std::nullopt);
+  EXPECT_EQ(parse(R"({"dtype": 16})").dtype, std::nullopt);
 }
 
 TEST(ModelConfig, BytesThatAreNoJsonObjectAreRefused) {

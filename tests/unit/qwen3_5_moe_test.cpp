@@ -191,17 +191,6 @@ TEST(Qwen35Moe, AnExpertsNumberHasABound) {
   }
 }
 
-TEST(Qwen35Moe, Rule37_ScalesAreRefusedInsteadOfDropped) {
-  std::string const key = "model.language_model.layers.3.self_attn.q_proj.weight_scale_inv";
-  try {
-    (void)fqn_of(key, "model.");
-    ADD_FAILURE();
-  } catch (FormatError const& error) {
-    EXPECT_EQ(error.what(), key + ": quantised checkpoints (fp8) are not supported in this version");
-    EXPECT_EQ(error.tensor, key);
-  }
-}
-
 TEST(Qwen35Moe, Rule38_OtherKeysGetThePrefixOnlyWhenTheyLackIt) {
   EXPECT_EQ(fqn_of("language_model.norm.weight", "model."), "model.language_model.norm.weight");
   EXPECT_EQ(fqn_of("language_model.norm.weight", ""), "language_model.norm.weight");

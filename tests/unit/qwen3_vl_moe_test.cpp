@@ -142,19 +142,34 @@ TEST(QwenVlMoe, Rule23_UnprefixedAndDoublyPrefixedKeysThatCollideAreRefused) {
   EXPECT_THAT(experts.message, HasSubstr("model." + unprefixed + " and " + unprefixed + " are two names"));
 }
 
-TEST(QwenVlMoe, Rule23_QuantisedWeightsAndTheirScalesAreRefusedByName) {
+TEST(QwenVlMoe, Rule23_QuantisedWeightsHaveTheirScalesUnderEitherName) {
+  std::string const query = "model.language_model.layers.1.self_attn.q_proj";
   std::string const down = "model.language_model.layers.1.mlp.experts.down_proj";
-  auto const codes = refusal([&](auto& catalog, auto&) { tensor_named(catalog, down).dtype = DType::F8_E4M3; });
-  EXPECT_EQ(codes.message, "model.safetensors: " + down +
-                               ": has dtype F8_E4M3: quantised checkpoints are not supported in this version");
-  for (auto const& scales :
-       {down + "_scale_inv", std::string("model.language_model.layers.1.self_attn.q_proj_scale_inv"),
-        std::string("model.language_model.layers.1.self_attn.q_proj.weight_scale_inv")}) {
-    auto const refused = refusal([&](auto& catalog, auto&) { append_tensor(catalog, scales, DType::F32, {1, 1}); });
-    EXPECT_EQ(refused.message, scales + ": quantised checkpoints (fp8) are not supported in this version");
-    EXPECT_EQ(refused.tensor, scales);
-    EXPECT_EQ(refused.file, "model.safetensors");
+  for (auto const& scales : {query + "_scale_inv", query + ".weight_scale_inv"}) {
+    auto catalog = make_vl_catalog(tiny_qwen_vl());
+    tensor_named(catalog, query + ".weight").dtype = DType::F8_E4M3;
+    append_tensor(catalog, scales, DType::F32, {1, 1});
+    tensor_named(catalog, down).dtype = DType::F8_E4M3;
+    append_tensor(catalog, down + "_scale_inv", DType::BF16, {4, 1, 1});
+    auto const model = map_tensors(qwen3_vl_moe(), catalog, make_vl_config(tiny_qwen_vl()));
+    auto const& weight = *std::ranges::find(model.tensors, query + ".weight", &HfTensor::key);
+    ASSERT_TRUE(weight.scales);
+    EXPECT_EQ(model.tensors[*weight.scales].key, scales);
+    EXPECT_EQ(model.parameters[weight.parameter].dtype, DType::BF16);
+    auto const& experts = *std::ranges::find(model.tensors, down, &HfTensor::key);
+    ASSERT_TRUE(experts.scales);
+    EXPECT_EQ(model.tensors[*experts.scales].shape, (Shape{4, 1, 1}));
+    EXPECT_EQ(model.parameters[experts.parameter].scale_bytes, 8U);
   }
+  auto const both = refusal([&](auto& catalog, auto&) {
+    tensor_named(catalog, query + ".weight").dtype = DType::F8_E4M3;
+    append_tensor(catalog, query + "_scale_inv", DType::F32, {1, 1});
+    append_tensor(catalog, query + ".weight_scale_inv", DType::F32, {1, 1});
+  });
+  EXPECT_THAT(both.message, HasSubstr("are scales of " + query + ".weight, and so are " + query));
+  auto const bare = refusal([&](auto& catalog, auto&) { tensor_named(catalog, down).dtype = DType::F8_E4M3; });
+  EXPECT_EQ(bare.message,
+            "model.safetensors: " + down + ": Missing FP8 scale: expected " + down + "_scale_inv beside it");
 }
 
 TEST(QwenVlMoe, ExpertsInTensorsOfTheirOwnAreRefusedByName) {

@@ -103,8 +103,8 @@ struct Step {
 
 std::vector<Step> steps(StorageReader& reader, PlannedSlice const& wanted) {
   std::vector<Step> steps;
-  reader.for_each_piece(wanted, [&](StoredPiece const& piece, Slice const& slice, FileReader& file) {
-    steps.push_back({slice, file.path(), piece.extent.bytes.begin});
+  reader.for_each_piece(wanted, [&](StoredPiece const& piece, Slice const& slice, PieceFiles const& files) {
+    steps.push_back({slice, files.data.path(), piece.extent.bytes.begin});
   });
   return steps;
 }
@@ -235,9 +235,9 @@ TEST_F(ChangingFile, CutWhileItIsReadIsBadData) {
   Storage const storage{.form = Form::hf, .files = {known(path_)}, .pieces = {piece(kDense, {0, 10}, 0, 0)}};
   StorageReader reader(storage, model_);
   Bytes out(20);
-  auto const read = [&](StoredPiece const& piece, Slice const& slice, FileReader& file) {
+  auto const read = [&](StoredPiece const& piece, Slice const& slice, PieceFiles const& files) {
     fs::resize_file(path_, 10);
-    Transfer(model_, Form::hf).read(piece, slice, file, {.data = out.data(), .slice = slice}, {});
+    Transfer(model_, Form::hf).read(piece, slice, files, {.data = out.data(), .slice = slice}, {});
   };
   EXPECT_THAT(outcome([&] { reader.for_each_piece(planned(kDense, {0, 10}), read); }), testing::StartsWith("65 "));
 }

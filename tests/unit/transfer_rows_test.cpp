@@ -89,7 +89,7 @@ TEST(TransferOfShortRows, FillsManyRowsIntoOneBlock) {
   MemoryReader reader(file.bytes);
   Bytes out(example.native.size());
   Transfer(example.model, Form::hf)
-      .read(file.pieces[0], {{0, 1}, {0, 20}}, reader, {.data = out.data(), .slice = example.whole()}, {});
+      .read(file.pieces[0], {{0, 1}, {0, 20}}, {reader}, {.data = out.data(), .slice = example.whole()}, {});
   ASSERT_EQ(reader.reads().size(), 2U);
   for (auto const& read : reader.reads()) EXPECT_LE(read.size(), 512_KiB);
 }
@@ -128,7 +128,7 @@ AllRanks load_on(Mesh const& mesh, ExampleParameter const& example, Form form, t
   for (int rank = 0; rank < mesh.ranks(); ++rank) {
     auto const plan = make_load_plan(example.model, form, mesh, mesh.coordinate(rank));
     planned += plan.bytes_read;
-    transfer.read(stored.pieces.front(), plan.slices.front().slice, file,
+    transfer.read(stored.pieces.front(), plan.slices.front().slice, {file},
                   {.data = all.native.data(), .slice = example.whole()}, sink);
   }
   EXPECT_EQ(reported.bytes, planned);

@@ -125,12 +125,12 @@ TEST(Transfer, DigestsInTheCoordinatesOfTheOffsetsThatItReads) {
   Sums sums(example);
   Bytes out(2 * 16), same_out(2 * 16);
   Transfer transfer(example.model, Form::hf);
-  transfer.read(piece, {.part = {8, 24}}, file, {.data = out.data(), .slice = {.part = {8, 24}}}, sums.sink());
+  transfer.read(piece, {.part = {8, 24}}, {file}, {.data = out.data(), .slice = {.part = {8, 24}}}, sums.sink());
   sums.expect(example.digests({.part = {8, 24}}));
 
   Sums elsewhere(example);
   piece.extent.bytes.begin -= 16;  // eight elements
-  transfer.read(piece, {.part = {16, 32}}, file, {.data = same_out.data(), .slice = {.part = {16, 32}}},
+  transfer.read(piece, {.part = {16, 32}}, {file}, {.data = same_out.data(), .slice = {.part = {16, 32}}},
                 elsewhere.sink());
   EXPECT_EQ(out, same_out) << "the same bytes";
   auto moved = example;
@@ -142,7 +142,7 @@ TEST(Transfer, DigestsInTheCoordinatesOfTheOffsetsThatItReads) {
 void read_all(Transfer& transfer, test::ExampleParameter const& example, StoredPiece const& piece, FileReader& file,
               Bytes& out, DigestSink const& sink) {
   out.resize(example.native.size());
-  transfer.read(piece, example.whole(), file, {.data = out.data(), .slice = example.whole()}, sink);
+  transfer.read(piece, example.whole(), {file}, {.data = out.data(), .slice = example.whole()}, sink);
 }
 
 TEST(Transfer, DigestsNothingWithoutASink) {
@@ -204,7 +204,7 @@ TEST(Transfer, PassesAReadersErrorOnAndReportsOnlyWhatCameBefore) {
     EXPECT_EQ(reported.blocks, 1U);
     EXPECT_LE(reported.bytes, 700'000U);
     Sums sums(example);
-    EXPECT_THROW(transfer.digest(hf.pieces[0], example.whole(), file, sums.sink()), IoError);
+    EXPECT_THROW(transfer.digest(hf.pieces[0], example.whole(), {file}, sums.sink()), IoError);
   }
 }
 
