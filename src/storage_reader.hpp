@@ -25,6 +25,9 @@ class StorageReader {
   /// @throws IoError, FormatError, PlanError when the storage lacks something of the slice.
   void for_each_piece(PlannedSlice const& wanted, PieceStep const& step);
 
+  /// A file of the storage. @throws IoError, FormatError
+  [[nodiscard]] FileReader& file(std::uint32_t index);
+
   /// The files of one of its pieces. @throws IoError, FormatError
   [[nodiscard]] PieceFiles files_of(StoredPiece const& piece);
 
@@ -32,7 +35,6 @@ class StorageReader {
   void check_unchanged() const;
 
  private:
-  [[nodiscard]] FileReader& file(std::uint32_t index);
   struct OpenFile {
     std::unique_ptr<FileReader> reader;
     FileIdentity identity;
