@@ -3,7 +3,6 @@ implementation of the rules says. One rank at a time, without MPI, so that the f
 
 import functools
 import itertools
-import json
 
 import h5py
 import pytest
@@ -112,3 +111,41 @@ def test_every_rank_holds_what_the_reference_says(written, expected, n, mesh, dt
         (of_rank,) = report["rank"]
         assert report["family"] == model.family
         assert of_rank["bytes_wanted"] == reference.bytes_wanted(tensors, mesh, rank, model)
+
+
+# What was converted, on its way on ----------------------------------------------------------------------------------
+
+QUANTISED = [layout for layout in LAYOUTS if layout.fp8 and not layout.nan]
+
+
+def digests_of(group):
+    return {key: [int(value) for value in dataset[...].ravel()] for key, dataset in group.items()}
+
+
+# rules 55, 58, 60, 62
+@pytest.mark.parametrize("dtype", ["preserve", "float32"])  # others leave the choice of a NaN's bits
+@pytest.mark.parametrize("layout", QUANTISED, ids=str)
+def test_a_store_has_digests_of_codes_and_scales_and_of_the_values_they_become(
+    written, expected, layout, dtype, tmp_path
+):
+    ckpt, tensors = written(layout)
+    store, mesh = tmp_path / "s.h5", Mesh(1, 2, 2)
+    run_ok("load", ckpt, "--dtype", dtype, "--store", store)
+    with h5py.File(store) as file:
+        assert digests_of(file["digest/source"]) == {key: reference.digest(value) for key, value in tensors.items()}
+        model = reference.Model.of(ckpt, dtype=dtype)
+        assert digests_of(file["digest/stored"]) == reference.stored_digests(tensors, model)
+    for rank in range(mesh.ranks):
+        shard, _ = load_rank(store, mesh, rank, tmp_path / str(rank))
+        expected(layout, dtype).assert_rank(shard, mesh, rank)
+
+
+@pytest.mark.parametrize("dtype", ["preserve", "float16"])
+@pytest.mark.parametrize("layout", QUANTISED[::3], ids=str)
+def test_shards_of_converted_values_are_loaded_on_another_mesh(written, expected, layout, dtype, tmp_path):
+    ckpt, _ = written(layout)
+    run_ok("load", ckpt, "--dtype", dtype, "--ep-shard", 2, "--ep", 1, "--save-shards", tmp_path / "first", ranks=2)
+    mesh = Mesh(1, 3)
+    for rank in range(mesh.ranks):
+        shard, _ = load_rank(tmp_path / "first", mesh, rank, tmp_path / str(rank))
+        expected(layout, dtype).assert_rank(shard, mesh, rank)
