@@ -149,3 +149,12 @@ def test_shards_of_converted_values_are_loaded_on_another_mesh(written, expected
     for rank in range(mesh.ranks):
         shard, _ = load_rank(tmp_path / "first", mesh, rank, tmp_path / str(rank))
         expected(layout, dtype).assert_rank(shard, mesh, rank)
+
+
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout.fp8 == "decoder mtp dense"][:2], ids=str)
+def test_rule43_the_language_model_of_a_quantised_checkpoint(written, layout, tmp_path):
+    ckpt, tensors = written(layout)
+    mesh = Mesh(1, 2, 2)
+    for rank in range(mesh.ranks):
+        shard, _ = load_rank(ckpt, mesh, rank, tmp_path / str(rank), "--text-only")
+        Expected.of(tensors, reference.Model.of(ckpt, text_only=True)).assert_rank(shard, mesh, rank)
