@@ -109,7 +109,7 @@ def test_every_rank_holds_what_the_reference_says(written, expected, n, mesh, dt
         shard, report = load_rank(ckpt, mesh, rank, tmp_path / str(rank), "--dtype", dtype)
         expected(LAYOUTS[n], dtype).assert_rank(shard, mesh, rank)
         (of_rank,) = report["rank"]
-        assert report["family"] == model.family
+        assert report["family"] == model.family + "_text" * model.text_only
         assert of_rank["bytes_wanted"] == reference.bytes_wanted(tensors, mesh, rank, model)
 
 
