@@ -17,11 +17,14 @@ namespace {
 constexpr std::string_view kModel = "model.";
 constexpr std::string_view kMtp = "mtp.";
 
-std::string replace_all(std::string text, std::string_view from, std::string_view to) {
-  for (auto at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) {
-    text.replace(at, from.size(), to);
+// Names are as long as somebody likes: not in place, which would move their end once for each part.
+std::string replace_all(std::string_view text, std::string_view from, std::string_view to) {
+  std::string replaced;
+  for (auto at = text.find(from); at != std::string_view::npos; at = text.find(from)) {
+    replaced.append(text.substr(0, at)).append(to);
+    text.remove_prefix(at + from.size());
   }
-  return text;
+  return replaced.append(text);
 }
 
 bool begins_with_any(std::string_view key, std::span<std::string_view const> segments) {
@@ -74,7 +77,7 @@ std::string route(Fp32Holder const& fp32, std::string key) {
 
 std::string strip(Fp32Holder const& fp32, std::string key) {
   if (fp32.segment.empty()) return key;
-  return replace_all(std::move(key), fmt::format("{}{}", fp32.module, fp32.segment), fp32.module);
+  return replace_all(key, fmt::format("{}{}", fp32.module, fp32.segment), fp32.module);
 }
 
 std::uint32_t expert_id(std::string_view digits, std::string_view hf_key) {
@@ -121,7 +124,7 @@ KeyMapping from_hf(KeyTable const& table, std::string_view hf_key, std::string_v
             .split = match->split};
   }
   auto key = without_dropped(table, source);
-  for (auto const& part : table.parts) key = replace_all(std::move(key), part.hf, part.native);
+  for (auto const& part : table.parts) key = replace_all(key, part.hf, part.native);
   return {.fqn = route(table.fp32, place(table, std::move(key), prefix))};
 }
 
@@ -129,10 +132,10 @@ std::string to_hf(KeyTable const& table, std::string_view fqn) {
   for (auto const& rule : table.stacked) {
     auto const native = after_layer(rule.native);
     if (fqn.find(native) == std::string_view::npos) continue;
-    return replace_all(std::string(fqn), native, after_layer(rule.grouped));
+    return replace_all(fqn, native, after_layer(rule.grouped));
   }
   std::string key(fqn);
-  for (auto const& part : table.parts) key = replace_all(std::move(key), part.native, part.hf);
+  for (auto const& part : table.parts) key = replace_all(key, part.native, part.hf);
   key = strip(table.fp32, std::move(key));
   auto const exact = std::ranges::find(table.exact, key, &Rename::native);
   return exact != table.exact.end() ? std::string(exact->hf) : key;

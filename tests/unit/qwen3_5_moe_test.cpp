@@ -117,6 +117,17 @@ TEST(Qwen35Moe, Rules34And38And47And53_EveryDenseKeyHasItsNativeNameAndBack) {
   }
 }
 
+// A header may be 100 MB, and all of it one name. Renaming its parts in place took time with the square of its length.
+TEST(Qwen35Moe, Rules38And47_ANameOfSixteenMillionBytesIsRenamedAtOnce) {
+  std::string hf = "x", fqn = "x";
+  while (hf.size() < 16'000'000) {
+    hf += ".mlp.shared_expert.";
+    fqn += ".mlp.shared_experts.";
+  }
+  EXPECT_TRUE(from_hf(table(), hf, "").fqn == fqn);  // not EXPECT_EQ, which would print them
+  EXPECT_TRUE(to_hf(table(), fqn) == hf);
+}
+
 TEST(Qwen35Moe, Rules3And35And46_StackedExpertsSwapTheirAxesInBothDirections) {
   for (auto const& [hf, fqn] : kStacked) {
     EXPECT_EQ(fqn_of(hf, "model."), all(fqn));
