@@ -1,8 +1,7 @@
 // Input, separated by lines of `---`:
-//   EP_REPLICATE EP_SHARD EP, the layout of grouped experts, and a part of the keys to be selected
-//   a config.json as it is
-//   tensors, a line KEY DTYPE AXIS… for each; a line `+` begins another file
-//   an index as it is; may be absent
+//   EP_REPLICATE EP_SHARD EP, the layout of grouped experts, `text`, `whole` or `auto`, a part of the keys to be
+//   selected a config.json as it is tensors, a line KEY DTYPE AXIS… for each; a line `+` begins another file an index
+//   as it is; may be absent
 
 #include <fmt/format.h>
 #include <simdjson.h>
@@ -40,6 +39,8 @@ std::optional<Number> take_number(std::string_view& line) {
 struct Options {
   Mesh mesh;
   ExpertLayout layout = ExpertLayout::automatic;
+  std::optional<bool> text_only;
+  std::optional<DType> dtype;
   std::string_view selected;
 };
 
@@ -51,6 +52,9 @@ std::optional<Options> options_of(std::string_view line) {
   auto const layout = parse_expert_layout(take_until(line, " "));
   if (!layout) return std::nullopt;
   options.layout = *layout;
+  auto const form = take_until(line, " ");
+  if (form != "auto") options.text_only = form == "text";
+  options.dtype = parse_dtype(take_until(line, " "));
   options.selected = line;
   return options;
 }
@@ -108,6 +112,8 @@ std::optional<CheckpointParts> parts_of(Options const& options, std::string_view
   CheckpointParts parts;
   parts.path = parts.hf_folder = "/checkpoint";
   parts.expert_layout = options.layout;
+  parts.text_only = options.text_only;
+  parts.dtype = options.dtype;
   parts.hf.config = test::bytes_of(take_until(text, kNextPart));
   auto files = files_of(take_until(text, kNextPart));
   if (!files) return std::nullopt;

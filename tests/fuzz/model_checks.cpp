@@ -53,20 +53,28 @@ void require_tiled(Parameter const& parameter, std::vector<Slice> const& slices)
 
 using Plan = std::vector<PlannedSlice>;
 
+bool lies_in(Range const& inner, Range const& outer) {
+  return inner.begin <= inner.end && outer.begin <= inner.begin && inner.end <= outer.end;
+}
+
 void require_reads(Checkpoint const& checkpoint, Plan const& plan, std::uint64_t bytes_read) {
   if (bytes_read > kFollowed) return;
-  auto const& [form, files, pieces, partial] = checkpoint.storage;
+  auto const& model = checkpoint.model;
+  auto const form = checkpoint.storage.form;
   std::uint64_t bytes = 0;
   for (auto const& wanted : plan) {
-    for (auto const& located : locate(checkpoint.storage, checkpoint.model, wanted)) {
-      auto const& tensor = checkpoint.catalog.tensors[located.piece->tensor];
-      require(located.piece->extent == tensor.extent, "a piece is a tensor of the file");
-      for (auto const& range : read_ranges(checkpoint.model, form, located)) {
-        require(range.begin <= range.end, "a range is none that ends before it begins");
-        require(range.begin >= tensor.extent.bytes.begin && range.end <= tensor.extent.bytes.end,
-                "a range lies in its tensor");
+    for (auto const& located : locate(checkpoint.storage, model, wanted)) {
+      auto const& piece = located.piece->extent.bytes;
+      auto const& tensor = model.tensors[located.piece->tensor];
+      require(piece.size() == byte_size(tensor.dtype, tensor.shape), "a piece has the bytes of its tensor");
+      for (auto const& range : read_ranges(model, form, located)) {
+        require(lies_in(range, piece), "a range lies in its tensor");
         bytes += range.size();
       }
+      if (!located.piece->scales) continue;
+      auto const scales = scale_range(model, located);
+      require(lies_in(scales, located.piece->scales->bytes) || scales.empty(), "scales are some of their tensor's");
+      bytes += scales.size();
     }
   }
   require(bytes == bytes_read, "the ranges have as many bytes as the plan says");

@@ -11,7 +11,7 @@ beside=$(cd "$(dirname "$program")" && pwd)
 
 mkdir -p "$beside/findings" "$beside/found/$name"
 options=(-max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=2048 -max_len=4096
-  -print_final_stats=1 -verbosity=0 -artifact_prefix="$beside/findings/$name-")
+  -print_final_stats=1 -print_funcs=0 -verbosity=0 -artifact_prefix="$beside/findings/$name-")
 if [[ -f $here/$name.dict ]]; then options+=(-dict="$here/$name.dict"); fi
 symbolizer=$(command -v llvm-symbolizer-19 || true)
 export ASAN_OPTIONS=detect_stack_use_after_return=1:external_symbolizer_path="$symbolizer"
