@@ -108,7 +108,9 @@ class Export {
     auto expected = without_left_out(plan_.target.taken, compared);
     world_.all_reduce(expected.source.values(), Reduce::sum);
     world_.all_reduce(copied_.source.values(), Reduce::sum);
-    on_every_rank(world_, [&] { require_equal(model_, {"compared", expected.source}, {"copied", copied_.source}); });
+    on_every_rank(world_, [&] {
+      require_equal(model_, NamedTable{"compared", expected.source}, NamedTable{"copied", copied_.source});
+    });
   }
 
   /// Side files, the index, and the final name.
@@ -156,7 +158,7 @@ void write_as_read(Model const& model, std::vector<bool> const& taken, StreamedT
     streamed.check_unchanged();
     // Of converted tensors only the values as the files hold them: a trained one need not be exact in fewer bits.
     auto const read = without_left_out(taken, streamed.read());
-    require_equal(model, {"read", read.source}, {"written", written.source});
+    require_equal(model, NamedTable{"read", read.source}, NamedTable{"written", written.source});
   });
 }
 
@@ -169,9 +171,10 @@ void write_converted(Model const& model, ExportTarget const& target, StreamedTen
   auto const written = output.write(as_exported);
   on_every_rank(world, [&] {
     streamed.check_unchanged();
-    require_equal(model, {"read", as_held(model, streamed.read())}, {"handed on", as_held(model, as_read.given())});
+    require_equal(model, NamedTable{"read", as_held(model, streamed.read())},
+                  NamedTable{"handed on", as_held(model, as_read.given())});
     auto const handed_on = without_left_out(target.taken, as_exported.given());
-    require_equal(target.model, {"handed on", handed_on.source}, {"written", written.source});
+    require_equal(target.model, NamedTable{"handed on", handed_on.source}, NamedTable{"written", written.source});
   });
 }
 
@@ -193,7 +196,7 @@ ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communica
   if (originals) output.require_copied(*originals);
   world.all_reduce(written.source.values(), Reduce::sum);
   on_every_rank(world, [&] {
-    require_equal(plan.target.model, {"held", expected.source}, {"written", written.source});
+    require_equal(plan.target.model, NamedTable{"held", expected.source}, NamedTable{"written", written.source});
   });
   return output.publish();
 }
@@ -218,10 +221,7 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
     auto const recorded = without_left_out(tensors_to_read(plan.target, model), *checkpoint.digests);
     world.all_reduce(read.source.values(), Reduce::sum);
     world.all_reduce(read.stored.values(), Reduce::sum);
-    on_every_rank(world, [&] {
-      require_equal(model, {"recorded", recorded.source}, {"read", read.source});
-      require_equal(model, {"recorded", recorded.stored}, {"read", read.stored});
-    });
+    on_every_rank(world, [&] { require_equal(model, NamedDigests{"recorded", recorded}, NamedDigests{"read", read}); });
   }
   auto report = output.publish();
   auto const& [computed, compared, copied] = plan.slices;

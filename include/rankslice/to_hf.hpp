@@ -43,11 +43,14 @@ struct ExportReport {
 
 /// Reassemble the global Hugging Face checkpoint from the ranks' shards: the source's headers, index and side files,
 /// and the state's tensors, every rank writing its own parts in place. Untouched values give the source's files byte
-/// for byte; where tensors are left out, headers and index are fresh. Needs every tensor of the source. Nothing stands
-/// under `out_dir` until all is written, synced and read back. Collective, with the same options on every rank.
+/// for byte; where tensors are left out, or values were converted, headers and index are fresh. Needs every tensor of
+/// the source. Nothing stands under `out_dir` until all is written, synced and read back. Collective, with the same
+/// options on every rank.
 /// @throws PlanError for a state that lacks tensors or is not what it says, ranks whose meshes, sources or options
 /// differ, or a selection that takes none; VerifyError when the ranks together do not hold every tensor once, or copies
-/// differ, or what was written reads back differently; IoError. The same on every rank, a PlanError as UsageError.
+/// differ, or what was written reads back differently, or, for `ExportLayout::source`, a value was changed that cannot
+/// be computed back; UsageError when its source is not at hand; IoError, also for a source with another fingerprint.
+/// The same on every rank, a PlanError as UsageError.
 ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communicator& world,
                    ExportOptions const& options = {});
 

@@ -111,7 +111,7 @@ void check_one_form(MappedCatalog const& mapped) {
   std::array<Examples, 2> stacks{Examples{"decoder"}, Examples{"MTP"}};
   for (std::size_t i = 0; i < mapped.keys.size(); ++i) {
     auto const& key = mapped.keys[i];
-    if (key.stacked == nullptr) continue;
+    if (key.stacked == nullptr || key.scales_of) continue;
     auto& examples = stacks[static_cast<std::size_t>(key.stacked->stack)];
     auto& example = key.split ? examples.split : examples.grouped;
     if (example == nullptr) example = &mapped.catalog.tensors[i];

@@ -14,10 +14,20 @@ namespace rankslice {
 
 namespace {
 
-/// A key as its source spells it, up to and with the number of the layer.
-std::string_view up_to_layer(std::string_view split_key, StackedRule const& rule) {
-  auto const places = match_key(rule.split.front().hf, split_key);
-  return {split_key.data(), places->layer.data() + places->layer.size()};
+/// What a split key is of, and the key up to and with the number of the layer, as its source spells it.
+struct SplitKey {
+  StackedRule const* rule = nullptr;
+  std::string_view up_to_layer;
+};
+
+std::optional<SplitKey> match_split(KeyTable const& table, std::string_view key) {
+  for (auto const& rule : table.stacked) {
+    for (auto const& split : rule.split) {
+      auto const places = match_key(split.hf, key);
+      if (places) return SplitKey{&rule, {key.data(), places->layer.data() + places->layer.size()}};
+    }
+  }
+  return std::nullopt;
 }
 
 class ConvertedModel {
@@ -54,39 +64,43 @@ class ConvertedModel {
   [[nodiscard]] DType dtype_of(Parameter const& parameter) const {
     auto const& key = source_.key_of(parameter);
     if (!is_fp32_held(table_, key)) return parameter.dtype;
-    return fp32_held_ == Fp32HeldDtype::f32 ? find_dtype_on_load(table_, key, parameter.hf_dtype) : parameter.hf_dtype;
+    if (fp32_held_ == Fp32HeldDtype::of_source) return parameter.hf_dtype;
+    auto const upcast = find_dtype_on_load(table_, key, parameter.hf_dtype);
+    if (upcast == parameter.dtype || upcast == parameter.hf_dtype) return upcast;
+    throw PlanError(fmt::format("{}: can be exported in {} when it is held so, and is held in {}", parameter.fqn,
+                                name(upcast), name(parameter.dtype)),
+                    parameter.fqn);
   }
 
-  /// The rule by which the experts of a tensor become one grouped tensor; null when they stay as they are.
-  [[nodiscard]] StackedRule const* grouping_of(HfTensor const& tensor) const {
-    auto const& parameter = source_.parameters[tensor.parameter];
-    auto const is_split = parameter.stacked_experts && tensor.shape.size() < parameter.shape.size();
-    if (!is_split || !tensor.scales) return nullptr;
-    auto const stacked = find_stacked(table_, parameter.fqn);
-    auto const released = stacked && stacked->rule->without_source == ExpertForm::grouped;
-    return released && stacked->rule->stack == Stack::decoder ? stacked->rule : nullptr;
+  /// The key of the grouped tensor that takes in a tensor of quantised decoder experts; nothing for what stays as it
+  /// is.
+  [[nodiscard]] std::optional<SplitKey> grouping_of(HfTensor const& tensor) const {
+    if (!tensor.scales || !source_.parameters[tensor.parameter].stacked_experts) return std::nullopt;
+    auto const split = match_split(table_, tensor.key);
+    auto const groups =
+        split && split->rule->stack == Stack::decoder && split->rule->without_source == ExpertForm::grouped;
+    return groups ? split : std::nullopt;
   }
 
   /// Where a tensor of the source goes.
   std::uint32_t add(HfTensor tensor) {
     auto& parameter = model_.parameters[tensor.parameter];
-    auto const* const rule = grouping_of(tensor);
-    if (rule == nullptr) {
+    auto const grouping = grouping_of(tensor);
+    if (!grouping) {
       tensor.dtype = parameter.hf_dtype;
       tensor.scales.reset();
       return append(std::move(tensor));
     }
-    if (parameter.tensors.empty()) parameter.tensors.push_back(append(grouped(tensor.parameter, *rule)));
+    if (parameter.tensors.empty()) parameter.tensors.push_back(append(grouped(tensor.parameter, *grouping)));
     return parameter.tensors.front();
   }
 
-  HfTensor grouped(std::uint32_t index, StackedRule const& rule) {
+  HfTensor grouped(std::uint32_t index, SplitKey const& split) {
     auto& parameter = model_.parameters[index];
-    parameter.layout = rule.hub;
+    parameter.layout = split.rule->hub;
     auto shape = parameter.shape;
     if (parameter.layout == Layout::swapped) std::swap(shape[1], shape[2]);
-    auto const& split_key = source_.key_of(source_.parameters[index]);
-    return {.key = fmt::format("{}{}", up_to_layer(split_key, rule), after_layer(rule.grouped)),
+    return {.key = fmt::format("{}{}", split.up_to_layer, after_layer(split.rule->grouped)),
             .dtype = parameter.hf_dtype,
             .shape = std::move(shape),
             .parameter = index,

@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
+#include <filesystem>
 
 #include "rankslice/load.hpp"
 #include "rankslice/store.hpp"
@@ -11,6 +13,7 @@
 #include "rankslice/verify.hpp"
 
 #include "support/job_fixture.hpp"
+#include "support/model_catalog.hpp"
 #include "support/raw_checkpoint.hpp"
 
 namespace rankslice::test {
@@ -27,9 +30,37 @@ Bytes widened(Bytes const& bytes) {
   return wide;
 }
 
+/// A small checkpoint with random codes, experts one by one, whose scales stand in another file than most weights.
+void write_fp8_checkpoint(std::string const& folder) {
+  auto shape = tiny_qwen35();
+  shape.experts_form = shape.mtp_form = ExpertForm::split;
+  TensorCatalog catalog{.files = {{.name = "one", .path = {}, .size = 0}}, .tensors = {}};
+  std::vector<std::string> weights;
+  for (auto const& tensor : make_catalog(shape).tensors) {
+    auto const is_quantised = tensor.name.find("_proj.weight") != std::string::npos;
+    append_tensor(catalog, tensor.name, is_quantised ? DType::F8_E4M3 : tensor.dtype, tensor.shape);
+    if (is_quantised) weights.push_back(tensor.name);
+  }
+  for (auto const& name : weights) append_tensor(catalog, name + "_scale_inv", DType::BF16, {1, 1});
+  auto config = make_config_json(shape);
+  config.insert(1, R"("quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}, )");
+  write_checkpoint(folder, catalog, config);
+}
+
 class ConvertedExport : public JobTest {
  protected:
   static StateDict loaded() { return load(open_checkpoint(checkpoint(), world()), make_mesh(world().size()), world()); }
+  /// The path of a checkpoint in FP8, the same for all ranks.
+  static std::string fp8() {
+    if (world().rank() == 0 && !std::filesystem::exists(path("fp8"))) write_fp8_checkpoint(path("fp8"));
+    on_every_rank(world(), [] {});
+    return path("fp8");
+  }
+  static StateDict loaded_fp8() {
+    auto const ep_shard = world().size() % 2 == 0 ? 2 : 1;
+    return load(open_checkpoint(fp8(), world()), make_mesh(world().size(), world().size() / ep_shard, ep_shard),
+                world());
+  }
   /// Rules 55, 57: `dt_bias` is F32, all else as it was.
   static void expect_upstream(std::string const& folder, KeySelection const& taken = {}) {
     if (world().rank() != 0) return;
@@ -72,6 +103,58 @@ TEST_F(ConvertedExport, AsUpstreamIsTheSameOfStateCheckpointStoreAndShards) {
   expect_equal_folders(path("from_state"), path("from_shards"));
 
   EXPECT_TRUE(verify(*open_checkpoint(path("from_state"), world()), world()).ok());
+}
+
+// Rules 14, 45, 50, 58
+TEST_F(ConvertedExport, OfQuantisedWeightsIsTheSameOfStateCheckpointStoreAndShards) {
+  auto const state = loaded_fp8();
+  EXPECT_EQ(to_hf(state, path("fp8_from_state"), world()).headers, HeaderOrigin::converted);
+  to_hf(*state.source, path("fp8_from_checkpoint"), world());
+  expect_equal_folders(path("fp8_from_state"), path("fp8_from_checkpoint"));
+  save_store(state, path("fp8_state.h5"), world());
+  to_hf(*open_checkpoint(path("fp8_state.h5"), world(), {.store = &native_store()}), path("fp8_from_store"), world());
+  expect_equal_folders(path("fp8_from_state"), path("fp8_from_store"));
+  save_shards(state, path("fp8_shards"), world());
+  to_hf(*open_checkpoint(path("fp8_shards"), world()), path("fp8_from_shards"), world());
+  expect_equal_folders(path("fp8_from_state"), path("fp8_from_shards"));
+
+  auto const again = open_checkpoint(path("fp8_from_state"), world());
+  EXPECT_TRUE(std::ranges::none_of(again->model.parameters,
+                                   [](Parameter const& parameter) { return parameter.hf_dtype == DType::F8_E4M3; }));
+  EXPECT_TRUE(verify(*again, world()).ok());
+}
+
+TEST_F(ConvertedExport, InTheLayoutOfTheSourceCodesAndScalesComeBack) {
+  auto const state = loaded_fp8();
+  ExportOptions options{.layout = ExportLayout::source, .call = {}};
+  EXPECT_EQ(to_hf(state, path("codes_from_state"), world(), options).headers, HeaderOrigin::source);
+  expect_equal_folders(fp8(), path("codes_from_state"));
+  to_hf(*state.source, path("codes_from_checkpoint"), world(), options);
+  expect_equal_folders(fp8(), path("codes_from_checkpoint"));
+
+  save_store(state, path("codes_state.h5"), world());
+  auto const store = open_checkpoint(path("codes_state.h5"), world(), {.store = &native_store()});
+  EXPECT_THROW(to_hf(*store, path("never"), world(), options), UsageError);
+  options.source = state.source;
+  to_hf(*store, path("codes_from_store"), world(), options);
+  expect_equal_folders(fp8(), path("codes_from_store"));
+  options.source = open_checkpoint(checkpoint(), world());
+  EXPECT_THROW(to_hf(*store, path("never"), world(), options), IoError);
+}
+
+TEST_F(ConvertedExport, InTheLayoutOfTheSourceAChangedValueIsRefusedByName) {
+  auto state = loaded_fp8();
+  auto const fqn = "mtp.layers.0.mlp.experts.down_projs";
+  auto const& tensor = state.tensors.at(fqn);
+  if (world().rank() == 0) tensor.data.span().front() ^= std::byte{1};
+  try {
+    to_hf(state, path("never"), world(), {.layout = ExportLayout::source, .call = {}});
+    FAIL() << "a value was changed";
+  } catch (VerifyError const& error) {
+    EXPECT_THAT(error.what(), HasSubstr("mtp.layers.0.mlp.experts.0.down_proj.weight"));
+    EXPECT_THAT(error.what(), HasSubstr("cannot go back to F8_E4M3"));
+  }
+  EXPECT_FALSE(std::filesystem::exists(path("never")));
 }
 
 // Rule 25: keys are those of the export.

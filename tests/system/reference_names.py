@@ -59,7 +59,7 @@ def scale_keys(hf_key):
 
 def _experts(hf_key, grouped, split, module):
     """The place of an expert tensor, if it is one: `module` says where the experts of a layer are natively."""
-    if match := grouped and grouped.fullmatch(hf_key):
+    if match := grouped.fullmatch(hf_key):
         return Place(f"{module(match[1])}.mlp.experts.{STACKED_NAMES[match[2]]}", "grouped")
     if match := split and split.fullmatch(hf_key):
         name = "down_projs" if match[3] == "down" else "gate_and_up_projs"
@@ -93,10 +93,9 @@ def place(hf_key, model_prefix, family="qwen3_5_moe"):
     elif family == "qwen3_5_moe":  # rules 33, 35
         found = _experts(hf_key, STACKED, SPLIT, lambda layer: f"{model_prefix}language_model.layers.{layer}")
     else:
-        found = _experts(hf_key, None, SPLIT, lambda layer: f"{model_prefix}layers.{layer}")
+        found = _experts(hf_key, STACKED, SPLIT, lambda layer: f"{model_prefix}layers.{layer}")
     if not found and family not in WITHOUT_PARTS:  # rules 35, 36
-        grouped = STACKED_MTP if family == "qwen3_5_moe" else None
-        found = _experts(hf_key, grouped, SPLIT_MTP, lambda layer: f"mtp.layers.{layer}")
+        found = _experts(hf_key, STACKED_MTP, SPLIT_MTP, lambda layer: f"mtp.layers.{layer}")
     if found:
         return found
     return Place((_plain if family in WITHOUT_PARTS else _renamed)(hf_key, model_prefix))

@@ -302,7 +302,6 @@ def test_a_store_that_ends_early_is_refused(store, size):
 # Wrong usage --------------------------------------------------------------------------------------------------------
 
 LATER = [
-    ["load", "CKPT", "--dtype", "float32"],
     ["load", "CKPT", "--verify", "coverage"],
     ["load", "CKPT", "--verify", "reread"],
     ["verify", "CKPT", "--write-manifest"],

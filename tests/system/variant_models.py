@@ -61,11 +61,15 @@ def _split(found, decoder, mtp):
     return split
 
 
+def _sizes(variant):
+    return variant.experts, variant.layers, variant.width, variant.hidden
+
+
 # Qwen3.5-MoE --------------------------------------------------------------------------------------------------------
 
 
 def _qwen3_5_shapes(variant):
-    found = checkpoints.mini_shapes(variant.experts, variant.layers, variant.width, variant.hidden)
+    found = checkpoints.mini_shapes(*_sizes(variant))
     if variant.text:
         found = _text_part(found)
     return _split(found, variant.split_decoder, variant.split_mtp)
@@ -81,7 +85,7 @@ def _text_part(found):
 
 
 def _qwen3_5_config(variant):
-    made = checkpoints.mini_config(variant.experts, variant.layers, variant.width, variant.hidden)
+    made = checkpoints.mini_config(*_sizes(variant))
     made["text_config"]["dtype"] = variant.trained
     return made["text_config"] if variant.text else made
 
@@ -92,16 +96,16 @@ def _qwen3_5_config(variant):
 def _qwen3_next_shapes(variant):
     """One matrix for q, k, v and z of the linear attention, and one for a and b."""
     found = {}
-    for key, shape in _text_part(_qwen3_5_shapes(variant)).items():
+    for key, shape in _text_part(checkpoints.mini_shapes(*_sizes(variant))).items():
         if key.endswith(("in_proj_z.weight", "in_proj_b.weight")):
             continue
         name = key.replace("in_proj_qkv.", "in_proj_qkvz.").replace("in_proj_a.", "in_proj_ba.")
         found[name] = shape if name == key else [2 * shape[0], shape[1]]
-    return _split(found, decoder=True, mtp=True)
+    return _split(found, variant.split_decoder, variant.split_mtp)
 
 
 def _qwen3_next_config(variant):
-    text = _qwen3_5_config(variant).get("text_config")
+    text = _qwen3_5_config(variant)["text_config"]
     return text | {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next"}
 
 
@@ -116,7 +120,7 @@ def _qwen3_moe_shapes(variant):
         of_layer = checkpoints.moe_shapes(module, variant.experts, variant.width, variant.hidden)
         found |= {key: shape for key, shape in of_layer.items() if "shared_expert" not in key}
         found |= checkpoints.attention_shapes(module, variant.hidden)
-    return _split(found, decoder=True, mtp=True)
+    return _split(found, variant.split_decoder, variant.split_mtp)
 
 
 def _qwen3_moe_config(variant):

@@ -28,7 +28,7 @@ class Variant:
     dtype: str = ""  # of all tensors; empty: BF16 and, in Qwen3.5, two in F32, as on the Hub
     spelling: str = "model."  # how names begin: "model.", "", or "model.layers" for no `language_model.`
     layout: str = "hub"  # Qwen3-VL-MoE: hub or transformers
-    split_decoder: bool = False  # Qwen3.5: one tensor per expert and projection
+    split_decoder: bool = False  # not of Qwen3-VL-MoE: one tensor per expert and projection
     split_mtp: bool = False
     text: bool = False  # Qwen3.5: the text model alone
     fp8: str = ""  # what is quantised: words of "decoder mtp dense"
@@ -92,7 +92,7 @@ class Variant:
 
     def __str__(self):
         """What is special about it."""
-        words = [self.family.removesuffix("_moe"), f"{self.experts} experts", self.dtype.lower()]
+        words = [self.family, f"{self.experts} experts", self.dtype.lower()]
         if self.family == "qwen3_vl_moe":
             words.append(self.layout)
         words += [name for name in ("split_decoder", "split_mtp", "text", "odd", "nan") if getattr(self, name)]

@@ -12,6 +12,8 @@
 #include "rankslice/error.hpp"
 
 #include "model/qwen3_5_moe.hpp"
+#include "model/qwen3_moe.hpp"
+#include "support/hand_model.hpp"
 #include "support/model_catalog.hpp"
 
 namespace rankslice {
@@ -144,6 +146,18 @@ TEST(ConvertedModel, Rule50_QuantisedSplitDecoderExpertsBecomeGrouped) {
   EXPECT_THAT(keys, Not(Contains("model.language_model.layers.1.mlp.experts.0.gate_proj.weight")));
   EXPECT_EQ(tensor_of(model, kQuery).dtype, DType::BF16);
   EXPECT_EQ(converted_dtype(qwen3_5_moe(), source), DType::BF16);
+}
+
+// A family that exports experts one by one whenever it may choose does so here too.
+TEST(ConvertedModel, QuantisedExpertsOfAFamilyWithoutGroupedExportsStaySplit) {
+  std::string const module = "model.layers.0.mlp.experts";
+  Model split;
+  test::append_split(split, module, 4, 16, 8);
+  auto const source = quantised(split, is_any_weight);
+  auto const model = make_converted_model(qwen3_moe(), source, Fp32HeldDtype::of_source).value();
+  expect_sound(model);
+  EXPECT_EQ(keys_of(model), keys_of(split));
+  EXPECT_EQ(tensor_of(model, module + ".3.up_proj.weight").dtype, DType::BF16);
 }
 
 // Rule 45: the form of the MTP experts is a matter of its own, whatever they are quantised to.
