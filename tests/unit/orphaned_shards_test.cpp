@@ -155,20 +155,15 @@ TEST_F(OrphanedShards, AFamilyThatIsAskedForCountsInsteadOfTheRecordedOne) {
 TEST_F(OrphanedShards, ADtypeThatIsNotWhatWasWidenedIsRefused) {
   save(ExpertForm::grouped, ExpertForm::grouped);
   fs::remove_all(source());
-  constexpr auto kHead = "lm_head.weight";
-  auto const file = test::file_bytes(shards() + "/rank-00000.safetensors");
+  auto const path = shards() + "/rank-00000.safetensors";
+  auto const file = test::file_bytes(path);
   std::string text(reinterpret_cast<char const*>(file.data()), file.size());
-  auto const old = std::string(R"(\"lm_head.weight\":{\"global_shape\":)");
-  auto const at = text.find(old);
+  auto const widened = std::string(R"(\"hf_dtype\":\"BF16\")");
+  auto const at = text.find(widened);
   ASSERT_NE(at, std::string::npos);
-  auto const inserted = std::string(R"(\"lm_head.weight\":{\"hf_dtype\":\"F16\",\"global_shape\":)");
-  text.replace(at, old.size(), inserted);
-  std::uint64_t length = 0;
-  std::memcpy(&length, text.data(), 8);
-  length += inserted.size() - old.size();
-  std::memcpy(text.data(), &length, 8);
-  test::write_file(shards() + "/rank-00000.safetensors", test::bytes_of(text));
-  EXPECT_THAT(refusal(shards()), AllOf(HasSubstr("65 "), HasSubstr(kHead), HasSubstr("expected F16")));
+  text.replace(at, widened.size(), R"(\"hf_dtype\":\"BOOL\")");
+  test::write_file(path, test::bytes_of(text));
+  EXPECT_THAT(refusal(shards()), AllOf(HasSubstr("65 "), HasSubstr("dt_bias"), HasSubstr("expected BOOL")));
 }
 
 TEST_F(OrphanedShards, AnUnknownFormOfExpertsIsNamed) {

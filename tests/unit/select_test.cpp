@@ -175,6 +175,7 @@ class SplitExperts : public testing::Test {
   SplitExperts() {
     auto checkpoint = std::make_shared<Checkpoint>();
     checkpoint->path = checkpoint->source = dir_.file("source");
+    checkpoint->family = "qwen3_5_moe";
     checkpoint->model = test::split_model(kExperts, kHidden, kIntermediate);
     checkpoint->catalog = test::catalog_of(checkpoint->model);
     auto& file = checkpoint->catalog.files.front();
