@@ -73,10 +73,12 @@ void add_output_options(CLI::App& app, Options& o) {
 void add_model_options(CLI::App& app, Options& o) {
   option(app, "--family", o.family, fmt::format("Model family: auto (by config.json), or one of {}", family_names()))
       ->capture_default_str();
-  option(app, "--expert-layout", o.expert_layout, "How grouped experts lie, where their shapes do not tell")
+  option(app, "--expert-layout", o.expert_layout, "How the axes of grouped experts lie, where their shapes do not tell")
       ->check(CLI::IsMember({"auto", "hub", "transformers"}))
       ->capture_default_str();
-  option(app, "--dtype", o.dtype, "Of floating tensors in memory; parameters that training keeps in F32 stay so")
+  option(app, "--dtype", o.dtype,
+         "Of floating tensors in memory, but for those that training keeps in F32; preserve: as they are, block-FP8 "
+         "weights in config.json's dtype, or else BF16")
       ->check(CLI::IsMember({"preserve", "bfloat16", "float16", "float32"}))
       ->capture_default_str();
   flag(app, "--text-only", o.text_only,
@@ -166,10 +168,9 @@ void add_synth(CLI::App& app, Options& o) {
          "hub (auto is that too): as released; transformers: as save_pretrained writes a model built from scratch")
       ->check(CLI::IsMember({"auto", "hub", "transformers"}))
       ->capture_default_str();
-  sub.add_option("--quantization", o.stored_as,
-                 "fp8: matrices as the FP8 releases have them, F8_E4M3 with a scale for every block of 128 x 128")
+  option(sub, "--quantization", o.stored_as,
+         "fp8: matrices as the FP8 releases have them, F8_E4M3 with a scale for every block of 128 x 128")
       ->check(CLI::IsMember({"none", "fp8"}))
-      ->envname("RANKSLICE_SYNTH_QUANTIZATION")  // the other one stands behind the flag of `plan`
       ->capture_default_str();
   option(
       sub, "--decoder-experts", o.decoder_experts,
@@ -282,6 +283,15 @@ void refuse_later_options(int argc, char** argv) {
   }
 }
 
+/// The parser reads the environment for all commands, called or not, and an option of one name may take other values in
+/// another command.
+void forget_environment_of_others(CLI::App& app, std::string_view called) {
+  for (auto* const command : app.get_subcommands({})) {
+    if (command->get_name() == called) continue;
+    for (auto* const option : command->get_options()) option->envname("");
+  }
+}
+
 /// The parser itself says of a word that is no command only that a command is required.
 void check_command_name(CLI::App const& app, int argc, char** argv) {
   if (argc < 2 || argv[1][0] == '-') return;
@@ -335,7 +345,7 @@ std::optional<DType> Options::open_dtype() const {
 }
 
 std::optional<Options> parse_options(int argc, char** argv) {
-  // Each command has options of its own: the parser reads the environment for all of them, called or not.
+  // Each command has options of its own, with defaults of its own.
   std::map<std::string, Options> of_command;
   CLI::App app("Distributed loading of Mixture-of-Experts checkpoints: every rank reads only its expert slice.");
   app.name("rankslice");
@@ -355,6 +365,7 @@ std::optional<Options> parse_options(int argc, char** argv) {
   add_to_hf(app, of_command["to-hf"]);
   add_bench(app, of_command["bench"]);
   check_command_name(app, argc, argv);
+  if (argc > 1) forget_environment_of_others(app, argv[1]);
   try {
     app.parse(argc, argv);
   } catch (CLI::Success const& done) {  // --help, --version
