@@ -3,9 +3,14 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 
+#include "checkpoint_parts.hpp"
 #include "cli/commands.hpp"
 #include "cli/listing.hpp"
+#include "cli/model_facts.hpp"
+#include "cli/oddities.hpp"
+#include "format/hf_folder.hpp"
 #include "model/family.hpp"
 #include "plan/plan.hpp"
 
@@ -31,7 +36,8 @@ struct Totals {
   std::uint64_t count = 0;
   std::uint64_t bytes = 0;
 
-  void add(HfTensor const& tensor) {
+  template <typename Tensor>
+  void add(Tensor const& tensor) {
     ++count;
     bytes += byte_size(tensor.dtype, tensor.shape);
   }
@@ -97,62 +103,92 @@ Json summarize_load(Checkpoint const& checkpoint, std::uint64_t experts) {
   return list;
 }
 
-/// What is no error, and still not as one would expect it.
-std::vector<std::string> oddities(Checkpoint const& checkpoint) {
-  auto odd = checkpoint.warnings;
-  auto const& hf = checkpoint.hf;
-  if (hf.config.empty()) odd.emplace_back("no config.json: sizes are taken from the tensors alone");
-  if (hf.index_name.empty() && hf.files.size() > 1) {
-    odd.push_back(fmt::format("no index: nothing but their names says that the {} files are all", hf.files.size()));
+/// What config.json says; null where it says nothing.
+Json summarize_config(HfLayout const& hf) {
+  if (hf.config.empty()) return nullptr;
+  auto const config = parse_model_config(hf.config);
+  auto const said = [](std::uint64_t value) { return value == 0 ? Json(nullptr) : Json(value); };
+  return {{"model_type", config.model_type},
+          {"experts", said(config.experts)},
+          {"hidden", said(config.hidden)},
+          {"intermediate", said(config.intermediate)},
+          {"layers", said(config.layers)},
+          {"mtp_layers", said(config.mtp_layers)},
+          {"dtype", config.dtype ? Json(name(*config.dtype)) : Json(nullptr)},
+          {"quantization", config.quantisation.method.empty() ? Json(nullptr) : Json(config.quantisation.method)}};
+}
+
+/// Tensors of any kind, all and by dtype.
+template <typename Tensors>
+Json summarize_tensors(Tensors const& tensors) {
+  std::map<std::string, Totals> dtypes;
+  Totals all;
+  for (auto const& tensor : tensors) {
+    all.add(tensor);
+    dtypes[std::string(name(tensor.dtype))].add(tensor);
   }
-  auto const unaligned =
-      std::ranges::count_if(hf.files, [](HfFile const& file) { return file.header.size() % 8 != 0; });
-  if (unaligned > 0) {
-    odd.push_back(fmt::format("in {} of {} the tensor data begin at an address that is no multiple of 8", unaligned,
-                              counted(hf.files.size(), "file")));
-  }
-  auto const empty = std::ranges::count_if(checkpoint.model.tensors,
-                                           [](HfTensor const& tensor) { return element_count(tensor.shape) == 0; });
-  if (empty > 0) odd.push_back(counted(static_cast<std::uint64_t>(empty), "tensor") + " without any element");
-  return odd;
+  auto dtypes_json = Json::object();
+  for (auto const& [dtype, totals] : dtypes) dtypes_json[dtype] = {{"tensors", totals.count}, {"bytes", totals.bytes}};
+  return {{"tensors", all.count}, {"bytes", all.bytes}, {"dtypes", dtypes_json}};
 }
 
 /// What a person asks first, in the order in which it is printed.
-Json summarize(Checkpoint const& checkpoint) {
-  std::map<std::string, Totals> dtypes;
-  Totals all, stacked, converted;
+Json summarize(Checkpoint const& checkpoint, bool asked_for_dtype) {
+  Totals stacked, converted;
   std::uint64_t experts = 0;
   for (auto const& tensor : checkpoint.model.tensors) {
     auto const& parameter = checkpoint.model.parameters[tensor.parameter];
-    all.add(tensor);
-    dtypes[std::string(name(tensor.dtype))].add(tensor);
-    if (parameter.converted()) converted.add(tensor);
+    if (parameter.converted() && !tensor.is_scales) converted.add(tensor);
     if (!parameter.stacked_experts) continue;
     stacked.add(tensor);
     experts = parameter.part_count();
   }
-  auto dtypes_json = Json::object();
-  for (auto const& [dtype, totals] : dtypes) dtypes_json[dtype] = {{"tensors", totals.count}, {"bytes", totals.bytes}};
-  return {{"schema", "rankslice.inspect/1"},
-          {"path", checkpoint.path},
-          {"format", format_name(checkpoint.format)},
-          {"family", checkpoint.family},
-          {"prefix", find_prefix(find_family(checkpoint.family, {}).keys, checkpoint.model.tensors)},
-          {"files", checkpoint.storage.files.size()},
-          {"tensors", all.count},
-          {"bytes", all.bytes},
-          {"dtypes", dtypes_json},
-          {"experts",
-           {{"count", experts},
-            {"tensors", stacked.count},
-            {"bytes", stacked.bytes},
-            {"groups", summarize_experts(checkpoint)}}},
-          {"converted_on_load", converted.count},
-          {"load", summarize_load(checkpoint, experts)},
-          {"side_files", checkpoint.hf.side_files.size()},
-          {"left_out", checkpoint.hf.left_out},
-          {"fingerprint", checkpoint.fingerprint},
-          {"problems", oddities(checkpoint)}};
+  Json summary{{"schema", "rankslice.inspect/1"},
+               {"path", checkpoint.path},
+               {"format", format_name(checkpoint.format)},
+               {"family", checkpoint.family},
+               {"config", summarize_config(checkpoint.hf)},
+               {"prefix", find_prefix(find_family(checkpoint.family, {}).keys, checkpoint.model.tensors)},
+               {"files", checkpoint.storage.files.size()}};
+  summary.update(summarize_tensors(checkpoint.model.tensors));
+  summary.update({{"layout", summarize_layout(checkpoint)},
+                  {"quantisation", summarize_quantisation(checkpoint)},
+                  {"experts",
+                   {{"count", experts},
+                    {"tensors", stacked.count},
+                    {"bytes", stacked.bytes},
+                    {"groups", summarize_experts(checkpoint)}}},
+                  {"converted_on_load", converted.count},
+                  {"conversions", summarize_conversions(checkpoint, asked_for_dtype)},
+                  {"export", summarize_export(checkpoint)},
+                  {"load", summarize_load(checkpoint, experts)},
+                  {"side_files", checkpoint.hf.side_files.size()},
+                  {"left_out", checkpoint.hf.left_out},
+                  {"fingerprint", checkpoint.fingerprint},
+                  {"problems", oddities(checkpoint)}});
+  return summary;
+}
+
+/// The same of a folder or store whose tensors do not make up a model, as far as it is known without that. Nothing when
+/// not even its headers can be read.
+std::optional<Json> summarize_unmapped(Job const& job, Error const& error) {
+  try {
+    auto parts = read_checkpoint_parts(job.options.input, job.open_options());
+    auto const catalog = make_catalog(parts.hf, parts.hf_folder, parts.warnings);
+    auto const config = parts.hf.config.empty() ? ModelConfig{} : parse_model_config(parts.hf.config);
+    Json summary{{"schema", "rankslice.inspect/1"},
+                 {"path", parts.path},
+                 {"format", format_name(parts.format)},
+                 {"family", nullptr},
+                 {"config", summarize_config(parts.hf)},
+                 {"files", parts.format == CheckpointFormat::huggingface ? parts.hf.files.size() : parts.files.size()}};
+    summary.update(summarize_tensors(catalog.tensors));
+    summary.update({{"problems", parts.warnings}, {"error", describe_error(error)}});
+    summary["family"] = find_family(parts.family, config, parts.text_only).name;
+    return summary;
+  } catch (Error const&) {
+    return std::nullopt;  // what went wrong first says more
+  }
 }
 
 std::uint64_t number(Json const& value) { return value.get<std::uint64_t>(); }
@@ -181,44 +217,88 @@ void print_experts(Json const& experts, std::uint64_t all_bytes) {
   }
 }
 
-void print(Json const& summary) {
+void print_lines(std::string_view label, std::vector<std::string> const& lines) {
+  for (auto const& line : lines) {
+    print_line(label, line);
+    label = "";
+  }
+}
+
+void print_config(Json const& config) {
+  if (config.is_null()) return print_line("config", "none");
+  auto line = text(config["model_type"]).empty() ? "no model_type" : text(config["model_type"]);
+  auto const add = [&](char const* field, char const* what) {
+    auto const& value = config[field];
+    line += value.is_null() ? fmt::format(", {} not said", what) : fmt::format(", {} {}", what, value.dump());
+  };
+  add("layers", "layers");
+  add("experts", "experts");
+  add("hidden", "hidden size");
+  add("intermediate", "expert width");
+  line += config["dtype"].is_null() ? ", dtype not said" : ", " + text(config["dtype"]);
+  if (!config["quantization"].is_null()) line += ", quantization " + text(config["quantization"]);
+  print_line("config", line);
+}
+
+/// What is known of anything that has headers.
+void print_contents(Json const& summary) {
   print_line("path", text(summary["path"]));
   print_line("format", fmt::format("{}, {}", text(summary["format"]), counted(number(summary["files"]), "file")));
-  print_line("family", text(summary["family"]));
-  print_line("prefix", text(summary["prefix"]).empty() ? "none" : text(summary["prefix"]));
+  print_line("family", summary["family"].is_null() ? "not known" : text(summary["family"]));
+  print_config(summary["config"]);
   print_line("tensors", fmt::format("{}, {} ({} bytes)", number(summary["tensors"]),
                                     human_bytes(number(summary["bytes"])), number(summary["bytes"])));
   for (auto const& [dtype, totals] : summary["dtypes"].items()) {
     print_line("  " + dtype, fmt::format("{}, {}", number(totals["tensors"]), human_bytes(number(totals["bytes"]))));
   }
-  print_experts(summary["experts"], number(summary["bytes"]));
-  if (auto const converted = number(summary["converted_on_load"]); converted > 0) {
-    print_line("converted", fmt::format("{} to F32 on load, as training needs; exported as they were",
-                                        counted(converted, "tensor")));
+}
+
+void print_load(Json const& widths) {
+  std::vector<std::string> lines;
+  for (auto const& width : widths) {
+    lines.push_back(fmt::format("--ep {:<4} {:>4} on a rank, which reads {} and holds {}", number(width["ep"]),
+                                counted(number(width["experts"]), "expert"), human_bytes(number(width["bytes_read"])),
+                                human_bytes(number(width["bytes_owned"]))));
   }
-  std::string_view label = "load";
-  for (auto const& width : summary["load"]) {
-    print_line(label, fmt::format("--ep {:<4} {:>4} on a rank, which reads {} and holds {}", number(width["ep"]),
-                                  counted(number(width["experts"]), "expert"), human_bytes(number(width["bytes_read"])),
-                                  human_bytes(number(width["bytes_owned"]))));
-    label = "";
+  print_lines("load", lines);
+}
+
+void print(Json const& summary) {
+  print_contents(summary);
+  if (!summary.contains("error")) {
+    print_line("prefix", text(summary["prefix"]).empty() ? "none" : text(summary["prefix"]));
+    print_line("layout", layout_line(summary["layout"]));
+    print_lines("quantised", quantisation_lines(summary["quantisation"]));
+    print_experts(summary["experts"], number(summary["bytes"]));
+    auto const& conversions = summary["conversions"];
+    print_lines("in memory", conversions.empty() ? std::vector<std::string>{"every tensor in its own dtype"}
+                                                 : conversion_lines(conversions));
+    print_lines("export", export_lines(summary["export"], conversions));
+    print_load(summary["load"]);
+    print_line("side files", std::to_string(number(summary["side_files"])));
+    if (!summary["left_out"].empty()) print_line("left out", joined(summary["left_out"], ", "));
   }
-  print_line("side files", std::to_string(number(summary["side_files"])));
-  if (!summary["left_out"].empty()) print_line("left out", joined(summary["left_out"], ", "));
-  print_line("odd", summary["problems"].empty() ? "nothing" : joined(summary["problems"], "\n            "));
+  if (!summary["problems"].empty()) return print_lines("odd", summary["problems"]);
+  print_line("odd", summary.contains("error") ? "see the error" : "nothing");
+}
+
+void print(Job& job, Json const& summary) {
+  job.listed = true;
+  job.options.json ? print_data(summary.dump(2, ' ', false, Json::error_handler_t::replace) + "\n") : print(summary);
 }
 
 }  // namespace
 
 void inspect(Job& job) {
-  auto const checkpoint = select_tensors(open_checkpoint(job.options.input, job.world, job.open_options()), job.keys());
-  auto const summary = summarize(*checkpoint);
-  job.listed = true;
-  if (job.options.json) {
-    print_data(summary.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
-  } else {
-    print(summary);
+  std::shared_ptr<Checkpoint const> checkpoint;
+  try {
+    checkpoint = open_checkpoint(job.options.input, job.world, job.open_options());
+  } catch (Error const& error) {
+    if (auto const known = summarize_unmapped(job, error)) print(job, *known);
+    throw;
   }
+  auto const selected = select_tensors(checkpoint, job.keys());
+  print(job, summarize(*selected, job.options.open_dtype().has_value()));
 }
 
 }  // namespace rankslice::cli

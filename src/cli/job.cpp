@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <csignal>
 #include <cstdio>
@@ -92,6 +93,14 @@ void allow_many_files() {
 std::optional<ExitCode> stop_code() {
   if (signal_number == 0) return std::nullopt;
   return signal_number == SIGTERM ? ExitCode::terminated : ExitCode::interrupted;
+}
+
+Json describe_error(Error const& error) {
+  return {{"code", static_cast<int>(error.code)},
+          {"message", error.what()},
+          {"rank", std::max(0, error.rank)},
+          {"file", error.file},
+          {"tensor", error.tensor}};
 }
 
 Job::Job(Options const& job_options, Communicator& job_world, std::string const& mpi_version)
@@ -279,11 +288,8 @@ void Job::finish() {
 
 void Job::fail(Error const& error) {
   report["ok"] = false;
-  report["error"] = {{"code", static_cast<int>(error.code)},
-                     {"message", error.what()},
-                     {"rank", error.rank < 0 ? world.rank() : error.rank},
-                     {"file", error.file},
-                     {"tensor", error.tensor}};
+  report["error"] = describe_error(error);
+  if (error.rank < 0) report["error"]["rank"] = world.rank();
   auto& mismatches = report["verify"]["mismatches"];
   if (error.code == ExitCode::difference && mismatches.empty()) {
     mismatches.push_back({{"tensor", error.tensor}, {"what", error.what()}});

@@ -79,6 +79,9 @@ class Job {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
+/// As reports have it. An error that ranks have not agreed on gets rank 0.
+[[nodiscard]] Json describe_error(Error const& error);
+
 /// Catch SIGINT and SIGTERM from now on: calls stop at their next block and clean up.
 void catch_signals();
 /// As many open files as the system lets this user have: a folder of shards has one for each rank.

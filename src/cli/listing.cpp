@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cli/model_facts.hpp"
 #include "plan/plan.hpp"
 
 namespace rankslice::cli {
@@ -20,12 +21,14 @@ Range experts_of(Checkpoint const& source, Mesh const& mesh, MeshCoordinate cons
 
 void list_all(Job const& job, Checkpoint const& source, Mesh const& mesh) {
   auto const ranks = plan_all_ranks(source.model, source.storage.form, mesh);
+  auto const conversions = summarize_conversions(source, job.options.open_dtype().has_value());
   auto list = Json::array();
   auto const line = [](auto const&... cells) {
     print_data(fmt::format("{:>5}  {:>12}  {:>8}  {:>12}  {:>16}  {:>16}  {:>16}\n", cells...));
   };
   if (!job.options.json) {
     print_data(fmt::format("mesh: ep_replicate {} × ep_shard {} × ep {}\n", mesh.ep_replicate, mesh.ep_shard, mesh.ep));
+    for (auto const& values : value_lines(conversions)) print_data(fmt::format("values: {}\n", values));
     line("rank", "ep_replicate", "ep_shard", "experts", "bytes wanted", "bytes read", "bytes held");
   }
   RankBytes all;
@@ -56,34 +59,48 @@ void list_all(Job const& job, Checkpoint const& source, Mesh const& mesh) {
                       {"family", source.family},
                       {"ranks", mesh.ranks()},
                       {"mesh", mesh_json(mesh)},
+                      {"quantisation", summarize_quantisation(source)},
+                      {"conversions", conversions},
                       {"rank", list},
                       {"bytes", {{"wanted", all.wanted}, {"read", all.read}, {"owned", all.owned}}}};
   print_data(document.dump(2) + "\n");
 }
 
-/// One line, or one JSON object, for each range of a file that a rank reads.
-void list_reads(Job const& job, Checkpoint const& source, LocatedSlice const& located, Json& list) {
+/// One line, or one JSON object, for a range of a file that a rank reads of a parameter, or of block scales of it.
+void list_range(Job const& job, Checkpoint const& source, LocatedSlice const& located, Extent const& extent,
+                std::string const& key, bool is_scales, Json& list) {
   auto const& parameter = source.model.parameters[located.piece->parameter];
-  auto const& key = source.storage.form == Form::hf ? source.model.tensors[located.piece->tensor].key
-                                                    : source.model.key_of(parameter);
-  auto const& file = source.storage.files[located.piece->extent.file].name;
+  auto const& file = source.storage.files[extent.file].name;
   auto const& slice = located.slice;
-  for (auto const& bytes : read_ranges(source.model, source.storage.form, located)) {
-    if (job.options.json) {
-      Json item{{"fqn", parameter.fqn}, {"hf_key", key}, {"file", file}, {"bytes", {bytes.begin, bytes.end}}};
-      if (parameter.stacked_experts) {
-        item["experts"] = {slice.part.begin, slice.part.end};
-        item["rows"] = {slice.rows.begin, slice.rows.end};
-      }
-      list.push_back(std::move(item));
-      continue;
+  auto const& bytes = extent.bytes;
+  if (job.options.json) {
+    Json item{{"fqn", parameter.fqn}, {"hf_key", key}, {"file", file}, {"bytes", {bytes.begin, bytes.end}}};
+    if (parameter.stacked_experts) {
+      item["experts"] = {slice.part.begin, slice.part.end};
+      item["rows"] = {slice.rows.begin, slice.rows.end};
     }
-    auto const wanted = parameter.stacked_experts
-                            ? fmt::format("  experts [{}, {}), rows [{}, {}) of {}", slice.part.begin, slice.part.end,
-                                          slice.rows.begin, slice.rows.end, parameter.row_count())
-                            : std::string();
-    print_data(fmt::format("{}  [{}, {})  {}{}\n", file, bytes.begin, bytes.end, parameter.fqn, wanted));
+    return list.push_back(std::move(item));
   }
+  auto const wanted = parameter.stacked_experts
+                          ? fmt::format("  experts [{}, {}), rows [{}, {}) of {}", slice.part.begin, slice.part.end,
+                                        slice.rows.begin, slice.rows.end, parameter.row_count())
+                          : std::string();
+  print_data(fmt::format("{}  [{}, {})  {}{}{}\n", file, bytes.begin, bytes.end, parameter.fqn, wanted,
+                         is_scales ? "  block scales" : ""));
+}
+
+void list_reads(Job const& job, Checkpoint const& source, LocatedSlice const& located, Json& list) {
+  auto const& model = source.model;
+  auto const& piece = *located.piece;
+  auto const in_hf = source.storage.form == Form::hf;
+  auto const& key = in_hf ? model.tensors[piece.tensor].key : model.key_of(model.parameters[piece.parameter]);
+  for (auto const& bytes : read_ranges(model, source.storage.form, located)) {
+    list_range(job, source, located, {.file = piece.extent.file, .bytes = bytes}, key, false, list);
+  }
+  auto const scales = scale_range(model, located);
+  if (scales.empty()) return;
+  list_range(job, source, located, {.file = piece.scales->file, .bytes = scales},
+             model.tensors[*model.tensors[piece.tensor].scales].key, true, list);
 }
 
 void list_rank(Job const& job, Checkpoint const& source, Mesh const& mesh, int rank) {

@@ -7,6 +7,7 @@
 
 #include "cli/commands.hpp"
 #include "cli/listing.hpp"
+#include "cli/model_facts.hpp"
 #include "plan/plan.hpp"
 
 namespace rankslice::cli {
@@ -74,6 +75,8 @@ void load(Job& job) {
   job.console.say(fmt::format("load     {:.2f} s  {} read by {}, experts {} on this one", seconds_load,
                               human_bytes(job.report["bytes"]["read"].get<std::uint64_t>()),
                               counted(static_cast<std::uint64_t>(job.world.size()), "rank"), expert_range(state)));
+  report_values(job, *source);
+  say_values(job);
 
   VerifyReport verified;
   VerifyOptions const verify_options{.level = options.verify_level(), .call = job.call()};

@@ -6,6 +6,7 @@
 
 #include "cli/commands.hpp"
 #include "cli/listing.hpp"
+#include "cli/model_facts.hpp"
 #include "export_plan.hpp"
 
 namespace rankslice::cli {
@@ -38,6 +39,15 @@ std::shared_ptr<Checkpoint const> open_copied(Job& job, Checkpoint const& input)
   return open_checkpoint(path, job.world, open);
 }
 
+/// In which form values are written, and as which tensors.
+void report_export(Job& job, ExportTarget const& target) {
+  job.report["choices"]["export_layout"] = job.options.export_layout;
+  job.report["choices"]["gdn_dtype"] = job.options.gdn_dtype;
+  job.report["export"] = {{"values", target.converted ? "held" : "read"},
+                          {"tensors", std::ranges::count(target.taken, true)},
+                          {"copied_from", nullptr}};
+}
+
 }  // namespace
 
 void to_hf(Job& job) {
@@ -50,6 +60,9 @@ void to_hf(Job& job) {
   ExportTarget target;
   on_every_rank(job.world, [&] { target = make_export_target(*checkpoint, save); });
   job.report_selection(target.model);
+  report_values(job, *checkpoint);
+  report_export(job, target);
+  if (target.converted) say_values(job);
   if (options.dry_run) {
     auto const& hf = target.files.hf;
     job.report_headers(hf.headers);
@@ -57,7 +70,10 @@ void to_hf(Job& job) {
                                 counted(hf.side_files.size(), "side file"), options.output));
     return;
   }
-  if (has_copies(target)) save.source = open_copied(job, *checkpoint);
+  if (has_copies(target)) {
+    save.source = open_copied(job, *checkpoint);
+    job.report["export"]["copied_from"] = copied_from(*checkpoint, save).path;
+  }
   job.report["verify"]["level"] = options.verify;
   ExportReport exported;
   auto const seconds = job.timed("to_hf", [&] {

@@ -307,6 +307,14 @@ def test_a_wrong_value_in_the_environment_is_wrong_usage(mini):
     expect(2, "load", mini, env={"RANKSLICE_VERIFY": "nonsense"}, says="nonsense")
 
 
+def test_the_environment_speaks_to_the_command_that_is_called(mini, tmp_path):
+    """`--quantization` is a flag of one command and has a value in another."""
+    run_ok("synth", tmp_path / "out", "--layers", 1, env={"RANKSLICE_QUANTIZATION": "fp8"})
+    assert run_ok("inspect", tmp_path / "out", "--json").json["quantisation"]["method"] == "block-fp8"
+    keys = run_ok("plan", mini, "--ranks", 2, "--json", env={"RANKSLICE_QUANTIZATION": "1"}).json
+    assert keys["quantization"] is True
+
+
 def test_help_names_the_environment():
     assert "RANKSLICE_EP" in run_ok("load", "--help").stdout
 
