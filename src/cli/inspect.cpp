@@ -68,7 +68,7 @@ Json summarize_experts(Checkpoint const& checkpoint) {
   std::map<std::vector<std::string>, Totals> groups;
   for (auto const& parameter : model.parameters) {
     if (!parameter.stacked_experts) continue;
-    auto const split = parameter.tensors.size() > 1;
+    auto const split = model.tensors[parameter.tensors.front()].shape.size() < parameter.shape.size();
     auto const transposed = checkpoint.storage.form == Form::hf && parameter.layout == Layout::swapped;
     auto& totals =
         groups[{layers_of(parameter.fqn), parameter.fqn.substr(parameter.fqn.rfind('.') + 1),
@@ -169,22 +169,30 @@ Json summarize(Checkpoint const& checkpoint, bool asked_for_dtype) {
   return summary;
 }
 
+/// Null for a family that there is no table of.
+Json family_of(CheckpointParts const& parts) {
+  auto const config = parts.hf.config.empty() ? ModelConfig{} : parse_model_config(parts.hf.config);
+  try {
+    return find_family(parts.family, config, parts.text_only).name;
+  } catch (Error const&) {
+    return nullptr;
+  }
+}
+
 /// The same of a folder or store whose tensors do not make up a model, as far as it is known without that. Nothing when
 /// not even its headers can be read.
 std::optional<Json> summarize_unmapped(Job const& job, Error const& error) {
   try {
     auto parts = read_checkpoint_parts(job.options.input, job.open_options());
     auto const catalog = make_catalog(parts.hf, parts.hf_folder, parts.warnings);
-    auto const config = parts.hf.config.empty() ? ModelConfig{} : parse_model_config(parts.hf.config);
     Json summary{{"schema", "rankslice.inspect/1"},
                  {"path", parts.path},
                  {"format", format_name(parts.format)},
-                 {"family", nullptr},
+                 {"family", family_of(parts)},
                  {"config", summarize_config(parts.hf)},
                  {"files", parts.format == CheckpointFormat::huggingface ? parts.hf.files.size() : parts.files.size()}};
     summary.update(summarize_tensors(catalog.tensors));
     summary.update({{"problems", parts.warnings}, {"error", describe_error(error)}});
-    summary["family"] = find_family(parts.family, config, parts.text_only).name;
     return summary;
   } catch (Error const&) {
     return std::nullopt;  // what went wrong first says more

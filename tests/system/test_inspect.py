@@ -53,6 +53,7 @@ LAYOUTS = [  # rules 2-5, 5a, 26, 27, 61
     (dict(family="qwen3_5_moe", split_mtp=True), ("grouped", "split", None)),
     (dict(family="qwen3_5_moe", split_decoder=True, fp8="decoder dense"), ("split", "grouped", None)),
     (dict(family="qwen3_5_moe", text=True), ("grouped", "grouped", None)),
+    (dict(family="qwen3_moe", split_decoder=True, experts=1), ("split", "none", None)),
     (dict(family="qwen3_vl_moe"), ("grouped", "none", "hub")),
     (dict(family="qwen3_vl_moe", layout="transformers"), ("grouped", "none", "transformers")),
     (dict(family="qwen3_moe", split_decoder=True), ("split", "none", None)),
@@ -65,6 +66,8 @@ LAYOUTS = [  # rules 2-5, 5a, 26, 27, 61
 def test_inspect_names_the_layout_of_the_experts(write, variant, expected):
     layout = summary(write(**variant))["layout"]
     assert (layout["decoder_experts"], layout["mtp_experts"], layout["expert_layout"]) == expected
+    for group in summary(write(**variant))["experts"]["groups"]:
+        assert group["layout"] == layout["mtp_experts" if group["layers_of"] == "mtp" else "decoder_experts"]
 
 
 def test_inspect_names_the_layout_in_words(write):
@@ -276,6 +279,15 @@ def test_inspect_shows_a_checkpoint_that_is_refused(broken):
     checkpoints.edit_json(broken / "config.json", lambda config: config.update(quantization_config=quantised))
     told = expect(65, "inspect", broken, says="quant_method gptq is not supported").stdout
     assert "quantization gptq" in told
+
+
+def test_inspect_shows_a_checkpoint_of_a_family_that_it_does_not_know(broken, mini_tensors):
+    checkpoints.edit_json(broken / "config.json", lambda config: config.update(model_type="llama"))
+    told = expect(65, "inspect", broken, says="llama").stdout.splitlines()
+    assert "family      not known" in told
+    known = run("inspect", broken, "--json").json
+    assert (known["family"], known["config"]["model_type"]) == (None, "llama")
+    assert (known["tensors"], known["error"]["code"]) == (len(mini_tensors), 65)
 
 
 def test_inspect_says_nothing_of_what_has_no_readable_headers(broken):
