@@ -15,20 +15,16 @@ void require_cpu(Device device) {
   if (device == Device::cuda) throw DeviceError("--device cuda: this version loads on the CPU only");
 }
 
-/// Allocate a local tensor and read it. Digests what is read into `sums`, if given.
-ShardedTensor load_tensor(Model const& model, PlannedSlice const& planned, Mesh const& mesh, StorageReader& reader,
-                          Transfer& transfer, Digests* sums) {
-  auto const& parameter = model.parameters[planned.parameter];
-  auto tensor = place_local_tensor(parameter, planned, mesh);
-  tensor.data = allocate_host(parameter.bytes(planned.slice, Form::native));
-
-  NativeBox<std::byte> const box{.data = tensor.data.data.get(), .slice = planned.slice};
-  auto digest = sums != nullptr ? std::optional<ParameterDigest>(std::in_place, model, parameter) : std::nullopt;
-  DigestSink const sink{.digest = digest ? &*digest : nullptr, .sums = sums};
-  reader.for_each_piece(planned, [&](StoredPiece const& piece, Slice const& slice, PieceFiles const& files) {
-    transfer.read(piece, slice, files, box, sink);
-  });
-  return tensor;
+/// This rank's tensors without values. Their memory is not touched: its pages come as they are read.
+std::vector<ShardedTensor> allocate_tensors(Model const& model, LoadPlan const& plan, Mesh const& mesh) {
+  std::vector<ShardedTensor> tensors;
+  tensors.reserve(plan.slices.size());
+  for (auto const& planned : plan.slices) {
+    auto const& parameter = model.parameters[planned.parameter];
+    auto& tensor = tensors.emplace_back(place_local_tensor(parameter, planned, mesh));
+    tensor.data = allocate_host(parameter.bytes(planned.slice, Form::native));
+  }
+  return tensors;
 }
 
 StateDict load_slices(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh,
@@ -43,13 +39,13 @@ StateDict load_slices(std::shared_ptr<Checkpoint const> const& source, Mesh cons
   if (digesting) state.read = Digests(model);
   state.read.without_codes = storage.form == Form::native;
 
-  StorageReader reader(storage, model);
+  auto tensors = allocate_tensors(model, plan, mesh);
   Transfer transfer(model, storage.form, watch(options.call, "load", plan.bytes_read, world));
-  for (auto const& planned : plan.slices) {
-    auto tensor = load_tensor(model, planned, mesh, reader, transfer, digesting ? &state.read : nullptr);
-    state.tensors.emplace(tensor.parameter.fqn, std::move(tensor));
-  }
-  reader.check_unchanged();
+  read_pieces(storage, model, plan.slices, digesting ? &state.read : nullptr, [&](PieceRead const& read) {
+    NativeBox<std::byte> const box{.data = tensors[read.item].data.data.get(), .slice = plan.slices[read.item].slice};
+    transfer.read(read.piece, read.slice, read.files, box, read.sink);
+  });
+  for (auto& tensor : tensors) state.tensors.emplace(tensor.parameter.fqn, std::move(tensor));
   return state;
 }
 

@@ -2,10 +2,40 @@
 
 #include <fmt/format.h>
 
+#include <map>
+
+#include "plan/read_plan.hpp"
+
 namespace rankslice {
 
-StorageReader::StorageReader(Storage const& storage, Model const& model)
-    : storage_(storage), model_(model), open_(storage.files.size()) {}
+namespace {
+
+/// The digests of the slices of which some pieces have been read and some have not.
+class DigestsInProgress {
+ public:
+  DigestsInProgress(Model const& model, std::vector<PlannedSlice> const& plan, std::vector<PlannedPiece> const& pieces)
+      : model_(model), plan_(plan), pieces_left_(plan.size()) {
+    for (auto const& piece : pieces) ++pieces_left_[piece.item];
+  }
+
+  [[nodiscard]] ParameterDigest& of(std::size_t item) {
+    return digests_.try_emplace(item, model_, model_.parameters[plan_[item].parameter]).first->second;
+  }
+  void piece_done(std::size_t item) {
+    if (--pieces_left_[item] == 0) digests_.erase(item);
+  }
+
+ private:
+  Model const& model_;
+  std::vector<PlannedSlice> const& plan_;
+  std::vector<std::size_t> pieces_left_;  // by slice
+  std::map<std::size_t, ParameterDigest> digests_;
+};
+
+}  // namespace
+
+StorageReader::StorageReader(Storage const& storage, Model const& model, std::vector<std::vector<Range>> runs)
+    : storage_(storage), model_(model), runs_(std::move(runs)), open_(storage.files.size()) {}
 
 FileReader& StorageReader::file(std::uint32_t index) {
   auto& slot = open_[index];
@@ -21,6 +51,7 @@ FileReader& StorageReader::file(std::uint32_t index) {
     if (known.modified_ns != 0 && slot.identity.modified_ns != known.modified_ns) {
       throw IoError(ExitCode::io, known.path + ": changed since its header was read", known.path);
     }
+    if (!runs_.empty()) slot.reader = std::make_unique<WindowReader>(std::move(slot.reader), runs_[index], window_);
   }
   return *slot.reader;
 }
@@ -43,19 +74,29 @@ void StorageReader::check_unchanged() const {
   }
 }
 
+void read_pieces(Storage const& storage, Model const& model, std::vector<PlannedSlice> const& plan, Digests* sums,
+                 std::function<void(PieceRead const& read)> const& step) {
+  auto const pieces = in_file_order(storage, model, plan);
+  StorageReader reader(storage, model, merged_runs(storage, model, pieces));
+  DigestsInProgress digests(model, plan, pieces);
+  for (auto const& [item, located] : pieces) {
+    step({.item = item,
+          .piece = *located.piece,
+          .slice = located.slice,
+          .files = reader.files_of(*located.piece),
+          .sink = {.digest = sums != nullptr ? &digests.of(item) : nullptr, .sums = sums}});
+    digests.piece_done(item);
+  }
+  reader.check_unchanged();
+}
+
 Digests digest_slices(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& storage,
                       BlockDone const& done) {
   Digests sums(model);
   sums.without_codes = storage.form == Form::native;
-  StorageReader reader(storage, model);
   Transfer transfer(model, storage.form, done);
-  for (auto const& item : plan) {
-    ParameterDigest digest(model, model.parameters[item.parameter]);
-    reader.for_each_piece(item, [&](StoredPiece const& piece, Slice const& slice, PieceFiles const& files) {
-      transfer.digest(piece, slice, files, {.digest = &digest, .sums = &sums});
-    });
-  }
-  reader.check_unchanged();
+  read_pieces(storage, model, plan, &sums,
+              [&](PieceRead const& read) { transfer.digest(read.piece, read.slice, read.files, read.sink); });
   return sums;
 }
 

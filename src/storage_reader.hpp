@@ -7,6 +7,7 @@
 #include "rankslice/checkpoint.hpp"
 
 #include "io/file.hpp"
+#include "io/window_reader.hpp"
 #include "plan/plan.hpp"
 #include "transform/transfer.hpp"
 
@@ -19,8 +20,9 @@ using PieceStep = std::function<void(StoredPiece const& piece, Slice const& slic
 /// that is replaced or written to while it is read, is an error.
 class StorageReader {
  public:
-  /// Both outlive the reader.
-  StorageReader(Storage const& storage, Model const& model);
+  /// Both outlive the reader. `runs`: what will be read of each file, if that is known: small ranges that touch are
+  /// then read together.
+  StorageReader(Storage const& storage, Model const& model, std::vector<std::vector<Range>> runs = {});
 
   /// @throws IoError, FormatError, PlanError when the storage lacks something of the slice.
   void for_each_piece(PlannedSlice const& wanted, PieceStep const& step);
@@ -41,8 +43,25 @@ class StorageReader {
   };
   Storage const& storage_;
   Model const& model_;
-  std::vector<OpenFile> open_;  // by file index
+  std::vector<std::vector<Range>> runs_;  // by file index, as the files
+  ReadWindow window_;
+  std::vector<OpenFile> open_;
 };
+
+/// A piece as it is read for one of the slices of a plan.
+struct PieceRead {
+  std::size_t item = 0;  ///< Which of the slices.
+  StoredPiece const& piece;
+  Slice slice;  ///< What it holds of that.
+  PieceFiles files;
+  DigestSink sink;
+};
+
+/// Call step(read) for every piece that holds something of the slices of a plan, in the order of the files; ranges that
+/// touch are read together. Digests go to `sums`, if given. Then the files are still what they were.
+/// @throws IoError, FormatError; PlanError when the storage lacks something of a slice.
+void read_pieces(Storage const& storage, Model const& model, std::vector<PlannedSlice> const& plan, Digests* sums,
+                 std::function<void(PieceRead const& read)> const& step);
 
 /// Digest the slices of a plan as `storage` holds them.
 [[nodiscard]] Digests digest_slices(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& storage,

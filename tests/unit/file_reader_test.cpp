@@ -12,6 +12,7 @@
 
 #include "core/literals.hpp"
 #include "io/file.hpp"
+#include "io/window_reader.hpp"
 #include "support/faulty_reader.hpp"
 #include "support/memory_reader.hpp"
 #include "support/temp_dir.hpp"
@@ -65,6 +66,13 @@ void PrintTo(Implementation const& implementation, std::ostream* out) { *out << 
 
 std::unique_ptr<FileReader> open_faulty(std::string const& path, ReadFaults faults) {
   return std::make_unique<FaultyReader>(open_reader(path), faults);
+}
+
+/// Behind a small window, with runs that end at odd places.
+std::unique_ptr<FileReader> open_with_window(std::string const& path) {
+  static ReadWindow window(50);
+  return std::make_unique<WindowReader>(open_reader(path), std::vector<Range>{{3, 120}, {121, 200}, {290, 300}},
+                                        window);
 }
 
 /// What every FileReader promises.
@@ -122,6 +130,7 @@ INSTANTIATE_TEST_SUITE_P(
         Implementation{"Posix", open_reader},
         Implementation{"Memory",
                        [](auto const& path) { return std::make_unique<MemoryReader>(read_file(path, 1_MiB), path); }},
+        Implementation{"Window", open_with_window},
         Implementation{"ShortReads", [](auto const& path) { return open_faulty(path, {.most_bytes = 3}); }},
         Implementation{"Interrupted", [](auto const& path) { return open_faulty(path, {.interrupt_every = 2}); }},
         Implementation{"ShortAndInterrupted",
