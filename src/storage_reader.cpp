@@ -51,7 +51,7 @@ FileReader& StorageReader::file(std::uint32_t index) {
     if (known.modified_ns != 0 && slot.identity.modified_ns != known.modified_ns) {
       throw IoError(ExitCode::io, known.path + ": changed since its header was read", known.path);
     }
-    if (!runs_.empty()) slot.reader = std::make_unique<WindowReader>(std::move(slot.reader), runs_[index], window_);
+    if (!runs_.empty()) slot.reader = std::make_unique<WindowReader>(std::move(slot.reader), runs_[index], windows_);
   }
   return *slot.reader;
 }

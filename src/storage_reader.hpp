@@ -44,7 +44,7 @@ class StorageReader {
   Storage const& storage_;
   Model const& model_;
   std::vector<std::vector<Range>> runs_;  // by file index, as the files
-  ReadWindow window_;
+  ReadWindows windows_;
   std::vector<OpenFile> open_;
 };
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -15,18 +16,23 @@
 
 namespace rankslice {
 
-/// Memory that the readers of several files share: bytes of one of them that were read ahead of being asked for.
-class ReadWindow {
+/// Memory that the readers of several files share: windows with bytes that were read ahead of being asked for. Three:
+/// for weights, for block scales that lie in another place of the file, and for those that begin the next file.
+class ReadWindows {
  public:
-  explicit ReadWindow(std::uint64_t capacity = 512_KiB) : capacity_(capacity) {}
+  /// @param capacity bytes of each window.
+  explicit ReadWindows(std::uint64_t capacity = 512_KiB) : capacity_(capacity) {}
 
  private:
   friend class WindowReader;
+  struct Window {
+    std::vector<std::byte> bytes;
+    FileReader const* owner = nullptr;  // whose bytes they are
+    Range range;                        // where they stand in its file
+    std::uint64_t unserved = 0;         // how many nobody has asked for yet
+  };
   std::uint64_t capacity_;
-  std::vector<std::byte> bytes_;
-  FileReader const* owner_ = nullptr;  // whose bytes they are
-  Range range_;                        // where they stand in its file
-  std::uint64_t unserved_ = 0;         // how many nobody has asked for yet
+  std::array<Window, 3> windows_;
 };
 
 /// Another reader, of whose file it is known what will be read, each byte once. Small requests that touch are read with
@@ -35,9 +41,9 @@ class ReadWindow {
 /// was said are read as they come.
 class WindowReader final : public FileReader {
  public:
-  /// `runs`: what will be read, ascending, with gaps between them. `window` outlives the reader.
-  WindowReader(std::unique_ptr<FileReader> file, std::vector<Range> const& runs, ReadWindow& window);
-  ~WindowReader() override { leave_window(); }
+  /// `runs`: what will be read, ascending, with gaps between them. `windows` outlives the reader.
+  WindowReader(std::unique_ptr<FileReader> file, std::vector<Range> const& runs, ReadWindows& windows);
+  ~WindowReader() override;
   WindowReader(WindowReader const&) = delete;
   WindowReader& operator=(WindowReader const&) = delete;
 
@@ -47,18 +53,18 @@ class WindowReader final : public FileReader {
   void read(std::span<std::byte> out, std::uint64_t offset) override;
 
  private:
+  using Window = ReadWindows::Window;
   using Unread = std::map<std::uint64_t, std::uint64_t>;  // end of each range by its begin
 
-  [[nodiscard]] std::uint64_t held_from(std::uint64_t offset) const;
-  void serve(std::span<std::byte> out, std::uint64_t offset);
+  [[nodiscard]] Window* window_with(std::uint64_t offset);
+  [[nodiscard]] Window* free_window();
+  [[nodiscard]] std::size_t serve(Window& window, std::span<std::byte> out, std::uint64_t offset);
+  void fill(Window& window, Range ahead);
   [[nodiscard]] Unread::iterator unread_around(Range wanted);
-  [[nodiscard]] bool should_fill(Range ahead, Range wanted) const;
-  void fill(Range ahead);
-  void leave_window();
   void mark_read(Unread::iterator around, Range read);
 
   std::unique_ptr<FileReader> file_;
-  ReadWindow& window_;
+  ReadWindows& windows_;
   Unread unread_;
 };
 

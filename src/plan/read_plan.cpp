@@ -19,6 +19,14 @@ std::vector<Range> merge(std::vector<Range> ranges) {
   return runs;
 }
 
+/// Where reading a piece begins: at its scales, where they stand before it in the same file. Files that safetensors
+/// wrote are sorted by the size of elements: all scales come first, then all weights, both by name. So both are read as
+/// they lie.
+Extent first_read(StoredPiece const& piece) {
+  auto const scales_first = piece.scales && piece.scales->file == piece.extent.file;
+  return scales_first ? std::min(*piece.scales, piece.extent) : piece.extent;
+}
+
 }  // namespace
 
 std::vector<PlannedPiece> in_file_order(Storage const& storage, Model const& model,
@@ -27,7 +35,7 @@ std::vector<PlannedPiece> in_file_order(Storage const& storage, Model const& mod
   for (std::size_t item = 0; item < plan.size(); ++item) {
     for (auto const& located : locate(storage, model, plan[item])) pieces.push_back({item, located});
   }
-  std::ranges::stable_sort(pieces, {}, [](PlannedPiece const& piece) { return piece.located.piece->extent; });
+  std::ranges::stable_sort(pieces, {}, [](PlannedPiece const& piece) { return first_read(*piece.located.piece); });
   return pieces;
 }
 

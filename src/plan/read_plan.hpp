@@ -13,7 +13,8 @@ struct PlannedPiece {
   LocatedSlice located;
 };
 
-/// All of it, in the order of files and of the bytes in them, so that what lies together is read together. Pure.
+/// All of it, in the order of files and of the bytes in them, scales included, so that what lies together is read
+/// together. Pure.
 /// @throws PlanError as `locate`.
 [[nodiscard]] std::vector<PlannedPiece> in_file_order(Storage const& storage, Model const& model,
                                                       std::vector<PlannedSlice> const& plan);

@@ -29,14 +29,20 @@ def lines_about(on_rank, rank, paths):
                 yield line
 
 
-def times_read(on_rank, rank, paths):
-    """How often a rank read each byte of each file: file name -> counts. Any other call than pread is an error."""
-    counts = {path.name: np.zeros(path.stat().st_size, "u2") for path in paths}
+def preads(on_rank, rank, paths):
+    """(file name, first byte, end) of a rank's reads from these files. Any other call than pread is an error."""
     for line in lines_about(on_rank, rank, [path.resolve() for path in paths]):
         call = PREAD.match(line)
         assert call, f"rank {rank} gets at a file without pread: {line}"
         begin = int(call["offset"])
-        counts[call["path"].rsplit("/", 1)[1]][begin : begin + int(call["got"])] += 1
+        yield call["path"].rsplit("/", 1)[1], begin, begin + int(call["got"])
+
+
+def times_read(on_rank, rank, paths):
+    """How often a rank read each byte of each file: file name -> counts."""
+    counts = {path.name: np.zeros(path.stat().st_size, "u2") for path in paths}
+    for file, begin, end in preads(on_rank, rank, paths):
+        counts[file][begin:end] += 1
     return counts
 
 

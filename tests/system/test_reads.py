@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 
 import h5py
 import numpy as np
@@ -11,7 +12,7 @@ import checkpoints
 import reference
 from program import OnRank, run_ok
 from reference import Mesh
-from system_calls import TRACE, tensor_bytes, times_read, traced
+from system_calls import TRACE, preads, tensor_bytes, times_read, traced
 from variants import Variant
 
 pytestmark = pytest.mark.usefixtures("strace")
@@ -123,3 +124,41 @@ def test_a_plan_reads_headers_only(mini, tmp_path):
     run_counts = times_read(on_rank, 0, reference.shard_files(mini))
     for file, mask in tensor_bytes(mini).items():
         assert not run_counts[file][mask].any(), file
+
+
+WINDOW = 512 << 10  # what a rank reads at once of small tensors that touch
+
+
+def runs_of_experts(ckpt, owned):
+    """File name -> [begin, end) of what the owner of these split experts reads: tensors that touch make one run."""
+    runs = {path.name: [] for path in reference.shard_files(ckpt)}
+    for key, (file, begin, end) in sorted(reference.extents(ckpt).items(), key=lambda item: item[1]):
+        match = re.search(r"\.mlp\.experts\.(\d+)\.", key)
+        if not match or int(match[1]) not in owned:
+            continue
+        if runs[file] and runs[file][-1][1] == begin:
+            runs[file][-1][1] = end
+        else:
+            runs[file].append([begin, end])
+    return runs
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("quantization", ["none", "fp8"])
+def test_split_experts_that_touch_are_read_together(quantization, ranks, tmp_path):
+    """With their scales, which stand before all weights of a file; those of a file's last weight begin the next one."""
+    ckpt, split = tmp_path / "ckpt", ["--decoder-experts", "split", "--mtp-experts", "split"]
+    run_ok("synth", ckpt, "--preset", "tiny", *split, "--quantization", quantization)
+    on_rank = traced("load", ckpt, "--include", r".*\.mlp\.experts\.", folder=tmp_path / "ranks", ranks=ranks)
+    tensors = tensor_bytes(ckpt)
+    for rank in range(ranks):
+        runs = runs_of_experts(ckpt, reference.owned_experts(8, ranks, rank))
+        shards = reference.shard_files(ckpt)
+        counts = times_read(on_rank, rank, shards)
+        calls = Counter(file for file, begin, _ in preads(on_rank, rank, shards) if tensors[file][begin])
+        for file, wanted in runs.items():
+            expected = np.zeros_like(tensors[file])
+            for begin, end in wanted:
+                expected[begin:end] = True
+            assert np.array_equal(counts[file] * tensors[file], expected), f"rank {rank}, {file}"
+            assert calls[file] == sum(-(-(end - begin) // WINDOW) for begin, end in wanted), f"rank {rank}, {file}"

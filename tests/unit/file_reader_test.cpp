@@ -70,9 +70,9 @@ std::unique_ptr<FileReader> open_faulty(std::string const& path, ReadFaults faul
 
 /// Behind a small window, with runs that end at odd places.
 std::unique_ptr<FileReader> open_with_window(std::string const& path) {
-  static ReadWindow window(50);
+  static ReadWindows windows(50);
   return std::make_unique<WindowReader>(open_reader(path), std::vector<Range>{{3, 120}, {121, 200}, {290, 300}},
-                                        window);
+                                        windows);
 }
 
 /// What every FileReader promises.

@@ -120,6 +120,27 @@ TEST_F(SplitExperts, LieTogetherWithTheScalesBetweenThem) {
   EXPECT_THAT(last[1], ElementsAre(scales(0), scales(1), scales(2)));
 }
 
+// As safetensors writes it: the wider elements first, so all scales before all weights, and BF16 tensors among them.
+TEST_F(SplitExperts, AreReadInTheOrderOfTheirScalesWhereTheseComeFirst) {
+  for (auto& piece : storage_.pieces) {
+    if (!model_.parameters[piece.parameter].stacked_experts) {
+      piece.extent.bytes = {14, 24};
+      continue;
+    }
+    auto const nth = (piece.extent.bytes.begin - kDenseEnd) / kMatrix;
+    auto const scales = nth * 4 + (nth < 3 ? 0 : 12);  // the dense tensor lies behind those of expert 0
+    piece.scales = Extent{0, {scales, scales + 4}};
+    piece.extent.bytes = {1000 + nth * kMatrix, 1000 + (nth + 1) * kMatrix};
+  }
+  std::vector<std::string> keys;
+  for (auto const& [item, located] : in_file_order(storage_, model_, plan({1, 1, 1}, 0))) {
+    keys.push_back(model_.tensors[located.piece->tensor].key);
+  }
+  EXPECT_THAT(std::vector(keys.begin(), keys.begin() + 6),
+              ElementsAre("experts.0.down_proj.weight", "experts.0.gate_proj.weight", "experts.0.up_proj.weight",
+                          "norm", "experts.1.down_proj.weight", "experts.1.gate_proj.weight"));
+}
+
 TEST(MergedRuns, OfEveryRankAddUpToItsPlanWithGapsBetweenThem) {
   for (auto const hidden : {24U, 131'072U}) {
     auto const model = test::split_model(5, hidden, 4);
