@@ -49,7 +49,7 @@ def in_the_middle(phase, ckpt, out, folder, traced="2", ranks=4, **how):
     arguments, call, pattern = PHASES[phase]
     arguments = [{"CKPT": ckpt, "OUT": out}.get(argument, argument) for argument in arguments]
     paths = shards(ckpt) if call == "pread64" else []
-    on_rank = OnRank(folder, traced=traced, strace=slow(call, 30, paths), codes=how.pop("codes", False))
+    on_rank = OnRank(folder, traced=traced, strace=slow(call, 100, paths), codes=how.pop("codes", False))
     return Run(*arguments, *how.pop("options", ()), ranks=ranks, on_rank=on_rank, **how), on_rank, pattern
 
 
@@ -86,7 +86,7 @@ def test_a_stopped_rank_is_named_after_the_deadline(phase, tiny, tmp_path):
 
 def test_a_slow_rank_is_waited_for(tiny, tmp_path):
     """The deadline counts from the last progress: every read takes a moment, all of them longer than it."""
-    on_rank = OnRank(tmp_path / "ranks", traced="1", strace=slow("pread64", 30, shards(tiny)))
+    on_rank = OnRank(tmp_path / "ranks", traced="1", strace=slow("pread64", 150, shards(tiny)))
     result = run_ok("load", tiny, "--timeout", 2, ranks=2, on_rank=on_rank)
     assert result.seconds > 3, "the reads were not slow enough for this test to prove anything"
 
@@ -216,7 +216,7 @@ def test_a_checkpoint_that_changes_while_it_is_read(which, tiny, tmp_path):
     """What the headers said and what the bytes are may not belong together any more: say so."""
     ckpt = checkpoints.copy(tiny, tmp_path / "ckpt")
     victim = shards(ckpt)[which]
-    on_rank = OnRank(tmp_path / "ranks", traced="0", strace=slow("pread64", 30, shards(ckpt)))
+    on_rank = OnRank(tmp_path / "ranks", traced="0", strace=slow("pread64", 100, shards(ckpt)))
     with Run("load", ckpt, "--store", tmp_path / "out", on_rank=on_rank) as job:
         on_rank.wait_for_call(0, LARGE_READ)  # all headers have been read
         with open(victim, "r+b") as file:
