@@ -10,6 +10,7 @@
 
 #include "format/fresh_layout.hpp"
 #include "format/quote.hpp"
+#include "model/exported_form.hpp"
 
 namespace rankslice {
 
@@ -43,23 +44,18 @@ void add_fresh_files(CheckpointParts& parts, FreshOptions const& options, std::u
 }
 
 FreshOptions expert_forms(Checkpoint const& checkpoint) {
-  auto decoder = ExpertForm::grouped, mtp = ExpertForm::grouped;
-  FreshOptions forms;
   auto const& keys = find_family(checkpoint.family, {}).keys;
+  auto const form_of = [&](Stack stack) {
+    return exported_form(keys, stack, find_held_experts(checkpoint.model, stack));
+  };
+  FreshOptions forms{.decoder_experts = form_of(Stack::decoder), .mtp_experts = form_of(Stack::mtp)};
   for (auto const& parameter : checkpoint.model.parameters) {
     auto const stacked = find_stacked(keys, parameter.fqn);
     if (!stacked) continue;
     auto const grouped = checkpoint.model.tensors[parameter.tensors.front()].shape.size() == parameter.shape.size();
-    auto const is_mtp = stacked->rule->stack == Stack::mtp;
-    // Quantised experts are exported dequantised, in the form that the family prefers.
-    auto const quantised = parameter.scale_bytes != 0 && !is_mtp;
-    auto const form = quantised ? stacked->rule->without_source : ExpertForm::split;
-    if (!grouped) (is_mtp ? mtp : decoder) = form;
     auto const as_hub = parameter.layout == stacked->rule->grouped_layout(ExpertLayout::hub);
     if (grouped && !as_hub) forms.expert_layout = ExpertLayout::transformers;
   }
-  forms.decoder_experts = decoder;
-  forms.mtp_experts = mtp;
   return forms;
 }
 

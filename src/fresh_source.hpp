@@ -10,7 +10,7 @@ namespace rankslice {
 /// @throws UsageError for an unknown family, FormatError as `make_fresh_model` and for names that are no UTF-8
 void add_fresh_files(CheckpointParts& parts, FreshOptions const& options, std::uint64_t max_file_bytes = kMaxFileBytes);
 
-/// How a checkpoint holds its experts, so that fresh files can hold them likewise. Pure.
+/// How a checkpoint's experts are exported, so that fresh files can hold them likewise. Pure.
 [[nodiscard]] FreshOptions expert_forms(Checkpoint const& checkpoint);
 
 }  // namespace rankslice

@@ -8,6 +8,7 @@
 
 #include "rankslice/error.hpp"
 
+#include "model/exported_form.hpp"
 #include "model/fresh_model.hpp"
 #include "model/key_pattern.hpp"
 #include "model/quantised.hpp"
@@ -54,8 +55,14 @@ bool is_floating(DType dtype) {
          is_quantised(dtype);
 }
 
-ExpertKeys released(StackedRule const& rule) {
-  return rule.without_source == ExpertForm::split ? ExpertKeys::split : ExpertKeys::grouped;
+ExpertKeys keys_of(HeldExperts const& held) {
+  if (held.form == ExpertForm::grouped) return ExpertKeys::grouped;
+  return held.quantised ? ExpertKeys::split_fp8 : ExpertKeys::split;
+}
+
+/// Without block scales.
+ExpertKeys exported_keys(KeyTable const& table, StackedRule const& rule, std::optional<HeldExperts> const& held) {
+  return keys_of({.form = exported_form(table, rule.stack, held)});
 }
 
 /// Rules 53, 55
@@ -91,9 +98,10 @@ class Destinations {
  private:
   /// Rules 44, 50: with and without quantization.
   [[nodiscard]] ExpertKeys keys_of(StackedRule const& rule, ExpertKeys held) const {
-    if (rule.split.empty()) return ExpertKeys::grouped;
-    if (held != ExpertKeys::split_fp8 || options_.quantization) return held;
-    return rule.stack == Stack::decoder ? released(rule) : ExpertKeys::split;
+    if (held == ExpertKeys::grouped || rule.split.empty()) return ExpertKeys::grouped;
+    auto const quantised = held == ExpertKeys::split_fp8;
+    if (quantised && options_.quantization) return held;
+    return exported_keys(table_, rule, HeldExperts{.form = ExpertForm::split, .quantised = quantised});
   }
 
   /// Rules 46-48, 52
@@ -217,7 +225,7 @@ Source source_of(KeyTable const& table, NativeTensor const& native, HfForms cons
   Source source{.native = native, .spelled = native.fqn, .key = {}};
   if (auto const* const rule = find_renaming(table, native.fqn)) source.grouped_layout = grouped_layout(forms, *rule);
   if (auto const* const rule = find_experts(table, native.fqn)) {
-    source.experts = asked_for(forms, *rule).value_or(released(*rule));
+    source.experts = asked_for(forms, *rule).value_or(exported_keys(table, *rule, std::nullopt));
   }
   return source;
 }
@@ -238,12 +246,23 @@ Source source_of(KeyTable const& table, Model const& model, Parameter const& par
   if (rule == nullptr) return source;
   auto const& first = model.tensors[parameter.tensors.front()];
   auto const grouped = first.shape.size() == parameter.shape.size();
-  auto const split = first.dtype == DType::F8_E4M3 ? ExpertKeys::split_fp8 : ExpertKeys::split;
+  auto const form = grouped ? ExpertForm::grouped : ExpertForm::split;
   source.spelled = spelled_as(first.key, *rule, parameter.fqn);
-  source.experts = asked_for(forms, *rule).value_or(grouped ? ExpertKeys::grouped : split);
+  source.experts = asked_for(forms, *rule).value_or(keys_of({form, is_quantised(first.dtype)}));
   auto const as_it_is = grouped && forms.expert_layout == ExpertLayout::automatic;
   source.grouped_layout = as_it_is ? parameter.layout : grouped_layout(forms, *rule);
   return source;
+}
+
+/// What is not said: that without block scales each stack has one form, whichever layers are quantised (rule 26).
+HfForms forms_of_export(Model const& model, HfForms forms) {
+  auto const fill = [&](std::optional<ExpertKeys>& keys, Stack stack) {
+    auto const held = find_held_experts(model, stack);
+    if (!keys && held) keys = keys_of(*held);
+  };
+  fill(forms.decoder_experts, Stack::decoder);
+  fill(forms.mtp_experts, Stack::mtp);
+  return forms;
 }
 
 }  // namespace
@@ -260,10 +279,11 @@ std::vector<LoadDestination> load_destinations(std::string_view family, std::vec
 
 std::vector<LoadDestination> load_destinations(Checkpoint const& checkpoint, DestinationOptions const& options) {
   auto const& table = find_family(checkpoint.family, {}).keys;
+  auto const forms = options.quantization ? options.forms : forms_of_export(checkpoint.model, options.forms);
   Destinations destinations(table, options);
   for (auto const& parameter : checkpoint.model.parameters) {
     if (!is_extra_state(parameter.fqn)) {
-      destinations.add(source_of(table, checkpoint.model, parameter, options.forms));
+      destinations.add(source_of(table, checkpoint.model, parameter, forms));
     }
   }
   return destinations.take();

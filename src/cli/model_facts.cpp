@@ -11,6 +11,7 @@
 
 #include "cli/listing.hpp"
 #include "model/converted_model.hpp"
+#include "model/exported_form.hpp"
 #include "model/family.hpp"
 
 namespace rankslice::cli {
@@ -25,11 +26,8 @@ bool is_split(Model const& model, Parameter const& parameter) {
 
 /// Of decoder or MTP layers, which all have the same form.
 std::string_view form_of(Model const& model, bool mtp) {
-  for (auto const& parameter : model.parameters) {
-    if (!parameter.stacked_experts || is_mtp(parameter.fqn) != mtp) continue;
-    return name(is_split(model, parameter) ? ExpertForm::split : ExpertForm::grouped);
-  }
-  return "none";
+  auto const held = find_held_experts(model, mtp ? Stack::mtp : Stack::decoder);
+  return held ? name(held->form) : "none";
 }
 
 Json expert_layout_of(Checkpoint const& checkpoint) {

@@ -8,6 +8,7 @@
 
 #include "rankslice/error.hpp"
 
+#include "model/exported_form.hpp"
 #include "model/key_pattern.hpp"
 
 namespace rankslice {
@@ -33,7 +34,10 @@ std::optional<SplitKey> match_split(KeyTable const& table, std::string_view key)
 class ConvertedModel {
  public:
   ConvertedModel(KeyTable const& table, Model const& source, Fp32HeldDtype fp32_held)
-      : table_(table), source_(source), fp32_held_(fp32_held) {
+      : table_(table),
+        source_(source),
+        fp32_held_(fp32_held),
+        decoder_form_(exported_form(table, Stack::decoder, find_held_experts(source, Stack::decoder))) {
     for (auto const& parameter : source.parameters) {
       auto& converted = model_.parameters.emplace_back(parameter);
       converted.hf_dtype = dtype_of(parameter);
@@ -72,14 +76,11 @@ class ConvertedModel {
                     parameter.fqn);
   }
 
-  /// The key of the grouped tensor that takes in a tensor of quantised decoder experts; nothing for what stays as it
-  /// is.
+  /// The key of the grouped tensor that takes in a tensor of split decoder experts; nothing for what stays as it is.
   [[nodiscard]] std::optional<SplitKey> grouping_of(HfTensor const& tensor) const {
-    if (!tensor.scales || !source_.parameters[tensor.parameter].stacked_experts) return std::nullopt;
+    if (decoder_form_ == ExpertForm::split) return std::nullopt;
     auto const split = match_split(table_, tensor.key);
-    auto const groups =
-        split && split->rule->stack == Stack::decoder && split->rule->without_source == ExpertForm::grouped;
-    return groups ? split : std::nullopt;
+    return split && split->rule->stack == Stack::decoder ? split : std::nullopt;
   }
 
   /// Where a tensor of the source goes.
@@ -120,6 +121,7 @@ class ConvertedModel {
   KeyTable const& table_;
   Model const& source_;
   Fp32HeldDtype fp32_held_;
+  ExpertForm decoder_form_;
   Model model_;
   std::unordered_set<std::string> keys_;
 };

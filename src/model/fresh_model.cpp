@@ -7,6 +7,7 @@
 
 #include "rankslice/error.hpp"
 
+#include "model/exported_form.hpp"
 #include "model/map_tensors.hpp"
 
 namespace rankslice {
@@ -34,8 +35,9 @@ class FreshModel {
     if (!stacked) return add_dense();
     auto const& rule = *stacked->rule;
     auto const& asked = rule.stack == Stack::mtp ? options_.mtp_experts : options_.decoder_experts;
-    auto const form = asked.value_or(rule.without_source);
-    form == ExpertForm::split && !rule.split.empty() ? add_split(native, rule) : add_grouped(native, rule);
+    auto const held = asked ? std::optional(HeldExperts{.form = *asked}) : std::nullopt;
+    auto const form = exported_form(table_, rule.stack, held);
+    form == ExpertForm::split ? add_split(native, rule) : add_grouped(native, rule);
   }
 
   [[nodiscard]] Model take() { return std::move(model_); }

@@ -27,11 +27,20 @@ VARIANTS = {
     "qwen3_5_text": Variant("qwen3_5_moe", layers=2, text=True, split_decoder=True, fp8="decoder", trained="float16"),
     "qwen3_vl": Variant("qwen3_vl_moe", width=132, hidden=144, experts=3, fp8="decoder dense", scale_names=1),
     "qwen3_moe": Variant("qwen3_moe", fp8="decoder dense"),
+    # Rule 26: as with `modules_to_not_convert`, the experts of the last layer are BF16 in tensors of their own.
+    "qwen3_5_in_part": Variant("qwen3_5_moe", split_decoder=True, fp8="decoder", unquantised=r".*layers\.3\."),
+    "qwen3_moe_in_part": Variant("qwen3_moe", fp8="decoder", unquantised=r".*layers\.0\."),
 }
 
 
-def is_regrouped(key, model):
-    return reference.is_split(key) and not key.startswith("mtp.") and model.family in GROUPED_FAMILIES
+def is_split_in_decoder(key):
+    return reference.is_split(key) and not key.startswith("mtp.")
+
+
+def is_regrouped(weights, model):
+    """Whether split decoder experts of HF key -> (value, scales) become grouped: all do if any are quantised."""
+    quantised = any(scales for key, (_, scales) in weights.items() if is_split_in_decoder(key))
+    return quantised and model.family in GROUPED_FAMILIES
 
 
 def grouped(split):
@@ -49,13 +58,15 @@ def grouped(split):
 def expected_export(folder, dtype="preserve", upstream=False):
     """HF key -> tensor (rules 44-50, 55, 57, 58)."""
     model, split, found = reference.Model.of(folder, dtype=dtype), {}, {}
-    for key, (value, scales) in reference.weights(reference.read_folder(folder)).items():
+    weights = reference.weights(reference.read_folder(folder))
+    regrouped = is_regrouped(weights, model)
+    for key, (value, scales) in weights.items():
         if reference.is_tracked(key):
             found[key] = reference.cast(value, "F32") if upstream else value
             continue
         held = model.held_dtype(key, value.dtype)
         result = reference.dequantised(value, scales, held) if scales else reference.cast(value, held)
-        if scales and is_regrouped(key, model):
+        if regrouped and is_split_in_decoder(key):
             module, expert, projection, _ = key.rsplit(".", 3)
             split[module, int(expert), projection] = result
         else:

@@ -2,6 +2,7 @@
 strewn over files, headers of any length."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class Variant:
     split_mtp: bool = False
     text: bool = False  # Qwen3.5: the text model alone
     fp8: str = ""  # what is quantised: words of "decoder mtp dense"
+    unquantised: str = ""  # regex, from their first character on, of the keys that are not
     scales: str = "BF16"  # their dtype
     scale_names: int = 0  # of `reference.scale_keys`
     nan: bool = False  # among the codes
@@ -68,7 +70,8 @@ class Variant:
     def _tensors(self):
         random = np.random.default_rng(24)
         for key, shape in variant_models.shapes(self).items():
-            if variant_models.is_quantised(key, self.fp8.split()):
+            left_out = self.unquantised and re.match(self.unquantised, key)
+            if not left_out and variant_models.is_quantised(key, self.fp8.split()):
                 yield key, "F8_E4M3", self._codes(random, shape)
                 yield reference.scale_keys(key)[self.scale_names], self.scales, self._scales(random, shape)
             else:

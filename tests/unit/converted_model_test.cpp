@@ -7,6 +7,7 @@
 #include <functional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "rankslice/error.hpp"
@@ -146,6 +147,24 @@ TEST(ConvertedModel, Rule50_QuantisedSplitDecoderExpertsBecomeGrouped) {
   EXPECT_THAT(keys, Not(Contains("model.language_model.layers.1.mlp.experts.0.gate_proj.weight")));
   EXPECT_EQ(tensor_of(model, kQuery).dtype, DType::BF16);
   EXPECT_EQ(converted_dtype(qwen3_5_moe(), source), DType::BF16);
+}
+
+// Rules 26, 50: releases leave whole layers unquantised (`modules_to_not_convert`), and a checkpoint has one form.
+TEST(ConvertedModel, Rule26_DecoderExpertsAreGroupedInAllLayersOrInNone) {
+  auto const all_grouped = keys_of(convert(quantised(split_model(), is_any_weight)));
+  for (std::string const layer : {"0", "1", "3"}) {
+    auto const some = ".layers." + layer + ".mlp.experts.";
+    auto const of_layer = [&](std::string const& key) { return key.find("language_model" + some) != key.npos; };
+    for (auto const& [is_quantised, what] :
+         {std::pair<std::function<bool(std::string const&)>, char const*>{of_layer, "only this layer"},
+          {[&](std::string const& key) { return is_any_weight(key) && !of_layer(key); }, "all but this layer"}}) {
+      auto const model = convert(quantised(split_model(), is_quantised));
+      expect_sound(model);
+      EXPECT_EQ(keys_of(model), all_grouped) << what << ": " << layer;
+    }
+  }
+  auto const only_mtp = [](std::string const& key) { return key.starts_with("mtp."); };
+  EXPECT_EQ(keys_of(convert(quantised(split_model(), only_mtp))), keys_of(split_model())) << "a stack of its own";
 }
 
 // A family that exports experts one by one whenever it may choose does so here too.

@@ -1,10 +1,15 @@
 #include "fresh_source.hpp"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <string>
+#include <utility>
 #include <vector>
+
+#include "support/model_catalog.hpp"
 
 namespace rankslice {
 namespace {
@@ -41,6 +46,29 @@ TEST(FreshSource, TheOrderInWhichTensorsAreListedDoesNotMatter) {
     }
     EXPECT_EQ(parts.hf.index, by_name.hf.index);
   } while (std::ranges::next_permutation(listed, {}, &CheckpointParts::Native::fqn).found);
+}
+
+// Rules 26, 50: whichever layers are quantised, the decoder has one form, and MTP has its own.
+TEST(FreshSource, Rule26_DecoderExpertsOfWhichAnyAreQuantisedAreExportedGrouped) {
+  auto shape = test::tiny_qwen35();
+  shape.experts_form = shape.mtp_form = ExpertForm::split;
+  auto const forms_with = [&](std::string const& quantised) {
+    Checkpoint checkpoint;
+    checkpoint.family = "qwen3_5_moe";
+    checkpoint.model = test::make_model(shape);
+    for (auto& tensor : checkpoint.model.tensors) {
+      if (tensor.key.starts_with(quantised)) tensor.dtype = DType::F8_E4M3;
+    }
+    auto const forms = expert_forms(checkpoint);
+    return std::pair(forms.decoder_experts.value(), forms.mtp_experts.value());
+  };
+  for (auto const* layer : {"0", "1", "2", "3"}) {
+    EXPECT_EQ(forms_with(fmt::format("model.language_model.layers.{}.mlp.experts.", layer)),
+              std::pair(ExpertForm::grouped, ExpertForm::split))
+        << layer;
+  }
+  EXPECT_EQ(forms_with("mtp.layers.0.mlp.experts."), std::pair(ExpertForm::split, ExpertForm::split));
+  EXPECT_EQ(forms_with("none of them"), std::pair(ExpertForm::split, ExpertForm::split));
 }
 
 }  // namespace

@@ -411,6 +411,28 @@ TEST(HfKeys, Rule50_ACheckpointInBlockFp8IsLoadedFromCodesAndScales) {
                                                             kMtp0 + "2.down_proj.weight BF16 [16, 8]"));
 }
 
+// Rules 26, 50: layers that `modules_to_not_convert` names are loaded from what they are, and exported as the others.
+TEST(HfKeys, Rule50_OfACheckpointWithFp8InSomeLayersTheExportHasOneForm) {
+  auto shape = test::tiny_qwen35();
+  shape.experts_form = ExpertForm::split;
+  auto checkpoint = checkpoint_of(test::make_model(shape));
+  for (auto& tensor : checkpoint.model.tensors) {
+    if (tensor.key.starts_with(kLayer0)) tensor.dtype = DType::F8_E4M3;
+  }
+  std::string const layer3 = "model.language_model.layers.3.mlp.experts.";
+  auto const of_down = [&](bool quantization) {
+    return listed(load_destinations(checkpoint, {.mesh = {.ep = 4},
+                                                 .coordinate = {.ep = 2},
+                                                 .quantization = quantization,
+                                                 .keys = key_selection(R"(.*model\.layers\.[03]\..*experts.*down)")}));
+  };
+  EXPECT_THAT(of_down(true), testing::UnorderedElementsAre(kLayer0 + "2.down_proj.weight F8_E4M3 [16, 8]",
+                                                           kLayer0 + "2.down_proj.weight_scale_inv BF16 [1, 1]",
+                                                           layer3 + "2.down_proj.weight BF16 [16, 8]"));
+  EXPECT_THAT(of_down(false), testing::UnorderedElementsAre(kLayer0 + "down_proj BF16 [4, 16, 8]",
+                                                            layer3 + "down_proj BF16 [4, 16, 8]"));
+}
+
 TEST(HfKeys, TwoTensorsDoNotMeetInOneKey) {
   std::string const at = "model.language_model.layers.0.linear_attn.";
   EXPECT_THAT(refusal<FormatError>({{at + "A_log", DType::F32, {4}}, {at + "_fp32_params.A_log", DType::F32, {4}}}),
