@@ -63,16 +63,16 @@ void to_hf(Job& job) {
   report_values(job, *checkpoint);
   report_export(job, target);
   if (target.converted) say_values(job);
+  if (has_copies(target)) {
+    save.source = open_copied(job, *checkpoint);
+    on_every_rank(job.world, [&] { job.report["export"]["copied_from"] = copied_from(*checkpoint, save).path; });
+  }
   if (options.dry_run) {
     auto const& hf = target.files.hf;
     job.report_headers(hf.headers);
     job.console.say(fmt::format("to-hf would write {} and {} to {}", counted(hf.files.size(), "file"),
                                 counted(hf.side_files.size(), "side file"), options.output));
     return;
-  }
-  if (has_copies(target)) {
-    save.source = open_copied(job, *checkpoint);
-    job.report["export"]["copied_from"] = copied_from(*checkpoint, save).path;
   }
   job.report["verify"]["level"] = options.verify;
   ExportReport exported;

@@ -220,16 +220,21 @@ def test_a_selection_in_the_layout_of_the_source_keeps_scales_with_their_weights
     assert not reference.differences(expected, reference.read_folder(tmp_path / "out"))
 
 
-def test_a_store_needs_its_source_to_go_back_to_fp8(stored, tmp_path):
-    expect(2, "to-hf", stored[0], tmp_path / "out", "--export-layout", "source", says="--source", ranks=2)
+DRY_RUN = pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=["export", "dry run"])
+
+
+@DRY_RUN
+def test_a_store_needs_its_source_to_go_back_to_fp8(stored, dry_run, tmp_path):
+    expect(2, "to-hf", stored[0], tmp_path / "out", "--export-layout", "source", *dry_run, says="--source", ranks=2)
     assert not (tmp_path / "out").exists()
 
 
-def test_another_source_is_refused(qwen3_5, stored, tmp_path):
+@DRY_RUN
+def test_another_source_is_refused(qwen3_5, stored, dry_run, tmp_path):
     other = checkpoints.copy(qwen3_5, tmp_path / "other")
     index = other / "model.safetensors.index.json"
     index.write_text(index.read_text() + "\n")
-    options = ["--export-layout", "source", "--source", other]
+    options = ["--export-layout", "source", "--source", other, *dry_run]
     expect(66, "to-hf", stored[0], tmp_path / "out", *options, says=[other, stored[0], "fingerprint"], ranks=2)
     assert not (tmp_path / "out").exists()
 
@@ -260,6 +265,13 @@ def test_a_value_that_was_changed_does_not_go_back_to_fp8(qwen3_5, stored, tmp_p
     changed = expected["model.language_model.layers.1.mlp.experts.gate_up_proj"].bits
     changed[2, 140, 5] ^= 1  # [E, 2I, H]
     assert not reference.differences(expected, found)
+
+
+def test_a_dry_run_says_what_would_be_copied_from(qwen3_5, stored, tmp_path):
+    options = ["--export-layout", "source", "--source", qwen3_5, "--dry-run", "--json"]
+    report = run_ok("to-hf", stored[0], tmp_path / "out", *options, ranks=2).json
+    assert report["export"]["copied_from"] == str(qwen3_5)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_source_that_changed_is_not_copied(qwen3_5, stored, tmp_path):
