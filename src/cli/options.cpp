@@ -85,9 +85,11 @@ void add_model_options(CLI::App& app, Options& o) {
        "Only the language model, its names without language_model.; always so for checkpoints of text models");
 }
 
-void add_selection_options(CLI::App& app, Options& o) {
-  option(app, "--include", o.include, "Only tensors whose HF key matches this regex, from its first character on");
-  option(app, "--exclude", o.exclude, "No tensors whose HF key matches this regex, from its first character on");
+void add_selection_options(CLI::App& app, Options& o, std::string_view keys_of = "source") {
+  auto const rule =
+      fmt::format("tensors whose HF key in the {} matches this regex, from its first character on", keys_of);
+  option(app, "--include", o.include, "Only " + rule);
+  option(app, "--exclude", o.exclude, "No " + rule);
 }
 
 void add_rank_options(CLI::App& app, Options& o) {
@@ -99,9 +101,9 @@ void add_rank_options(CLI::App& app, Options& o) {
       ->capture_default_str();
 }
 
-void add_job_options(CLI::App& app, Options& o) {
+void add_job_options(CLI::App& app, Options& o, std::string_view keys_of = "source") {
   add_model_options(app, o);
-  add_selection_options(app, o);
+  add_selection_options(app, o, keys_of);
   option(app, "--device", o.device, "auto or cpu; cuda is not in this version")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
@@ -240,7 +242,7 @@ void add_to_hf(CLI::App& app, Options& o) {
       ->check(CLI::IsMember({"preserve", "upstream"}))
       ->capture_default_str();
   flag(sub, "--gather", o.gather, "Not in this version");
-  add_job_options(sub, o);
+  add_job_options(sub, o, "export");
   sub.footer("Example:\n  mpirun -n 4 rankslice to-hf qwen.h5 exported");
 }
 

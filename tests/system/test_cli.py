@@ -50,6 +50,15 @@ def test_the_options_of_load_are_documented():
         assert f"--{option}" in text, option
 
 
+# rule 25: an export may have other keys than its source
+@pytest.mark.parametrize("command", ["inspect", "plan", "load", "verify", "to-hf"])
+def test_help_says_whose_keys_are_selected(command):
+    keys_of = "export" if command == "to-hf" else "source"
+    text = " ".join(run_ok(command, "--help").stdout.split())
+    for tensors in ("Only tensors", "No tensors"):
+        assert f"{tensors} whose HF key in the {keys_of} matches this regex" in text
+
+
 # Machine output -----------------------------------------------------------------------------------------------------
 
 
