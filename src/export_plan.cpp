@@ -19,6 +19,10 @@ namespace {
 
 Model model_of_target(Checkpoint const& source, ExportOptions const& options, bool& converted) {
   if (options.layout == ExportLayout::source) {
+    if (source.format == CheckpointFormat::shards && source.hf.headers == HeaderOrigin::state) {
+      throw UsageError(fmt::format(
+          "{}: the source of these shards is gone, and with it its layout; name it with --source", source.path));
+    }
     if (options.gdn_dtype == GdnDtype::preserve) return source.model;
     throw UsageError("an export in the layout of its source has the source's dtypes: gdn_dtype cannot be upstream");
   }

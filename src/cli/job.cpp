@@ -14,6 +14,7 @@
 #include "rankslice/store.hpp"
 
 #include "cli/version.hpp"
+#include "hf_target.hpp"
 #include "io/file.hpp"
 
 namespace rankslice::cli {
@@ -241,14 +242,14 @@ void Job::report_checkpoint(Checkpoint const& checkpoint) {
 }
 
 void Job::report_selection(Model const& model) {
-  auto const taken = keys();
-  if (!taken) return;
+  if (!keys()) return;
   auto const& all = model.tensors;
+  auto const taken = taken_tensors(model, keys());
   std::uint64_t tensors = 0, bytes = 0;
-  for (auto const& tensor : all) {
-    if (!taken(tensor.key)) continue;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (!taken[i]) continue;
     ++tensors;
-    bytes += byte_size(tensor.dtype, tensor.shape);
+    bytes += byte_size(all[i].dtype, all[i].shape);
   }
   report["selection"] = {{"include", options.include},
                          {"exclude", options.exclude},

@@ -144,7 +144,7 @@ void add_plan(CLI::App& app, Options& o) {
   option(sub, "--ranks", o.ranks, "Number of ranks")->check(whole_number(1, kMostRanks))->required();
   option(sub, "--rank", o.rank, "List the byte ranges, or keys, of this rank")->check(whole_number(0, kMostRanks));
   flag(sub, "--quantization", o.quantization,
-       "List instead the HF keys, dtypes and shapes that --rank [0] loads from a block-FP8 checkpoint of this model");
+       "List instead the HF keys, dtypes and shapes that --rank [0] loads, its experts one by one and in block-FP8");
   add_mesh_options(sub, o);
   add_model_options(sub, o);
   add_selection_options(sub, o);

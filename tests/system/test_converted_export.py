@@ -208,15 +208,27 @@ def test_shards_know_the_source_to_copy_from(qwen3_5, stored, tmp_path):
     assert not checkpoints.folder_differences(qwen3_5, tmp_path / "out")
 
 
+def test_shards_that_outlive_their_source_do_not_go_back_to_its_layout(tmp_path):
+    source = QWEN3_5.write(tmp_path / "ckpt")
+    run_ok("load", source, "--rank", 0, "--ranks", 1, "--save-shards", tmp_path / "shards")
+    source.rename(tmp_path / "elsewhere")
+    orphaned = ["to-hf", tmp_path / "shards", tmp_path / "out", "--export-layout", "source"]
+    expect(2, *orphaned, says="--source")
+    assert not (tmp_path / "out").exists()
+    run_ok(*orphaned, "--source", tmp_path / "elsewhere")
+    assert not checkpoints.folder_differences(tmp_path / "elsewhere", tmp_path / "out")
+
+
 def test_a_selection_in_the_layout_of_the_source_keeps_scales_with_their_weights(qwen3_5, stored, tmp_path):
     options = ["--export-layout", "source", "--source", qwen3_5, "--include", r"mtp.*up_proj\.weight$"]
-    run_ok("to-hf", stored[0], tmp_path / "out", *options, ranks=2)
+    said = run_ok("to-hf", stored[0], tmp_path / "out", *options, ranks=2).stderr
     expected = {
         key: value
         for key, value in reference.read_folder(qwen3_5).items()
         if key.startswith("mtp.") and ".up_proj.weight" in key
     }
     assert any(key.endswith("_scale_inv") for key in expected)
+    assert f"selected {len(expected)} of " in said
     assert not reference.differences(expected, reference.read_folder(tmp_path / "out"))
 
 
