@@ -107,7 +107,7 @@ def write_in_hub_layout(source, target):
     checkpoints.copy(source, target)
     for path in target.glob("*.safetensors"):
         tensors = [
-            (key, value.dtype, value.bits.transpose(0, 2, 1) if reference.STACKED_VL.fullmatch(key) else value.bits)
+            (key, value.dtype, value.bits.transpose(0, 2, 1) if reference.is_stacked(key) else value.bits)
             for key, value in reference.read_file(path).items()
         ]
         checkpoints.write_safetensors(path, tensors, {"format": "pt"})
