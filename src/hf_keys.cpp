@@ -48,8 +48,6 @@ StackedRule const* find_renaming(KeyTable const& table, std::string_view fqn) {
   return found == table.stacked.end() ? nullptr : &*found;
 }
 
-bool is_extra_state(std::string_view fqn) { return fqn.find("_extra_state") != std::string_view::npos; }
-
 bool is_floating(DType dtype) {
   return dtype == DType::BF16 || dtype == DType::F16 || dtype == DType::F32 || dtype == DType::F64 ||
          is_quantised(dtype);

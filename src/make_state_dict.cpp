@@ -11,6 +11,7 @@
 #include "format/hf_folder.hpp"
 #include "fresh_source.hpp"
 #include "io/file.hpp"
+#include "model/key_table.hpp"
 #include "plan/held.hpp"
 #include "state/local_tensor.hpp"
 
@@ -19,9 +20,6 @@ namespace rankslice {
 namespace {
 
 constexpr auto kPath = "the state dict";
-
-/// What upstream's saver leaves out of every export (rule 25): state of modules that is no parameter.
-bool is_extra_state(std::string const& fqn) { return fqn.find("_extra_state") != std::string::npos; }
 
 std::vector<std::byte> config_among(std::vector<SideFile> const& side_files) {
   auto const config = std::ranges::find(side_files, "config.json", &SideFile::name);

@@ -19,6 +19,7 @@
 #include "cli/bench_steps.hpp"
 #include "cli/version.hpp"
 #include "model/family.hpp"
+#include "model/torch_dtype.hpp"
 
 namespace rankslice::cli {
 
@@ -71,6 +72,8 @@ void add_output_options(CLI::App& app, Options& o) {
 }
 
 void add_model_options(CLI::App& app, Options& o) {
+  std::vector<std::string> dtypes{"preserve"};
+  for (auto const& dtype : kTorchDTypes) dtypes.emplace_back(dtype.name);
   option(app, "--family", o.family, fmt::format("Model family: auto (by config.json), or one of {}", family_names()))
       ->capture_default_str();
   option(app, "--expert-layout", o.expert_layout, "How the axes of grouped experts lie, where their shapes do not tell")
@@ -79,7 +82,7 @@ void add_model_options(CLI::App& app, Options& o) {
   option(app, "--dtype", o.dtype,
          "Of floating tensors in memory, but for those that training keeps in F32; preserve: as they are, block-FP8 "
          "weights in config.json's dtype, or else BF16")
-      ->check(CLI::IsMember({"preserve", "bfloat16", "float16", "float32"}))
+      ->check(CLI::IsMember(dtypes))
       ->capture_default_str();
   flag(app, "--text-only", o.text_only,
        "Only the language model, its names without language_model.; always so for checkpoints of text models");
@@ -340,10 +343,7 @@ std::chrono::milliseconds Options::timeout() const {
 VerifyLevel Options::verify_level() const { return verify == "off" ? VerifyLevel::off : VerifyLevel::full; }
 
 std::optional<DType> Options::open_dtype() const {
-  if (dtype == "bfloat16") return DType::BF16;
-  if (dtype == "float16") return DType::F16;
-  if (dtype == "float32") return DType::F32;
-  return std::nullopt;
+  return parse_torch_dtype(dtype);  // nothing for preserve
 }
 
 std::optional<Options> parse_options(int argc, char** argv) {

@@ -1,32 +1,19 @@
 #include "model/converted_config.hpp"
 
-#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include <array>
 #include <string>
 #include <string_view>
 
 #include "rankslice/error.hpp"
+
+#include "model/torch_dtype.hpp"
 
 namespace rankslice {
 
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-std::string_view torch_name(DType dtype) {
-  switch (dtype) {
-    case DType::BF16:
-      return "bfloat16";
-    case DType::F16:
-      return "float16";
-    case DType::F32:
-      return "float32";
-    default:
-      throw PlanError(fmt::format("no weights of a model are {}", name(dtype)));
-  }
-}
 
 void convert(Json& object, std::string_view dtype) {
   object.erase("quantization_config");

@@ -108,6 +108,8 @@ std::optional<StackedKey> match_stacked(KeyTable const& table, std::string_view 
 
 bool is_mtp(std::string_view fqn) { return fqn.starts_with(kMtp); }
 
+bool is_extra_state(std::string_view fqn) { return fqn.find("_extra_state") != std::string_view::npos; }
+
 bool is_left_out(KeyTable const& table, std::string_view hf_key) {
   return begins_with_any(without_model(hf_key), table.left_out);
 }

@@ -107,6 +107,9 @@ struct KeyMapping {
 /// Whether a parameter is of the multi-token prediction, beside the decoder.
 [[nodiscard]] bool is_mtp(std::string_view fqn);
 
+/// Whether a name is of state of modules that is no parameter, which no export has (rule 25).
+[[nodiscard]] bool is_extra_state(std::string_view fqn);
+
 /// The rule of a stacked parameter and its layer, which points into the FQN.
 struct StackedName {
   StackedRule const* rule = nullptr;

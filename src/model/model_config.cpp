@@ -4,12 +4,12 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cctype>
 
 #include "rankslice/error.hpp"
 
 #include "core/json_object.hpp"
+#include "model/torch_dtype.hpp"
 
 namespace rankslice {
 
@@ -98,14 +98,9 @@ Quantisation find_quantisation(Json const& outer, Json const& text) {
 
 /// The text model's own first; other dtypes than those of training say nothing.
 std::optional<DType> find_dtype(Json const& outer, Json const& text) {
-  constexpr std::array kNames{std::pair{"bfloat16", DType::BF16}, std::pair{"float16", DType::F16},
-                              std::pair{"float32", DType::F32}};
   for (auto const* config : {&text, &outer}) {
     for (auto const* field : {"dtype", "torch_dtype"}) {
-      auto const said = text_if_any(*config, field);
-      for (auto const& [name, dtype] : kNames) {
-        if (said == name) return dtype;
-      }
+      if (auto const dtype = parse_torch_dtype(text_if_any(*config, field))) return dtype;
     }
   }
   return std::nullopt;
