@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "model/qwen_rules.hpp"
 #include "model/text_only.hpp"
 
 namespace rankslice {
@@ -23,21 +24,6 @@ constexpr std::array kDown{
               "Missing FP8 down_proj weight/scale for layer {L}, expert {X}"},
 };
 
-// Rules 5, 36, 41, 45
-constexpr std::array kMtpGateUp{
-    SplitRule{"mtp.layers.{L}.mlp.experts.{X}.gate_proj.weight",
-              "Missing gate/up MTP expert weights for layer {L}, expert {X}",
-              "Missing gate/up MTP expert weights for layer {L}, expert {X}"},
-    SplitRule{"mtp.layers.{L}.mlp.experts.{X}.up_proj.weight",
-              "Missing gate/up MTP expert weights for layer {L}, expert {X}",
-              "Missing gate/up MTP expert weights for layer {L}, expert {X}"},
-};
-constexpr std::array kMtpDown{
-    SplitRule{"mtp.layers.{L}.mlp.experts.{X}.down_proj.weight",
-              "Missing down MTP expert weight for layer {L}, expert {X}",
-              "Missing down MTP expert weight for layer {L}, expert {X}"},
-};
-
 // Rules 3, 5, 35, 46
 constexpr std::array kStacked{
     StackedRule{.stack = Stack::decoder,
@@ -54,49 +40,20 @@ constexpr std::array kStacked{
                 .hub = Layout::swapped,
                 .transformers = Layout::swapped,
                 .split = kDown},
-    StackedRule{.stack = Stack::mtp,
-                .projection = Projection::gate_up,
-                .native = "mtp.layers.{L}.mlp.experts.gate_and_up_projs",
-                .grouped = "mtp.layers.{L}.mlp.experts.gate_up_proj",
-                .hub = Layout::swapped,
-                .transformers = Layout::swapped,
-                .split = kMtpGateUp},
-    StackedRule{.stack = Stack::mtp,
-                .projection = Projection::down,
-                .native = "mtp.layers.{L}.mlp.experts.down_projs",
-                .grouped = "mtp.layers.{L}.mlp.experts.down_proj",
-                .hub = Layout::swapped,
-                .transformers = Layout::swapped,
-                .split = kMtpDown},
+    qwen::mtp_gate_up(ExpertForm::grouped),
+    qwen::mtp_down(ExpertForm::grouped),
 };
-
-// Rule 34
-constexpr std::array kExact{
-    Rename{"mtp.fc.weight", "mtp.layers.0.eh_proj.weight"},
-    Rename{"mtp.pre_fc_norm_embedding.weight", "mtp.layers.0.enorm.weight"},
-    Rename{"mtp.pre_fc_norm_hidden.weight", "mtp.layers.0.hnorm.weight"},
-    Rename{"mtp.norm.weight", "mtp.layers.0.final_layernorm.weight"},
-};
-
-// Rules 38, 47. The dots on both sides leave `shared_expert_gate` alone.
-constexpr std::array kParts{Rename{".mlp.shared_expert.", ".mlp.shared_experts."}};
-
-// Rules 38, 43, 49
-constexpr std::array<std::string_view, 2> kTopLevel{"mtp.", "lm_head."};
-
-// Rules 53-55
-constexpr std::array<std::string_view, 2> kFp32Names{"A_log", "dt_bias"};
 
 constexpr std::array<std::string_view, 2> kModelTypes{"qwen3_5_moe", "qwen3_5_moe_text"};
 
 constexpr KeyTable kKeys{.refused = {},
-                         .exact = kExact,
+                         .exact = qwen::kMtpNames,
                          .stacked = kStacked,
                          .scale_suffix = "_scale_inv",
-                         .parts = kParts,
-                         .top_level = kTopLevel,
-                         .misplaced = kTopLevel,
-                         .fp32 = {.module = ".linear_attn.", .names = kFp32Names, .segment = "_fp32_params."}};
+                         .parts = qwen::kSharedExperts,
+                         .top_level = qwen::kMtpAndHead,
+                         .misplaced = qwen::kMtpAndHead,
+                         .fp32 = qwen::kFp32};
 
 // Rule 43
 constexpr std::array<std::string_view, 1> kTextModelTypes{"qwen3_5_moe_text"};

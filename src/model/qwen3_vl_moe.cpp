@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "model/qwen_rules.hpp"
 #include "model/text_only.hpp"
 
 namespace rankslice {
@@ -35,9 +36,6 @@ constexpr std::array kRefused{
     RefusedRule{"[model.][language_model.]layers.{L}.mlp.experts.{X}.down_proj.weight", kPerExpert},
 };
 
-// Rule 22; `model.lm_head.` stays as it is (rule 23)
-constexpr std::array<std::string_view, 1> kTopLevel{"lm_head."};
-
 constexpr std::array<std::string_view, 2> kModelTypes{"qwen3_vl_moe", "qwen3_vl_moe_text"};
 
 constexpr KeyTable kKeys{.refused = kRefused,
@@ -45,8 +43,8 @@ constexpr KeyTable kKeys{.refused = kRefused,
                          .stacked = kStacked,
                          .scale_suffix = "_scale_inv",
                          .parts = {},
-                         .top_level = kTopLevel,
-                         .misplaced = {},
+                         .top_level = qwen::kHead,
+                         .misplaced = {},  // `model.lm_head.` stays as it is (rule 23)
                          .fp32 = {}};
 
 // Rule 43; a text model's keys have no `language_model.` either
