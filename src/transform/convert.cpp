@@ -60,8 +60,6 @@ Convert find_conversion(DType from, DType to) {
 
 }  // namespace
 
-bool can_convert(DType from, DType to) { return find_conversion(from, to) != nullptr; }
-
 void convert(std::span<std::byte const> in, DType from, std::span<std::byte> out, DType to) {
   auto const conversion = find_conversion(from, to);
   if (conversion == nullptr) throw PlanError(fmt::format("{} cannot be converted to {}", name(from), name(to)));
