@@ -7,7 +7,7 @@
 
 A test cites a rule in its name (`Rule39_…`, `Rules26And27_…`, `test_rules40_41_…`), or in a comment or docstring that
 stands inside the test or right above it ("rule 39", "rules 9, 13 and 19-22"). Fixtures and helpers cannot cite, nor can
-the tests of the Python reference.
+the tests of the Python reference. A rule needs a test that cites no more than eight.
 """
 
 import argparse
@@ -28,6 +28,7 @@ TEST_FILES = ("unit/*_test.cpp", "mpi/*_test.cpp", "gpu/*_test.cpp", "*/test_*.p
 OF_THE_REFERENCE = "system/test_reference.py"  # says nothing of the program
 WIDTH = 150
 LONGEST_NAME = 40
+MOST_RULES = 8  # a test of more says little of each
 
 NUMBER = r"(?:5a|\d+)"
 LIST = rf"{NUMBER}(?:(?:, and |, | and | to |-|–|And|To|_and_|_){NUMBER})*"
@@ -144,8 +145,11 @@ def table(rules, tests, done, full):
 
 def problems(rules, tests):
     for number, rule in rules.items():
-        if rule and not any(number in test.cited for test in tests):
+        citing = [test for test in tests if number in test.cited]
+        if rule and not citing:
             yield f"rule {number} ({rule.title}) has no test"
+        elif rule and all(len(test.cited) > MOST_RULES for test in citing):
+            yield f"rule {number} ({rule.title}) has only tests that cite more than {MOST_RULES} rules"
     for test in tests:
         for number in sorted(test.cited - set(rules)):
             yield f"{test.file}: {test.name} cites rule {number}, which does not exist"
@@ -179,6 +183,11 @@ def self_test():
     assert list(problems(rules, tests)) == ["rule 1 (one) has no test"], list(problems(rules, tests))
     unknown = [Test(pathlib.Path("unit/z_test.cpp"), "Z", {"1", "99"})]
     assert list(problems(rules, tests + unknown)) == ["unit/z_test.cpp: Z cites rule 99, which does not exist"]
+    nine = {str(number): Rule("nine", "") for number in range(1, 10)}
+    of_all = Test(pathlib.Path("unit/z_test.cpp"), "Z", set(nine))
+    assert len(list(problems(nine, [of_all]))) == 9
+    found = list(problems(nine, [of_all, of_all._replace(cited=set(nine) - {"4"})]))
+    assert found == ["rule 4 (nine) has only tests that cite more than 8 rules"], found
     lines = list(table(rules, tests, {"unit.x_test"}, False))
     assert len(lines) == 5 and lines[0].endswith("0 tests: NONE") and "later: half of it" in lines[2], lines
     assert "2 tests, 1 not run here: " in lines[1], lines
