@@ -4,8 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <limits>
+#include <map>
 
 #include "rankslice/load.hpp"
 #include "rankslice/store.hpp"
@@ -47,6 +51,40 @@ void write_fp8_checkpoint(std::string const& folder) {
   write_checkpoint(folder, catalog, config);
 }
 
+float from_e4m3(std::byte code) {
+  auto const bits = std::to_integer<int>(code);
+  auto const exponent = bits >> 3 & 15, mantissa = bits & 7;
+  auto const magnitude = exponent == 15 && mantissa == 7 ? std::numeric_limits<float>::quiet_NaN()
+                         : exponent == 0                 ? std::ldexp(static_cast<float>(mantissa), -9)
+                                                         : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+  return std::copysign(magnitude, (bits & 0x80) != 0 ? -1.0F : 1.0F);
+}
+
+float from_bf16(std::byte const* bytes) {
+  std::uint16_t half = 0;
+  std::memcpy(&half, bytes, 2);
+  return std::bit_cast<float>(std::uint32_t{half} << 16);
+}
+
+/// To nearest, ties to even; of NaNs nothing is said.
+std::uint16_t to_bf16(float value) {
+  auto const bits = std::bit_cast<std::uint32_t>(value);
+  auto const rest = bits & 0xFFFF, kept = bits >> 16;
+  return static_cast<std::uint16_t>(kept + (rest > 0x8000 || (rest == 0x8000 && (kept & 1) != 0) ? 1 : 0));
+}
+
+/// Whether BF16 values are codes times their one scale, in F32 (rule 58).
+void expect_dequantised(std::byte const* found, Bytes const& codes, Bytes const& scale, std::string const& name) {
+  std::size_t different = 0;
+  for (std::size_t i = 0; i < codes.size(); ++i) {
+    auto const value = from_e4m3(codes[i]) * from_bf16(scale.data());
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, found + 2 * i, 2);
+    different += std::isnan(value) ? !std::isnan(from_bf16(found + 2 * i)) : bits != to_bf16(value);
+  }
+  EXPECT_EQ(different, 0U) << name;
+}
+
 class ConvertedExport : public JobTest {
  protected:
   static StateDict loaded() { return load(open_checkpoint(checkpoint(), world()), make_mesh(world().size()), world()); }
@@ -80,6 +118,39 @@ class ConvertedExport : public JobTest {
     EXPECT_GT(converted, 0U);
     EXPECT_EQ(file_bytes(folder + "/config.json"), file_bytes(checkpoint() + "/config.json"));
   }
+  /// The decoder's experts in grouped tensors, each as it was: gate above up, and no axes exchanged (rules 3, 4).
+  static void expect_fp8_dequantised(std::string const& folder) {
+    if (world().rank() != 0) return;
+    auto const source = read_raw_tensors(path("fp8"));
+    auto const found = read_raw_tensors(folder);
+    std::map<std::string, std::uint64_t> filled;  // bytes of each tensor that were compared
+    for (auto const& [name, tensor] : source) {
+      if (name.ends_with("_scale_inv")) continue;
+      auto key = name;
+      auto const experts = name.find(".mlp.experts.");
+      if (!name.starts_with("mtp.") && experts != std::string::npos) {  // gate comes before up, and X has one digit
+        key.erase(experts + std::strlen(".mlp.experts."));
+        key += name.ends_with("down_proj.weight") ? "down_proj" : "gate_up_proj";
+      }
+      ASSERT_TRUE(found.contains(key)) << key;
+      auto const& as = found.at(key);
+      auto& at = filled[key];
+      auto const coded = tensor.dtype == "F8_E4M3";
+      auto const bytes = tensor.bytes.size() * (coded ? 2 : 1);
+      ASSERT_EQ(as.dtype, coded ? "BF16" : tensor.dtype) << key;
+      ASSERT_LE(at + bytes, as.bytes.size()) << key;
+      if (coded) {
+        expect_dequantised(as.bytes.data() + at, tensor.bytes, source.at(name + "_scale_inv").bytes, name);
+      } else {
+        EXPECT_TRUE(as.bytes == tensor.bytes) << name;
+      }
+      at += bytes;
+    }
+    EXPECT_EQ(filled.size(), found.size());
+    for (auto const& [key, bytes] : filled) EXPECT_EQ(bytes, found.at(key).bytes.size()) << key;
+    EXPECT_EQ(found.at("model.language_model.layers.0.mlp.experts.gate_up_proj").shape, (Shape{4, 16, 16}));
+    EXPECT_EQ(found.at("model.language_model.layers.0.mlp.experts.down_proj").shape, (Shape{4, 16, 8}));
+  }
   static void expect_equal_folders(std::string const& expected, std::string const& found) {
     if (world().rank() != 0) return;
     EXPECT_TRUE(files_below(expected) == files_below(found)) << found;
@@ -109,6 +180,7 @@ TEST_F(ConvertedExport, AsUpstreamIsTheSameOfStateCheckpointStoreAndShards) {
 TEST_F(ConvertedExport, OfQuantisedWeightsIsTheSameOfStateCheckpointStoreAndShards) {
   auto const state = loaded_fp8();
   EXPECT_EQ(to_hf(state, path("fp8_from_state"), world()).headers, HeaderOrigin::converted);
+  expect_fp8_dequantised(path("fp8_from_state"));
   to_hf(*state.source, path("fp8_from_checkpoint"), world());
   expect_equal_folders(path("fp8_from_state"), path("fp8_from_checkpoint"));
   save_store(state, path("fp8_state.h5"), world());
