@@ -7,6 +7,7 @@
 
 #include "rankslice/error.hpp"
 
+#include "core/block_scales.hpp"
 #include "core/literals.hpp"
 #include "hf_target.hpp"
 #include "storage_reader.hpp"
@@ -18,18 +19,6 @@ namespace rankslice {
 namespace {
 
 constexpr auto kBlockBytes = 1_MiB;
-constexpr std::uint64_t kBlock = 128;  // rows and columns that share a scale (rule 58)
-
-std::uint64_t blocks_of(std::uint64_t length) { return (length + kBlock - 1) / kBlock; }
-
-/// How many blocks of a weight, in the order of their scales, begin before an element.
-std::uint64_t blocks_before(Shape const& weight, std::uint64_t element) {
-  auto const columns = weight.back();
-  auto const rows = weight[weight.size() - 2];
-  auto const row = element / columns % rows;
-  auto const in_row = row % kBlock == 0 ? blocks_of(element % columns) : 0;
-  return (element / columns / rows * blocks_of(rows) + blocks_of(row)) * blocks_of(columns) + in_row;
-}
 
 /// Elements of a tensor that are contiguous in its file.
 struct Run {
@@ -48,8 +37,7 @@ void for_each_run(Model const& model, Storage const& storage, PlannedSlice const
     Range const elements{at(slice.part.begin), at(slice.part.end)};
     step(Run{.tensor = piece->tensor, .elements = elements, .extent = piece->extent});
     if (!piece->scales) continue;
-    Range const scales{blocks_before(tensor.shape, elements.begin), blocks_before(tensor.shape, elements.end)};
-    step(Run{.tensor = *tensor.scales, .elements = scales, .extent = *piece->scales});
+    step(Run{.tensor = *tensor.scales, .elements = owned_scales(tensor.shape, elements), .extent = *piece->scales});
   }
 }
 

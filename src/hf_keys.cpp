@@ -8,18 +8,16 @@
 
 #include "rankslice/error.hpp"
 
+#include "core/block_scales.hpp"
 #include "model/exported_form.hpp"
 #include "model/fresh_model.hpp"
 #include "model/key_pattern.hpp"
 #include "model/quantised.hpp"
 #include "plan/held.hpp"
-#include "transform/dequantise.hpp"
 
 namespace rankslice {
 
 namespace {
-
-constexpr std::uint64_t blocks_of(std::uint64_t length) { return (length + kScaleBlock - 1) / kScaleBlock; }
 
 /// A native tensor and how its checkpoint has it.
 struct Source {
@@ -169,7 +167,7 @@ class Destinations {
   [[nodiscard]] LoadDestination scales(LoadDestination weight, DType dtype) const {
     weight.key += table_.scale_suffix;
     weight.dtype = dtype;
-    for (auto& length : weight.shape) length = blocks_of(length);
+    weight.shape = scales_shape(weight.shape);
     weight.is_scales = true;
     return weight;
   }
@@ -190,7 +188,7 @@ class Destinations {
     }
     auto sharded = scales(weight, DType::F32);
     for (auto& offset : sharded.offsets) offset /= kScaleBlock;
-    for (auto& length : sharded.local_shape) length = blocks_of(length);
+    sharded.local_shape = scales_shape(sharded.local_shape);
     return sharded;
   }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "cli/model_facts.hpp"
+#include "core/block_scales.hpp"
 #include "plan/plan.hpp"
 
 namespace rankslice::cli {
@@ -97,7 +98,7 @@ void list_reads(Job const& job, Checkpoint const& source, LocatedSlice const& lo
   for (auto const& bytes : read_ranges(model, source.storage.form, located)) {
     list_range(job, source, located, {.file = piece.extent.file, .bytes = bytes}, key, false, list);
   }
-  auto const scales = scale_range(model, located);
+  auto const scales = scale_range(model, *located.piece, located.slice);
   if (scales.empty()) return;
   list_range(job, source, located, {.file = piece.scales->file, .bytes = scales},
              model.tensors[*model.tensors[piece.tensor].scales].key, true, list);

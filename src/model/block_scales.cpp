@@ -7,6 +7,7 @@
 #include <array>
 #include <unordered_map>
 
+#include "core/block_scales.hpp"
 #include "model/key_pattern.hpp"
 #include "model/quantised.hpp"
 #include "model/tensor_error.hpp"
@@ -15,7 +16,6 @@ namespace rankslice {
 
 namespace {
 
-constexpr std::uint64_t kBlock = 128;
 constexpr std::string_view kWeight = ".weight";
 
 using Numbers = std::unordered_map<std::string_view, std::uint32_t>;
@@ -49,11 +49,6 @@ std::uint32_t find_weight(KeyTable const& table, TensorCatalog const& catalog, N
   auto const key = from_hf(table, stem, {});
   if (key.split) reason = fmt::format("{}: {}", missing_quantised(key), reason);
   throw tensor_error(catalog, scales, reason);
-}
-
-Shape scales_shape(Shape shape) {
-  for (auto axis = shape.end() - 2; axis != shape.end(); ++axis) *axis = (*axis + kBlock - 1) / kBlock;
-  return shape;
 }
 
 void check_scales(MappedCatalog const& mapped, std::size_t i) {
@@ -116,7 +111,7 @@ void check_config(ModelConfig const& config) {
   if (quantisation.method.empty()) return;
   if (quantisation.method != "fp8") fail(fmt::format("quant_method {}", quantisation.method));
   if (!quantisation.format.empty() && quantisation.format != "e4m3") fail(fmt::format("fmt {}", quantisation.format));
-  if (quantisation.block != std::vector<std::uint64_t>{kBlock, kBlock}) {
+  if (quantisation.block != std::vector<std::uint64_t>{kScaleBlock, kScaleBlock}) {
     fail(quantisation.block.empty() ? std::string("fp8 without weight_block_size")
                                     : fmt::format("weight_block_size [{}]", fmt::join(quantisation.block, ", ")));
   }

@@ -4,6 +4,7 @@
 
 #include "rankslice/error.hpp"
 
+#include "core/block_scales.hpp"
 #include "plan/plan.hpp"
 
 namespace rankslice {
@@ -80,22 +81,12 @@ StoredBytes stored_bytes(Storage const& storage, Model const& model, std::vector
       auto const columns =
           storage.form == Form::hf ? model.tensors[located.piece->tensor].columns.size() : parameter.columns();
       auto const row_bytes = columns * parameter.unit_bytes(storage.form);
-      auto const scales = scale_range(model, located).size();
+      auto const scales = scale_range(model, *located.piece, located.slice).size();
       bytes.wanted += located.slice.size() * row_bytes + scales;
       bytes.read += parameter.read_for(located.slice, storage.form).size() * row_bytes + scales;
     }
   }
   return bytes;
-}
-
-Range scale_range(Model const& model, LocatedSlice const& located) {
-  auto const& piece = *located.piece;
-  if (!piece.scales || located.slice.empty()) return {};
-  auto const& all = piece.scales->bytes;
-  if (!model.parameters[piece.parameter].stacked_experts) return all;
-  auto const per_expert = all.size() / piece.slice.part.size();
-  auto const at = [&](std::uint64_t expert) { return all.begin + (expert - piece.slice.part.begin) * per_expert; };
-  return {at(located.slice.part.begin), at(located.slice.part.end)};
 }
 
 std::vector<Range> read_ranges(Model const& model, Form storage_form, LocatedSlice const& located) {

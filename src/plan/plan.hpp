@@ -62,10 +62,6 @@ struct StoredBytes {
 [[nodiscard]] StoredBytes stored_bytes(Storage const& storage, Model const& model,
                                        std::vector<PlannedSlice> const& plan);
 
-/// The bytes of the block scales that are read for a located slice, in the file of `StoredPiece::scales`: of its
-/// experts, or of a dense tensor all of them. Pure.
-[[nodiscard]] Range scale_range(Model const& model, LocatedSlice const& located);
-
 /// The bytes of the piece's file that are read for a located slice (`Parameter::read_for`), in order; without block
 /// scales. Pure.
 [[nodiscard]] std::vector<Range> read_ranges(Model const& model, Form storage_form, LocatedSlice const& located);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/block_scales.hpp"
+
 namespace rankslice {
 
 namespace {
@@ -47,7 +49,7 @@ std::vector<std::vector<Range>> merged_runs(Storage const& storage, Model const&
     for (auto const& range : read_ranges(model, storage.form, located)) {
       if (!range.empty()) ranges.push_back(range);
     }
-    auto const scales = scale_range(model, located);
+    auto const scales = scale_range(model, *located.piece, located.slice);
     if (!scales.empty()) by_file[located.piece->scales->file].push_back(scales);
   }
   for (auto& ranges : by_file) ranges = merge(std::move(ranges));

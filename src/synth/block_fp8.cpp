@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 
+#include "core/block_scales.hpp"
+
 namespace rankslice {
 
 namespace {
@@ -15,12 +17,6 @@ constexpr std::array<std::string_view, 11> kMatrices{
     ".linear_attn.in_proj_qkvz.weight", ".linear_attn.out_proj.weight",    ".shared_expert.gate_proj.weight",
     ".shared_expert.up_proj.weight",    ".shared_expert.down_proj.weight",
 };
-
-Shape scales_of(Shape shape) {
-  for (auto axis = shape.size() - 2; axis < shape.size(); ++axis)
-    shape[axis] = (shape[axis] + kFp8Block - 1) / kFp8Block;
-  return shape;
-}
 
 }  // namespace
 
@@ -36,7 +32,7 @@ std::vector<Tensor> in_block_fp8(std::vector<Tensor> const& tensors, Architectur
     stored.push_back(tensor);
     if (!is_in_fp8(tensor.name, kind)) continue;
     stored.back().dtype = DType::F8_E4M3;
-    stored.push_back({tensor.name + "_scale_inv", kind.fp8_scales, scales_of(tensor.shape), {}});
+    stored.push_back({tensor.name + "_scale_inv", kind.fp8_scales, scales_shape(tensor.shape), {}});
   }
   return stored;
 }

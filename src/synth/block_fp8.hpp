@@ -8,9 +8,6 @@
 
 namespace rankslice {
 
-/// Rows and columns of the blocks that share a scale.
-inline constexpr std::uint64_t kFp8Block = 128;
-
 /// Whether the releases in block-FP8 hold this tensor in FP8: the matrices of routed and shared experts, of attention
 /// and of gated delta nets but for their small ones. Norms, embeddings, routers, gates, vision and head stay as they
 /// are (rule 60).

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "core/block_scales.hpp"
 #include "synth/block_fp8.hpp"
 #include "synth/tokenizer.hpp"
 
@@ -231,7 +232,7 @@ json quantization_config(SynthModel const& model) {
           {"fmt", "e4m3"},
           {"modules_to_not_convert", modules_to_not_convert(model)},
           {"quant_method", "fp8"},
-          {"weight_block_size", {kFp8Block, kFp8Block}}};
+          {"weight_block_size", {kScaleBlock, kScaleBlock}}};
 }
 
 json config_with_vision(SynthModel const& model) {

@@ -9,6 +9,7 @@
 
 #include "rankslice/error.hpp"
 
+#include "core/block_scales.hpp"
 #include "transform/float_formats.hpp"
 
 namespace rankslice {

@@ -9,11 +9,8 @@
 
 namespace rankslice {
 
-/// The edge of the square of codes that one scale is for.
-inline constexpr std::uint64_t kScaleBlock = 128;
-
-/// The scales of one matrix of codes, at any address: one for each block of 128 × 128 codes (less at its right and
-/// lower edges), row-major, `columns` in a row. BF16, F16 or F32.
+/// The scales of one matrix of codes, at any address: one for each block (`kScaleBlock`), row-major, `columns` in a
+/// row. BF16, F16 or F32.
 struct BlockScales {
   std::byte const* data = nullptr;
   DType dtype = DType::BF16;

@@ -1,24 +1,8 @@
 #include "transform/piece_scales.hpp"
 
-#include <algorithm>
+#include "core/block_scales.hpp"
 
 namespace rankslice {
-
-namespace {
-
-std::uint64_t blocks_before(std::uint64_t elements) { return (elements + kScaleBlock - 1) / kScaleBlock; }
-
-/// Where the scales of some experts of a piece are, or all scales of a dense one.
-Extent extent_of(StoredPiece const& piece, Slice const& wanted, bool stacked) {
-  auto extent = *piece.scales;
-  if (!stacked) return extent;
-  auto const per_expert = extent.bytes.size() / piece.slice.part.size();
-  auto const begin = extent.bytes.begin + (wanted.part.begin - piece.slice.part.begin) * per_expert;
-  extent.bytes = {begin, begin + wanted.part.size() * per_expert};
-  return extent;
-}
-
-}  // namespace
 
 std::uint64_t PieceScales::read(Model const& model, StoredPiece const& piece, Slice const& wanted, FileReader& file) {
   auto const& parameter = model.parameters[piece.parameter];
@@ -28,11 +12,12 @@ std::uint64_t PieceScales::read(Model const& model, StoredPiece const& piece, Sl
   swapped_ = parameter.layout == Layout::swapped;
   wanted_ = wanted;
   first_expert_ = tensor.experts.begin;
-  columns_ = tensor.shape.back();
-  block_rows_ = blocks_before(tensor.shape[tensor.shape.size() - 2]);
-  block_columns_ = blocks_before(columns_);
-  auto const extent = extent_of(piece, wanted, stacked_);
+  weight_ = tensor.shape;
+  block_rows_ = blocks_of(weight_[weight_.size() - 2]);
+  block_columns_ = blocks_of(weight_.back());
+  Extent const extent{.file = piece.scales->file, .bytes = scale_range(model, piece, wanted)};
   if (extent == extent_) return 0;
+  extent_ = {};  // should reading fail, nothing is here
   bytes_.resize(extent.bytes.size());
   file.read(bytes_, extent.bytes.begin);
   extent_ = extent;
@@ -46,31 +31,32 @@ BlockScales PieceScales::of(std::uint64_t expert) const {
           .columns = block_columns_};
 }
 
-Range PieceScales::digested_columns(std::uint64_t block_row) const {
-  auto const row = block_row * kScaleBlock;
-  if (!stacked_) {  // elements of the matrix
-    auto const column = [&](std::uint64_t element) {
-      return element <= row * columns_ ? 0 : std::min(blocks_before(element - row * columns_), block_columns_);
-    };
-    return {column(wanted_.part.begin), column(wanted_.part.end)};
+void PieceScales::for_each_owned(std::uint64_t expert, std::function<void(Range scales)> const& step) const {
+  if (!stacked_) return step(owned_scales(weight_, wanted_.part));
+  auto const matrix = expert - first_expert_;
+  auto const rows = weight_[weight_.size() - 2];
+  auto const columns = weight_.back();
+  if (!swapped_) {
+    auto const element = [&](std::uint64_t row) { return (matrix * rows + row) * columns; };
+    return step(owned_scales(weight_, {element(wanted_.rows.begin), element(wanted_.rows.end)}));
   }
-  if (swapped_) return {blocks_before(wanted_.rows.begin), blocks_before(wanted_.rows.end)};
-  auto const wants_row = wanted_.rows.begin <= row && row < wanted_.rows.end;
-  return {0, wants_row ? block_columns_ : 0};
+  auto const owned = owned_scales(wanted_.rows);  // columns of the file
+  for (std::uint64_t row = 0; row < block_rows_; ++row) {
+    auto const first = (matrix * block_rows_ + row) * block_columns_;
+    step({first + owned.begin, first + owned.end});
+  }
 }
 
 void PieceScales::for_each_digested(
     std::function<void(std::uint64_t first_element, std::span<std::byte const> bytes)> const& step) const {
   auto const unit = element_bytes(dtype_);
   auto const experts = stacked_ ? wanted_.part : Range{0, 1};
+  auto const first_here = stacked_ ? (experts.begin - first_expert_) * block_rows_ * block_columns_ : 0;
   for (auto expert = experts.begin; expert < experts.end; ++expert) {
-    for (std::uint64_t row = 0; row < block_rows_; ++row) {
-      auto const columns = digested_columns(row);
-      if (columns.empty()) continue;
-      auto const here = ((expert - experts.begin) * block_rows_ + row) * block_columns_ + columns.begin;
-      auto const in_tensor = ((expert - first_expert_) * block_rows_ + row) * block_columns_ + columns.begin;
-      step(in_tensor, std::span(bytes_).subspan(here * unit, columns.size() * unit));
-    }
+    for_each_owned(expert, [&](Range scales) {
+      if (scales.empty()) return;
+      step(scales.begin, std::span(bytes_).subspan((scales.begin - first_here) * unit, scales.size() * unit));
+    });
   }
 }
 

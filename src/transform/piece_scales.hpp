@@ -13,8 +13,8 @@
 
 namespace rankslice {
 
-/// The block scales of a piece: of the experts that somebody wants of it, or of all of a dense tensor. Whoever wants
-/// the first element of a block digests its scale, so that slices which share a block (rule 59) count it once.
+/// The block scales of a piece: of the experts that somebody wants of it, or of all of a dense tensor.
+/// Scales are digested by whoever wants the first element of their block (`owned_scales`).
 class PieceScales {
  public:
   /// Read them, unless they are here already. Returns the bytes that were read. @throws IoError
@@ -28,15 +28,15 @@ class PieceScales {
       std::function<void(std::uint64_t first_element, std::span<std::byte const> bytes)> const& step) const;
 
  private:
-  [[nodiscard]] Range digested_columns(std::uint64_t block_row) const;
+  void for_each_owned(std::uint64_t expert, std::function<void(Range scales)> const& step) const;
 
-  Extent extent_;  // what was read
+  Extent extent_;  // what is here
   std::vector<std::byte> bytes_;
   DType dtype_ = DType::BF16;
   bool stacked_ = false, swapped_ = false;
   Slice wanted_;
   std::uint64_t first_expert_ = 0;  // of the tensor
-  std::uint64_t columns_ = 0;       // of a matrix of the weight
+  Shape weight_;
   std::uint64_t block_rows_ = 0, block_columns_ = 0;
 };
 

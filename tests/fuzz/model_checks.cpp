@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "checkpoint_parts.hpp"
+#include "core/block_scales.hpp"
 #include "fresh_source.hpp"
 #include "fuzz/fuzz.hpp"
 #include "plan/plan.hpp"
@@ -72,7 +73,7 @@ void require_reads(Checkpoint const& checkpoint, Plan const& plan, std::uint64_t
         bytes += range.size();
       }
       if (!located.piece->scales) continue;
-      auto const scales = scale_range(model, located);
+      auto const scales = scale_range(model, *located.piece, located.slice);
       require(lies_in(scales, located.piece->scales->bytes) || scales.empty(), "scales are some of their tensor's");
       bytes += scales.size();
     }

@@ -36,14 +36,12 @@ Bytes dequantised(Bytes const& in, DType scales, DType to, std::vector<std::uint
   auto const rows = sizes.at(0), columns = sizes.at(1), first_row = sizes.at(2), first_column = sizes.at(3);
   auto const box_rows = sizes.at(4), box_columns = sizes.at(5);
   Bytes out(box_rows * box_columns * element_bytes(to));
-  dequantise(
-      {.data = in.data() + first_row * columns + first_column,
-       .rows = box_rows,
-       .columns = box_columns,
-       .stride = columns},
-      first_row, first_column,
-      {.data = in.data() + rows * columns, .dtype = scales, .columns = (columns + kScaleBlock - 1) / kScaleBlock},
-      out.data(), to);
+  dequantise({.data = in.data() + first_row * columns + first_column,
+              .rows = box_rows,
+              .columns = box_columns,
+              .stride = columns},
+             first_row, first_column,
+             {.data = in.data() + rows * columns, .dtype = scales, .columns = (columns + 127) / 128}, out.data(), to);
   return out;
 }
 
