@@ -87,8 +87,7 @@ std::string missing_scales(KeyMapping const& key, CatalogTensor const& tensor) {
 void check_weight(MappedCatalog const& mapped, std::size_t i, bool has_scales, KeyTable const& table) {
   auto const& key = mapped.keys[i];
   auto const& tensor = mapped.catalog.tensors[i];
-  auto const weight = key.stacked != nullptr || tensor.name.ends_with(kWeight);
-  if (has_scales || !weight || !is_quantised(tensor.dtype)) return;
+  if (has_scales || !is_quantised(tensor.dtype)) return;
   if (tensor.dtype == DType::F8_E4M3) {
     throw tensor_error(
         mapped.catalog, tensor,

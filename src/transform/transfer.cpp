@@ -179,9 +179,20 @@ void Transfer::add_converted(StoredPiece const& piece, std::uint64_t offset, std
   }
 }
 
+/// Codes without their scales mean nothing (rule 60). @throws PlanError
+void Transfer::require_no_codes(StoredPiece const& piece) const {
+  auto const& parameter = parameter_of(piece);
+  if (!converts(piece) || parameter.hf_dtype != DType::F8_E4M3) return;
+  auto const& key = model_.tensors[piece.tensor].key;
+  throw PlanError(fmt::format("{}: {} would become {} without its block scales, which are in none of the files", key,
+                              name(parameter.hf_dtype), name(parameter.dtype)),
+                  key);
+}
+
 void Transfer::read_scales(StoredPiece const& piece, Slice const& wanted, PieceFiles const& files,
                            DigestSink const& sink) {
-  if (!piece.scales || wanted.empty()) return;
+  if (wanted.empty()) return;
+  if (!piece.scales) return require_no_codes(piece);
   auto const bytes = scales_.read(model_, piece, wanted, *files.scales);
   if (sink.digest != nullptr) {
     scales_.for_each_digested([&](std::uint64_t first_element, std::span<std::byte const> run) {

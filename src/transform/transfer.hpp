@@ -49,7 +49,7 @@ class Transfer {
   /// `model` outlives the transfer.
   Transfer(Model const& model, Form form, BlockDone done = {}) : model_(model), form_(form), done_(std::move(done)) {}
 
-  /// @throws IoError, FormatError
+  /// @throws IoError, FormatError; PlanError for codes of a piece without block scales, here and in `digest`
   void read(StoredPiece const& piece, Slice const& wanted, PieceFiles const& files, NativeBox<std::byte> const& out,
             DigestSink const& sink);
   /// @throws IoError; PlanError for a converted parameter whose values cannot be computed back
@@ -66,6 +66,7 @@ class Transfer {
   [[nodiscard]] Parameter const& parameter_of(StoredPiece const& piece) const;
   [[nodiscard]] bool is_swapped(StoredPiece const& piece) const;
   [[nodiscard]] bool converts(StoredPiece const& piece) const;
+  void require_no_codes(StoredPiece const& piece) const;
   void read_scales(StoredPiece const& piece, Slice const& wanted, PieceFiles const& files, DigestSink const& sink);
   [[nodiscard]] MatrixView read_strip(Matrix const& matrix, Strip const& strip, FileReader& file,
                                       DigestSink const& sink);

@@ -178,6 +178,31 @@ TEST(BlockScales, Rules37And60_AreNeverDropped) {
   }
 }
 
+// Whatever its name: bits of other types that nobody computes with stay as they are.
+TEST(BlockScales, Rule60_NoTensorOfAnEightBitFloatIsWithoutScales) {
+  for (std::string const key : {"model.language_model.layers.3.self_attn.q_proj.bias",
+                                "model.language_model.layers.3.self_attn.codes", "model.visual.pos_embed"}) {
+    auto const with = [&](DType dtype) {
+      return [&key, dtype](auto& catalog) { append_tensor(catalog, key, dtype, {130, 130}); };
+    };
+    auto const bare = refusal(with(DType::F8_E4M3));
+    EXPECT_EQ(bare.message,
+              "model.safetensors: " + key + ": Missing FP8 scale: expected " + key + "_scale_inv beside it");
+    EXPECT_EQ(bare.tensor, key);
+    for (auto const dtype : {DType::F8_E5M2, DType::F8_E8M0, DType::F8_E4M3FNUZ, DType::F8_E5M2FNUZ}) {
+      EXPECT_THAT(refusal(with(dtype)).message, HasSubstr(key + ": has dtype " + std::string(name(dtype))));
+    }
+    for (auto const dtype : {DType::U8, DType::I8, DType::BOOL, DType::BF16}) {
+      auto catalog = quantised(wide());
+      with(dtype)(catalog);
+      auto const model = mapped(catalog);
+      auto const& buffer = test::tensor_of(model, key);
+      EXPECT_EQ(buffer.dtype, dtype);
+      EXPECT_FALSE(model.parameters[buffer.parameter].converted());
+    }
+  }
+}
+
 TEST(BlockScales, Rule60_ExpertsOfMtpHaveTheirsInBothForms) {
   for (auto const form : {ExpertForm::grouped, ExpertForm::split}) {
     auto catalog = quantised(wide(form));

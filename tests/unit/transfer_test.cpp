@@ -208,6 +208,30 @@ TEST(Transfer, PassesAReadersErrorOnAndReportsOnlyWhatCameBefore) {
   }
 }
 
+// Rule 60: in each layout, for each way through the bytes.
+TEST(Transfer, NeverTakesCodesWithoutTheirScalesForValues) {
+  for (auto example :
+       {dense(DType::F8_E4M3, {3, 5}), stacked_as_is(DType::F8_E4M3, {2, 3, 5}), swapped(DType::F8_E4M3, {2, 3, 5})}) {
+    example.model.parameters[0].dtype = DType::BF16;
+    auto const hf = hf_file(example);
+    auto const& key = example.model.tensors[0].key;
+    MemoryReader file(hf.bytes);
+    Transfer transfer(example.model, Form::hf);
+    Bytes out(2 * 2 * 3 * 5);
+    auto const refused = [&](auto const& action) {
+      try {
+        action();
+        ADD_FAILURE() << "raw codes were taken for values";
+      } catch (PlanError const& error) {
+        EXPECT_THAT(error.what(), testing::StartsWith(key + ": F8_E4M3"));
+        EXPECT_EQ(error.tensor, key);
+      }
+    };
+    refused([&] { transfer.read(hf.pieces[0], example.whole(), {file}, {out.data(), example.whole()}, {}); });
+    refused([&] { transfer.digest(hf.pieces[0], example.whole(), {file}, {}); });
+  }
+}
+
 TEST(Transfer, IsNotDisturbedByShortAndInterruptedReads) {
   auto const example = swapped(DType::BF16, {2, 33, 70});
   auto const hf = hf_file(example);
