@@ -93,19 +93,24 @@ std::byte const* address(Parameter const& parameter, Slice const& part, NativeBo
   return box.data + rows * parameter.row_bytes(Form::native);
 }
 
-[[noreturn]] void fail_changed(Model const& model, Parameter const& parameter, Slice const& part, std::uint64_t byte) {
+/// `source` has what was there before.
+[[noreturn]] void fail_changed(Model const& model, Parameter const& parameter, Slice const& part, std::uint64_t byte,
+                               Storage const& source) {
   auto const column = byte / parameter.unit_bytes(Form::native) % parameter.columns();
   auto const holds = [&](std::uint32_t index) {
     auto const& tensor = model.tensors[index];
     auto const has = [](Range range, std::uint64_t at) { return range.begin <= at && at < range.end; };
     return !parameter.stacked_experts || (has(tensor.experts, part.part.begin) && has(tensor.columns, column));
   };
-  auto const& key = model.tensors[*std::ranges::find_if(parameter.tensors, holds)].key;
+  auto const tensor = *std::ranges::find_if(parameter.tensors, holds);
+  auto const& key = model.tensors[tensor].key;
+  auto const& file = source.files[places_of(model, source)[tensor].file].path;
   auto const expert = parameter.stacked_experts ? fmt::format("expert {} of ", part.part.begin) : std::string();
-  throw VerifyError(fmt::format("{}{} ({}): was changed since it was loaded: it cannot go back to {}; export with "
-                                "--export-layout auto",
-                                expert, parameter.fqn, key, name(parameter.hf_dtype)),
-                    {}, key);
+  throw VerifyError(
+      fmt::format("{}{} ({}): was changed since it was loaded, or {} was: it cannot go back to {}; export "
+                  "with --export-layout auto",
+                  expert, parameter.fqn, key, file, name(parameter.hf_dtype)),
+      file, key);
 }
 
 }  // namespace
@@ -133,7 +138,7 @@ Digests require_unchanged(Model const& model, std::vector<PlannedSlice> const& s
         auto const* const theirs = address(parameter, part, as_read);
         if (std::memcmp(mine, theirs, bytes) != 0) {
           auto const differs = std::mismatch(mine, mine + bytes, theirs).first - mine;
-          fail_changed(model, parameter, part, static_cast<std::uint64_t>(differs));
+          fail_changed(model, parameter, part, static_cast<std::uint64_t>(differs), source);
         }
         done(bytes);
       });
@@ -169,9 +174,11 @@ void check_copies(Model const& model, std::vector<PlannedSlice> const& slices, S
   for (std::size_t i = 0; i < model.tensors.size(); ++i) {
     if (std::ranges::equal(found.source.of(i), copied.source.of(i))) continue;
     auto const& key = model.tensors[i].key;
-    throw VerifyError(fmt::format("{}: reads back differently from what was copied: digest {:016x}, expected {:016x}",
-                                  key, found.source.sum(i), copied.source.sum(i)),
-                      {}, key);
+    auto const& file = target.files[places_of(model, target)[i].file].name;
+    throw VerifyError(
+        fmt::format("{}: {} reads back differently from what was copied: digest {:016x}, expected {:016x}", file, key,
+                    found.source.sum(i), copied.source.sum(i)),
+        file, key);
   }
 }
 

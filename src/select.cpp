@@ -86,6 +86,15 @@ void copy_numbers(DigestTable const& from, std::vector<std::optional<std::uint32
   }
 }
 
+Digests renumbered(Digests const& digests, Renumbering const& kept, Model const& model) {
+  auto const& [source, stored, without_codes] = digests;  // all there is
+  Digests result(model);
+  copy_numbers(source, kept.tensors, result.source);
+  copy_numbers(stored, kept.tensors, result.stored);
+  result.without_codes = without_codes;
+  return result;
+}
+
 }  // namespace
 
 Checkpoint keep_tensors(Checkpoint const& checkpoint, std::vector<bool> const& taken) {
@@ -97,11 +106,7 @@ Checkpoint keep_tensors(Checkpoint const& checkpoint, std::vector<bool> const& t
   auto selected = checkpoint;
   selected.model = renumbered(model, kept, target.catalog.tensors.size());
   selected.storage.pieces = renumbered(checkpoint.storage, kept);
-  if (checkpoint.digests) {
-    auto& digests = selected.digests.emplace(selected.model);
-    copy_numbers(checkpoint.digests->source, kept.tensors, digests.source);
-    copy_numbers(checkpoint.digests->stored, kept.tensors, digests.stored);
-  }
+  if (checkpoint.digests) selected.digests = renumbered(*checkpoint.digests, kept, selected.model);
   selected.fingerprint = fingerprint(target.hf);
   selected.catalog = std::move(target.catalog);
   selected.hf = std::move(target.hf);

@@ -51,35 +51,11 @@ std::vector<StoreContents::RecordedDigest> recorded_stored(Model const& model, D
   });
 }
 
-/// Whether two digests have the same values of every parameter that cannot be computed back.
-bool same_inexact_values(Model const& model, Digests const& a, Digests const& b) {
-  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
-    if (model.parameters[model.tensors[i].parameter].invertible()) continue;
-    if (!std::ranges::equal(a.stored.of(i), b.stored.of(i))) return false;
-  }
-  return true;
-}
-
-/// Completes the digests of what is held by those of the codes that it was computed from, as they were read or as the
-/// source recorded them, if it is still the same. Collective.
+/// Completes the digests of what is held by those of the codes that it was computed from. Collective.
 void add_codes(StateDict const& state, Communicator& world, Digests& held) {
   auto const& model = state.source->model;
   if (std::ranges::all_of(model.parameters, &Parameter::invertible)) return;
-  std::vector<std::uint64_t> known{state.read.source.tensors() > 0 && !state.read.without_codes ? 1U : 0U};
-  world.all_reduce(known, Reduce::min);
-  auto codes = known.front() != 0 ? std::optional(state.read) : state.source->digests;
-  if (!codes || codes->without_codes) return;
-  if (known.front() != 0) {
-    MeshTables mesh(state, world);
-    mesh.sum(codes->source);
-    mesh.sum(codes->stored);
-  }
-  if (!same_inexact_values(model, *codes, held)) return;
-  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
-    if (model.parameters[model.tensors[i].parameter].invertible()) continue;
-    std::ranges::copy(codes->source.of(i), held.source.of(i).begin());
-  }
-  held.without_codes = false;
+  if (auto const codes = known_codes(state, world)) add_codes_of(model, *codes, held);
 }
 
 /// Everything but tensor bytes, offsets and digest values, which are written at the end.

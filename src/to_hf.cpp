@@ -24,6 +24,7 @@ struct ExportPlan {
   ExportTarget target;
   ExportSlices slices;
   std::optional<Storage> originals;  // of what is copied
+  std::string copied_from;           // their folder
 };
 
 /// Every rank's part of the same files. Collective.
@@ -33,7 +34,10 @@ ExportPlan agree_on_export(Checkpoint const& source, Mesh const& mesh, Communica
   on_every_rank(world, [&] {
     plan.target = make_export_target(source, options);
     plan.slices = plan_export(plan.target, mesh, mesh.coordinate(world.rank()));
-    if (has_copies(plan.target)) plan.originals = storage_of(plan.target.model, copied_from(source, options));
+    if (!has_copies(plan.target)) return;
+    auto const& from = copied_from(source, options);
+    plan.originals = storage_of(plan.target.model, from);
+    plan.copied_from = from.path;
   });
   require_same(fingerprint(plan.target.files.hf),
                "would write other files than rank 0; options must be the same on every rank", world);
@@ -61,6 +65,15 @@ Digests without_left_out(std::vector<bool> const& taken, Digests digests) {
   return digests;
 }
 
+/// Digests of what is copied, without those of all else.
+DigestTable of_copies(ExportTarget const& target, Digests const& digests) {
+  auto copied = target.taken;
+  for (std::size_t i = 0; i < copied.size(); ++i) {
+    if (target.model.parameters[target.model.tensors[i].parameter].invertible()) copied[i] = false;
+  }
+  return without_left_out(copied, digests).source;
+}
+
 /// The digests of values as they are held: of what was converted those of the results.
 DigestTable as_held(Model const& model, Digests const& digests) {
   auto held = digests.source;
@@ -75,9 +88,12 @@ DigestTable as_held(Model const& model, Digests const& digests) {
 /// A checkpoint on its way into a folder. Every function is collective.
 class Export {
  public:
-  Export(ExportPlan const& plan, std::string const& out_dir, Communicator& world, ExportOptions const& options)
+  /// `compared`: the digests of the originals, in all ranks together, when what is held was compared with them.
+  Export(ExportPlan const& plan, std::optional<Digests> compared, std::string const& out_dir, Communicator& world,
+         ExportOptions const& options)
       : model_(plan.target.model),
         plan_(plan),
+        compared_(std::move(compared)),
         world_(world),
         options_(options),
         alive_(watch({.stop = options.call.stop}, "to_hf", 0, &world)),
@@ -100,35 +116,46 @@ class Export {
     if (!plan_.originals) return written;
     on_every_rank(world_, [&] { copied_ = copy_slices(model_, copied, *plan_.originals, storage, done); });
     on_every_rank(world_, [&] { check_copies(model_, copied, storage, copied_, done); });
+    if (compared_) require_copied();
     return written;
   }
 
-  /// What `write` copied is what was compared before.
-  void require_copied(Digests const& compared) {
-    auto expected = without_left_out(plan_.target.taken, compared);
-    world_.all_reduce(expected.source.values(), Reduce::sum);
-    world_.all_reduce(copied_.source.values(), Reduce::sum);
-    on_every_rank(world_, [&] {
-      require_equal(model_, NamedTable{"compared", expected.source}, NamedTable{"copied", copied_.source});
-    });
-  }
-
-  /// Side files, the index, and the final name.
-  [[nodiscard]] ExportReport publish() {
+  /// Side files, the index, and the final name. `form`: in which what was not copied was read; nothing of memory.
+  [[nodiscard]] ExportReport publish(std::optional<Form> form) {
     auto const& hf = plan_.target.files.hf;
     on_every_rank(world_, [&] {
       if (world_.rank() == 0) add_other_files(hf, output_.path(), alive_);
     });
     output_.publish();
     return {.headers = hf.headers,
-            .bytes_read = 0,
+            .bytes_read = bytes_read(form),
             .bytes_written = bytes_.wanted + copied_bytes_,
             .files = hf.files.size()};
   }
 
  private:
+  /// What was copied is what was compared before.
+  void require_copied() {
+    auto const expected = of_copies(plan_.target, *compared_);
+    world_.all_reduce(copied_.source.values(), Reduce::sum);
+    on_every_rank(world_, [&] {
+      require_equal(model_, NamedTable{"compared", expected}, NamedTable{"copied", copied_.source});
+    });
+  }
+
+  /// Originals count once for comparing and once for copying.
+  [[nodiscard]] std::uint64_t bytes_read(std::optional<Form> form) const {
+    auto const& [computed, compared, copied] = plan_.slices;
+    auto bytes = plan_bytes(model_, copied, Form::hf);
+    if (form) bytes += plan_bytes(model_, computed, *form);
+    if (!compared_) return bytes;
+    if (form) bytes += plan_bytes(model_, compared, *form);
+    return bytes + plan_bytes(model_, compared, Form::hf);
+  }
+
   Model const& model_;
   ExportPlan const& plan_;
+  std::optional<Digests> compared_;
   Communicator& world_;
   ExportOptions const& options_;
   BlockDone alive_;  // of what is no tensor
@@ -138,15 +165,22 @@ class Export {
   Digests copied_;
 };
 
-/// What cannot be computed back is still what the originals give. Returns the digests of the originals. Collective.
-Digests compare_with_originals(ExportPlan const& plan, NativeSource& held, CallOptions const& call,
-                               Communicator& world) {
+/// What cannot be computed back is still what the originals give, and these are what was `loaded`, if that is known:
+/// other codes and scales can give the same values. Returns the digests of the originals. Collective.
+Digests compare_with_originals(ExportPlan const& plan, NativeSource& held, std::optional<Digests> const& loaded,
+                               CallOptions const& call, Communicator& world) {
   Digests originals;
   auto const& model = plan.target.model;
   auto const bytes = plan_bytes(model, plan.slices.compared, Form::native);
   auto const done = watch(call, "verify", bytes, &world);
   on_every_rank(world,
                 [&] { originals = require_unchanged(model, plan.slices.compared, held, *plan.originals, done); });
+  world.all_reduce(originals.source.values(), Reduce::sum);
+  if (!loaded || loaded->without_codes) return originals;
+  on_every_rank(world, [&] {
+    require_equal(model, NamedTable{"loaded", of_copies(plan.target, *loaded)},
+                  NamedTable{plan.copied_from, of_copies(plan.target, originals)});
+  });
   return originals;
 }
 
@@ -189,16 +223,17 @@ ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communica
   on_every_rank(world, [&] { held.emplace(exported); });
   auto const expected = without_left_out(plan.target.taken, digest_all_held(exported, options.call, world));
 
-  auto const originals =
-      plan.originals ? std::optional(compare_with_originals(plan, *held, options.call, world)) : std::nullopt;
-  Export output(plan, out_dir, world, options);
+  std::optional<Digests> originals;
+  if (plan.originals) {
+    originals = compare_with_originals(plan, *held, known_codes(state, world), options.call, world);
+  }
+  Export output(plan, std::move(originals), out_dir, world, options);
   auto written = output.write(*held);
-  if (originals) output.require_copied(*originals);
   world.all_reduce(written.source.values(), Reduce::sum);
   on_every_rank(world, [&] {
     require_equal(plan.target.model, NamedTable{"held", expected.source}, NamedTable{"written", written.source});
   });
-  return output.publish();
+  return output.publish(std::nullopt);
 }
 
 ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Communicator& world,
@@ -210,12 +245,11 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
   StreamedTensors streamed(checkpoint.storage, model);
   std::optional<Digests> originals;
   if (plan.originals && checkpoint.storage.form == Form::native) {
-    originals = compare_with_originals(plan, streamed, options.call, world);
+    originals = compare_with_originals(plan, streamed, checkpoint.digests, options.call, world);
   }
-  Export output(plan, out_dir, world, options);
+  Export output(plan, std::move(originals), out_dir, world, options);
   plan.target.converted ? write_converted(model, plan.target, streamed, output, world)
                         : write_as_read(model, plan.target.taken, streamed, output, world);
-  if (originals) output.require_copied(*originals);
   if (verify == VerifyLevel::full && checkpoint.digests) {
     auto read = streamed.read();
     auto const recorded = without_left_out(tensors_to_read(plan.target, model), *checkpoint.digests);
@@ -223,12 +257,7 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
     world.all_reduce(read.stored.values(), Reduce::sum);
     on_every_rank(world, [&] { require_equal(model, NamedDigests{"recorded", recorded}, NamedDigests{"read", read}); });
   }
-  auto report = output.publish();
-  auto const& [computed, compared, copied] = plan.slices;
-  report.bytes_read =
-      plan_bytes(model, computed, checkpoint.storage.form) + plan_bytes(model, copied, Form::hf) +
-      (originals ? plan_bytes(model, compared, Form::hf) + plan_bytes(model, compared, checkpoint.storage.form) : 0);
-  return report;
+  return output.publish(checkpoint.storage.form);
 }
 
 }  // namespace rankslice

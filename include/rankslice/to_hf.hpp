@@ -22,8 +22,8 @@ enum class GdnDtype : std::uint8_t {
 /// The same on every rank.
 struct ExportOptions {
   bool overwrite = false;  ///< Replace what exists under the final name, in one step at the end.
-  /// Which tensors are written, by HF key (`key_selection`); all when empty. Of split experts each key counts for
-  /// itself (rule 25).
+  /// Which tensors are written, by the HF keys of the export (`key_selection`), which are not the source's where split
+  /// experts become grouped ones; all when empty. Of split experts each key counts for itself (rule 25).
   KeySelection keys{};
   ExportLayout layout = ExportLayout::automatic;
   /// For `ExportLayout::source`: the Hugging Face checkpoint that has the values which cannot be computed back, when it
@@ -36,7 +36,9 @@ struct ExportOptions {
 
 struct ExportReport {
   HeaderOrigin headers = HeaderOrigin::source;
-  std::uint64_t bytes_read = 0;     ///< Tensor bytes that this rank read to export them; none of a state in memory.
+  /// Tensor bytes that this rank read to export them. Of a state in memory only those of the originals, for
+  /// `ExportLayout::source`: once to compare and once to copy them.
+  std::uint64_t bytes_read = 0;
   std::uint64_t bytes_written = 0;  ///< Tensor bytes that this rank wrote.
   std::uint64_t files = 0;
 };
@@ -47,10 +49,12 @@ struct ExportReport {
 /// the source. Nothing stands under `out_dir` until all is written, synced and read back. Collective, with the same
 /// options on every rank.
 /// @throws PlanError for a state that lacks tensors or is not what it says, ranks whose meshes, sources or options
-/// differ, or a selection that takes none; VerifyError when the ranks together do not hold every tensor once, or copies
-/// differ, or what was written reads back differently, or, for `ExportLayout::source`, a value was changed that cannot
-/// be computed back; UsageError when its source is not at hand; IoError, also for a source with another fingerprint.
-/// The same on every rank, a PlanError as UsageError.
+/// differ, a selection that takes none, or `GdnDtype::upstream` of a parameter that is not held in F32; VerifyError
+/// when the ranks together do not hold every tensor once, or copies differ, or what was written reads back differently,
+/// or, for `ExportLayout::source`, a value was changed that cannot be computed back, or its source has other codes or
+/// scales than were loaded, as far as these were digested then, or are by a store; UsageError when that source is not
+/// at hand, and for `GdnDtype::upstream` with it; IoError, also for a source with another fingerprint. The same on
+/// every rank, a PlanError as UsageError.
 ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communicator& world,
                    ExportOptions const& options = {});
 

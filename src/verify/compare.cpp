@@ -106,6 +106,18 @@ std::vector<Mismatch> differences(Model const& model, NamedDigests const& expect
   return mismatches;
 }
 
+void add_codes_of(Model const& model, Digests const& known, Digests& digests) {
+  if (known.without_codes || !digests.without_codes) return;
+  auto const lacks_codes = [&](std::size_t i) { return !model.parameters[model.tensors[i].parameter].invertible(); };
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+    if (lacks_codes(i) && !std::ranges::equal(known.stored.of(i), digests.stored.of(i))) return;
+  }
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+    if (lacks_codes(i)) std::ranges::copy(known.source.of(i), digests.source.of(i).begin());
+  }
+  digests.without_codes = false;
+}
+
 void require_equal(Model const& model, NamedTable const& expected, NamedTable const& found) {
   VerifyReport report;
   report.mismatches = differences(model, expected, found, -1);

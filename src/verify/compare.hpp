@@ -30,6 +30,9 @@ struct NamedDigests {
 [[nodiscard]] std::vector<Mismatch> differences(Model const& model, NamedDigests const& expected,
                                                 NamedDigests const& found, int rank);
 
+/// Add to digests of the native form the source digests that they lack: those of `known`, if that has the same values.
+void add_codes_of(Model const& model, Digests const& known, Digests& digests);
+
 /// @throws VerifyError naming what differs.
 void require_equal(Model const& model, NamedTable const& expected, NamedTable const& found);
 void require_equal(Model const& model, NamedDigests const& expected, NamedDigests const& found);

@@ -73,6 +73,20 @@ void MeshTables::compare_replicas(DigestTable const& table, std::string_view wha
   mismatches.insert(mismatches.end(), found.begin(), found.end());
 }
 
+std::optional<Digests> known_codes(StateDict const& state, Communicator& world) {
+  std::vector<std::uint64_t> were_read{state.read.source.tensors() > 0 && !state.read.without_codes ? 1U : 0U};
+  world.all_reduce(were_read, Reduce::min);
+  if (were_read.front() != 0) {
+    auto read = state.read;
+    MeshTables mesh(state, world);
+    mesh.sum(read.source);
+    mesh.sum(read.stored);
+    return read;
+  }
+  auto const& recorded = state.source->digests;
+  return recorded && !recorded->without_codes ? recorded : std::nullopt;
+}
+
 Digests digest_held(StateDict const& state, CallOptions const& call, Communicator* world) {
   auto const& model = state.source->model;
   Digests held(model);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -35,6 +36,10 @@ class MeshTables {
   Communicator& world_;
   std::unique_ptr<Communicator> replica_;
 };
+
+/// The digests of what a state was loaded from, those of its codes among them: as all ranks together read them, or as
+/// its source recorded them; nothing when they are not known. Collective.
+[[nodiscard]] std::optional<Digests> known_codes(StateDict const& state, Communicator& world);
 
 /// Digests of what stands in memory now, with coordinates from each tensor's own offsets and shape. `world` may be
 /// null.

@@ -16,6 +16,7 @@
 #include "rankslice/to_hf.hpp"
 #include "rankslice/verify.hpp"
 
+#include "io/file.hpp"
 #include "support/job_fixture.hpp"
 #include "support/model_catalog.hpp"
 #include "support/raw_checkpoint.hpp"
@@ -45,7 +46,7 @@ void write_fp8_checkpoint(std::string const& folder) {
     append_tensor(catalog, tensor.name, is_quantised ? DType::F8_E4M3 : tensor.dtype, tensor.shape);
     if (is_quantised) weights.push_back(tensor.name);
   }
-  for (auto const& name : weights) append_tensor(catalog, name + "_scale_inv", DType::BF16, {1, 1});
+  for (auto const& name : weights) append_tensor(catalog, name + "_scale_inv", DType::F32, {1, 1});
   auto config = make_config_json(shape);
   config.insert(1, R"("quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}, )");
   write_checkpoint(folder, catalog, config);
@@ -227,6 +228,55 @@ TEST_F(ConvertedExport, InTheLayoutOfTheSourceAChangedValueIsRefusedByName) {
     EXPECT_THAT(error.what(), HasSubstr("cannot go back to F8_E4M3"));
   }
   EXPECT_FALSE(std::filesystem::exists(path("never")));
+}
+
+/// Copies the originals with another lowest bit of a scale, which no value in BF16 shows. Returns its key.
+std::string copy_with_another_scale(std::string const& from, std::string const& to) {
+  std::filesystem::copy(from, to);
+  auto const tensors = read_raw_tensors(to);
+  auto const is_scale = [](auto const& item) { return item.first.ends_with("down_proj.weight_scale_inv"); };
+  auto const& [key, scale] = *std::ranges::find_if(tensors, is_scale);
+  auto const low = scale.bytes.front() ^ std::byte{1};
+  auto file = FileWriter::open(scale.file);
+  file.write({&low, 1}, scale.offset);
+  file.close();
+  return key;
+}
+
+TEST_F(ConvertedExport, InTheLayoutOfTheSourceOriginalsAreThoseThatWereLoaded) {
+  auto const state = loaded_fp8();
+  auto const original = fp8();
+  std::string changed;  // on rank 0
+  on_every_rank(world(), [&] {
+    if (world().rank() == 0) changed = copy_with_another_scale(original, path("other_scale"));
+  });
+  ExportOptions options{.layout = ExportLayout::source, .call = {}};
+  options.source = open_checkpoint(path("other_scale"), world());
+  save_store(state, path("true_scale.h5"), world());
+  auto const store = open_checkpoint(path("true_scale.h5"), world(), {.store = &native_store()});
+  try {
+    to_hf(state, path("never"), world(), options);
+    FAIL() << "other scales of a state";
+  } catch (VerifyError const& error) {
+    EXPECT_THAT(error.what(), HasSubstr(changed));
+  }
+  EXPECT_THROW(to_hf(*store, path("never"), world(), options), VerifyError);
+  EXPECT_FALSE(std::filesystem::exists(path("never")));
+}
+
+TEST_F(ConvertedExport, InTheLayoutOfTheSourceOriginalsAreReadTwiceOfAState) {
+  auto const state = loaded_fp8();
+  auto const report = to_hf(state, path("counted"), world(), {.layout = ExportLayout::source, .call = {}});
+  std::vector<std::uint64_t> read{report.bytes_read};
+  world().all_reduce(read, Reduce::sum);
+  std::uint64_t codes = 0, scales = 0;
+  for (auto const& tensor : state.source->model.tensors) {
+    if (tensor.is_scales) scales += byte_size(tensor.dtype, tensor.shape);
+    if (tensor.scales) codes += byte_size(tensor.dtype, tensor.shape);
+  }
+  EXPECT_GE(read.front(), 2 * (codes + scales));
+  EXPECT_LE(read.front(), 2 * codes + scales * (1 + static_cast<std::uint64_t>(world().size())));
+  EXPECT_EQ(to_hf(loaded(), path("uncounted"), world()).bytes_read, 0U);
 }
 
 // Rule 25: keys are those of the export.

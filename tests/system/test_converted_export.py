@@ -301,6 +301,24 @@ def test_a_source_that_changed_is_not_copied(qwen3_5, stored, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_source_whose_other_scales_give_the_same_values_is_not_copied(tmp_path):
+    """An F32 scale has bits that BF16 values do not show: only what the store recorded of it does."""
+    source = VARIANTS["qwen3_5_grouped"].write(tmp_path / "ckpt")
+    run_ok("load", source, "--store", tmp_path / "s.h5")
+    other = checkpoints.copy(source, tmp_path / "other")
+    key = "model.language_model.layers.1.self_attn.o_proj.weight_scale_inv"
+    file, begin, _ = reference.extents(other)[key]
+    data = bytearray((other / file).read_bytes())
+    data[begin] ^= 1  # the lowest bit of the first scale
+    (other / file).write_bytes(data)
+    for folder in (source, other):
+        run_ok("to-hf", folder, tmp_path / f"values-{folder.name}")
+    assert not checkpoints.folder_differences(tmp_path / "values-ckpt", tmp_path / "values-other")
+    options = ["--export-layout", "source", "--source", other]
+    expect(3, "to-hf", tmp_path / "s.h5", tmp_path / "out", *options, says=[key, other], ranks=2)
+    assert not (tmp_path / "out").exists()
+
+
 def test_contradicting_options_are_refused(qwen3_5, stored, tmp_path):
     expect(2, "to-hf", qwen3_5, tmp_path / "out", "--export-layout", "source", "--gdn-dtype", "upstream", says="upstream")
     expect(2, "to-hf", stored[0], tmp_path / "out", "--source", qwen3_5, says="--export-layout source")

@@ -169,6 +169,7 @@ TEST_F(CopiedSlices, ACopyThatReadsBackDifferentlyIsNamed) {
       FAIL() << model_.tensors[tensor].key;
     } catch (VerifyError const& error) {
       EXPECT_EQ(error.tensor, model_.tensors[tensor].key);
+      EXPECT_EQ(error.file, target_.files[extent.file].name);
     }
     test::flip_byte(path, extent.bytes.end - 1);
   }
