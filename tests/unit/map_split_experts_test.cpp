@@ -28,6 +28,7 @@ using test::tensor_named;
 using test::tensor_of;
 using testing::AllOf;
 using testing::HasSubstr;
+using testing::UnorderedElementsAreArray;
 
 std::string const kDecoder = "model.language_model.layers.2.mlp.experts.";
 std::string const kMtp = "mtp.layers.0.mlp.experts.";
@@ -140,15 +141,52 @@ TEST(MapSplitExperts, Rule40_TenExpertsAreOrderedByNumberNotByText) {
   EXPECT_EQ(model.tensors[down.tensors[10]].key, kDecoder + "10.down_proj.weight");
 }
 
+std::string line_of(std::string const& key, Range const& experts, Range const& columns) {
+  return fmt::format("  {}: experts {} to {}, columns {} to {}\n", key, experts.begin, experts.end, columns.begin,
+                     columns.end);
+}
+
+/// The stacked parameters and what fills them, each in some lines.
+std::vector<std::string> stacked_in(Model const& model) {
+  std::vector<std::string> found;
+  for (auto const& parameter : model.parameters) {
+    if (!parameter.stacked_experts) continue;
+    auto const* const layout = parameter.layout == Layout::swapped ? "swapped" : "same";
+    auto& lines = found.emplace_back(fmt::format("{} {} {}\n", parameter.fqn, to_string(parameter.shape), layout));
+    for (auto const index : parameter.tensors) {
+      auto const& tensor = model.tensors[index];
+      lines += line_of(tensor.key, tensor.experts, tensor.columns);
+    }
+  }
+  return found;
+}
+
+/// Those of one layer: E = 4, H = 12, I = 8.
+void append_layer(std::vector<std::string>& expected, std::string const& at, ExpertForm form) {
+  auto gate_up = at + "gate_and_up_projs [4, 12, 16] swapped\n", down = at + "down_projs [4, 8, 12] swapped\n";
+  if (form == ExpertForm::grouped) {
+    gate_up += line_of(at + "gate_up_proj", {0, 4}, {0, 16});
+    down += line_of(at + "down_proj", {0, 4}, {0, 12});
+  } else {
+    for (std::uint64_t expert = 0; expert < 4; ++expert) {
+      auto const of_expert = fmt::format("{}{}.", at, expert);
+      gate_up += line_of(of_expert + "gate_proj.weight", {expert, expert + 1}, {0, 8});
+      gate_up += line_of(of_expert + "up_proj.weight", {expert, expert + 1}, {8, 16});
+      down += line_of(of_expert + "down_proj.weight", {expert, expert + 1}, {0, 12});
+    }
+  }
+  expected.insert(expected.end(), {gate_up, down});
+}
+
 TEST(MapSplitExperts, Rule31_TheLayoutOfTheDecoderSaysNothingOfTheMtps) {
   for (auto const decoder : {ExpertForm::grouped, ExpertForm::split}) {
     for (auto const mtp : {ExpertForm::grouped, ExpertForm::split}) {
-      auto const model = make_model(tiny(decoder, mtp));
-      std::vector<std::string> fqns;
-      for (auto const& parameter : model.parameters) {
-        if (parameter.stacked_experts) fqns.push_back(parameter.fqn);
+      std::vector<std::string> expected;
+      for (auto const* layer : {"0", "1", "2", "3"}) {
+        append_layer(expected, fmt::format("model.language_model.layers.{}.mlp.experts.", layer), decoder);
       }
-      EXPECT_EQ(fqns.size(), 10U);  // two for each of 4 + 1 layers
+      append_layer(expected, kMtp, mtp);
+      EXPECT_THAT(stacked_in(make_model(tiny(decoder, mtp))), UnorderedElementsAreArray(expected));
     }
   }
 }
