@@ -195,6 +195,7 @@ Checkpoint assemble(CheckpointParts parts) {
   Checkpoint checkpoint;
   auto config = parts.hf.config.empty() ? ModelConfig{} : parse_model_config(parts.hf.config);
   config.partial = parts.hf.headers == HeaderOrigin::selection;
+  config.modelopt_file = std::ranges::count(parts.hf.side_files, "hf_quant_config.json", &SideFile::name) != 0;
   auto const& family = find_family(parts.family, config, parts.text_only);
   checkpoint.catalog = make_catalog(parts.hf, parts.hf_folder, parts.warnings);
   if (checkpoint.catalog.tensors.empty()) {

@@ -1,10 +1,8 @@
 #include "model/block_scales.hpp"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
-#include <array>
 #include <unordered_map>
 
 #include "core/block_scales.hpp"
@@ -19,18 +17,6 @@ namespace {
 constexpr std::string_view kWeight = ".weight";
 
 using Numbers = std::unordered_map<std::string_view, std::uint32_t>;
-
-/// Tensors by which other ways to quantise are known; config.json may not name them.
-struct ForeignTensor {
-  std::string_view ending;
-  std::string_view method;
-};
-constexpr std::array kForeign{
-    ForeignTensor{".qweight", "GPTQ or AWQ"},
-    ForeignTensor{".qzeros", "GPTQ or AWQ"},
-    ForeignTensor{".weight_packed", "compressed-tensors"},
-    ForeignTensor{".weight_scale_2", "NVFP4"},
-};
 
 /// Rule 40 in upstream's words.
 std::string missing_quantised(KeyMapping const& key) {
@@ -99,23 +85,6 @@ void check_weight(MappedCatalog const& mapped, std::size_t i, bool has_scales, K
                                  name(tensor.dtype)));
 }
 
-void check_config(ModelConfig const& config) {
-  auto const fail = [](std::string const& found) {
-    throw FormatError(fmt::format("config.json: quantization_config: {} is not supported; there is only fp8 (e4m3) "
-                                  "with scales for blocks of 128 × 128",
-                                  found),
-                      "config.json");
-  };
-  auto const& quantisation = config.quantisation;
-  if (quantisation.method.empty()) return;
-  if (quantisation.method != "fp8") fail(fmt::format("quant_method {}", quantisation.method));
-  if (!quantisation.format.empty() && quantisation.format != "e4m3") fail(fmt::format("fmt {}", quantisation.format));
-  if (quantisation.block != std::vector<std::uint64_t>{kScaleBlock, kScaleBlock}) {
-    fail(quantisation.block.empty() ? std::string("fp8 without weight_block_size")
-                                    : fmt::format("weight_block_size [{}]", fmt::join(quantisation.block, ", ")));
-  }
-}
-
 }  // namespace
 
 std::vector<std::optional<std::uint32_t>> find_block_scales(KeyTable const& table, TensorCatalog const& catalog) {
@@ -138,7 +107,6 @@ std::vector<std::optional<std::uint32_t>> find_block_scales(KeyTable const& tabl
 
 void check_quantisation(KeyTable const& table, MappedCatalog const& mapped, ModelConfig const& config,
                         std::vector<std::string>& warnings) {
-  check_config(config);
   std::vector<bool> has_scales(mapped.keys.size());
   for (std::size_t i = 0; i < mapped.keys.size(); ++i) {
     if (!mapped.keys[i].scales_of) continue;
@@ -146,12 +114,6 @@ void check_quantisation(KeyTable const& table, MappedCatalog const& mapped, Mode
     has_scales[*mapped.keys[i].scales_of] = true;
   }
   for (std::size_t i = 0; i < mapped.keys.size(); ++i) {
-    auto const& tensor = mapped.catalog.tensors[i];
-    for (auto const& foreign : kForeign) {
-      if (!tensor.name.ends_with(foreign.ending)) continue;
-      throw tensor_error(mapped.catalog, tensor,
-                         fmt::format("is of {} quantisation, which is not supported", foreign.method));
-    }
     if (!mapped.keys[i].scales_of) check_weight(mapped, i, has_scales[i], table);
   }
   if (!config.quantisation.method.empty() && !config.partial &&

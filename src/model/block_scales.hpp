@@ -11,7 +11,7 @@ namespace rankslice {
                                                                           TensorCatalog const& catalog);
 
 /// Quantised weights are F8_E4M3 matrices, or experts stacked of such, with scales of the right shape for blocks of 128
-/// × 128 (rules 58, 60); config.json speaks of no other quantisation. What is odd is added to `warnings`.
+/// × 128 (rules 58, 60). What is odd is added to `warnings`.
 /// @throws FormatError
 void check_quantisation(KeyTable const& table, MappedCatalog const& mapped, ModelConfig const& config,
                         std::vector<std::string>& warnings);

@@ -10,6 +10,7 @@
 #include "model/block_scales.hpp"
 #include "model/completeness.hpp"
 #include "model/expert_layout.hpp"
+#include "model/foreign_quantisation.hpp"
 #include "model/tensor_error.hpp"
 
 namespace rankslice {
@@ -183,6 +184,7 @@ void check_way_back(Family const& family, Model const& model) {
 
 Model map_tensors(Family const& family, TensorCatalog const& catalog, ModelConfig const& config,
                   MapOptions const& options, std::vector<std::string>& warnings) {
+  refuse_foreign_quantisation(catalog, config, warnings);
   MappedCatalog const mapped{.catalog = catalog, .keys = map_keys(family.keys, catalog)};
   check_quantisation(family.keys, mapped, config, warnings);
   check_one_form(mapped);

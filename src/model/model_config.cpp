@@ -88,12 +88,17 @@ std::uint64_t find_experts(Json const& text) {
 }
 
 Quantisation find_quantisation(Json const& outer, Json const& text) {
-  auto const* found = find_object(outer, "quantization_config");
-  if (found == nullptr) found = find_object(text, "quantization_config");
-  if (found == nullptr) return {};
-  return {.method = find_text(*found, "quant_method"),
-          .format = text_if_any(*found, "fmt"),
-          .block = find_counts(*found, "weight_block_size")};
+  for (auto const* field : {"compression_config", "quantization_config"}) {
+    auto const* found = find_object(outer, field);
+    if (found == nullptr) found = find_object(text, field);
+    if (found == nullptr) continue;
+    return {.field = field,
+            .method = find_text(*found, "quant_method"),
+            .format = text_if_any(*found, "fmt"),
+            .block = find_counts(*found, "weight_block_size"),
+            .activations = text_if_any(*found, "activation_scheme")};
+  }
+  return {};
 }
 
 /// The text model's own first; other dtypes than those of training say nothing.

@@ -11,11 +11,13 @@
 
 namespace rankslice {
 
-/// What config.json says of quantised weights (`quantization_config`). Empty: not said.
+/// What config.json says of quantised weights. Empty: not said.
 struct Quantisation {
+  std::string field;                 ///< Where: `quantization_config`, or `compression_config`, which wins.
   std::string method;                ///< `quant_method`: `fp8`
   std::string format;                ///< `fmt`: `e4m3`
   std::vector<std::uint64_t> block;  ///< `weight_block_size`
+  std::string activations;           ///< `activation_scheme`: `dynamic`
 };
 
 /// What config.json says of the experts. Zero: not said.
@@ -31,6 +33,7 @@ struct ModelConfig {
   Quantisation quantisation;
   std::optional<DType> dtype;     ///< In which the model is trained (`dtype`, once `torch_dtype`): BF16, F16 or F32.
   std::string mtp_expert_layout;  ///< `mtp_expert_hf_layout`, in which no loading trusts (rule 30); may be empty.
+  bool modelopt_file = false;     ///< There is a hf_quant_config.json beside config.json.
   bool partial = false;           ///< Tensors may be missing: a selection of those that the config speaks of.
 };
 

@@ -317,6 +317,26 @@ def test_quantisations_that_config_json_does_not_name_are_known_by_their_tensors
     refused(damaged(plain, damage), QUERY.replace("weight", ending))
 
 
+def test_a_scale_of_a_whole_weight_is_not_taken_for_a_missing_one(damaged):
+    """As compressed-tensors and modelopt write FP8, which no missing file explains."""
+    scale = scale_of(GATE).removesuffix("_inv")
+
+    def damage(ckpt):
+        rename_tensor(ckpt, scale_of(GATE), scale)
+
+    refused(damaged(SPLIT, damage), scale, "compressed-tensors and modelopt")
+
+
+def test_modelopts_own_file_refuses_quantised_weights_and_warns_beside_others(damaged, tmp_path):
+    def damage(ckpt):
+        (ckpt / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+
+    refused(damaged(SPLIT, damage), "hf_quant_config.json", "modelopt")
+    plain = Variant("qwen3_5_moe", experts=3, layers=1).write(tmp_path / "plain")
+    damage(plain)
+    expect(0, "load", plain, says="hf_quant_config.json speaks of modelopt quantisation, but no weight is quantised")
+
+
 def test_a_wrong_scale_is_found_by_every_rank_and_said_once(tmp_path):
     ckpt = SPLIT.write(tmp_path / "ckpt")
     checkpoints.remove_tensor(ckpt, scale_of(GATE))

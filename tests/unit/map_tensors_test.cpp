@@ -320,7 +320,8 @@ TEST(MapTensors, OtherQuantisedWeightsThanBlockFp8AreRefusedByName) {
 }
 
 TEST(MapTensors, OtherQuantisationsInConfigJsonAreRefusedByName) {
-  Quantisation const good{.method = "fp8", .format = "e4m3", .block = {128, 128}};
+  Quantisation const good{
+      .field = "quantization_config", .method = "fp8", .format = "e4m3", .block = {128, 128}, .activations = {}};
   auto const refused_as = [&](auto const& change) {
     return refusal([&](auto&, auto& config) {
       config.quantisation = good;
