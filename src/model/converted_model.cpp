@@ -3,33 +3,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <unordered_set>
 #include <utility>
 
 #include "rankslice/error.hpp"
 
 #include "model/exported_form.hpp"
+#include "model/hf_tensors.hpp"
 #include "model/key_pattern.hpp"
 
 namespace rankslice {
 
 namespace {
-
-/// What a split key is of, and the key up to and with the number of the layer, as its source spells it.
-struct SplitKey {
-  StackedRule const* rule = nullptr;
-  std::string_view up_to_layer;
-};
-
-std::optional<SplitKey> match_split(KeyTable const& table, std::string_view key) {
-  for (auto const& rule : table.stacked) {
-    for (auto const& split : rule.split) {
-      auto const places = match_key(split.hf, key);
-      if (places) return SplitKey{&rule, {key.data(), places->layer.data() + places->layer.size()}};
-    }
-  }
-  return std::nullopt;
-}
 
 class ConvertedModel {
  public:
@@ -77,10 +61,10 @@ class ConvertedModel {
   }
 
   /// The key of the grouped tensor that takes in a tensor of split decoder experts; nothing for what stays as it is.
-  [[nodiscard]] std::optional<SplitKey> grouping_of(HfTensor const& tensor) const {
+  [[nodiscard]] std::optional<StackedKey> grouping_of(HfTensor const& tensor) const {
     if (decoder_form_ == ExpertForm::split) return std::nullopt;
-    auto const split = match_split(table_, tensor.key);
-    return split && split->rule->stack == Stack::decoder ? split : std::nullopt;
+    auto const stacked = match_stacked(table_, tensor.key);
+    return stacked && stacked->split && stacked->rule->stack == Stack::decoder ? stacked : std::nullopt;
   }
 
   /// Where a tensor of the source goes.
@@ -96,24 +80,18 @@ class ConvertedModel {
     return parameter.tensors.front();
   }
 
-  HfTensor grouped(std::uint32_t index, SplitKey const& split) {
+  HfTensor grouped(std::uint32_t index, StackedKey const& split) {
     auto& parameter = model_.parameters[index];
     parameter.layout = split.rule->hub;
-    auto shape = parameter.shape;
-    if (parameter.layout == Layout::swapped) std::swap(shape[1], shape[2]);
-    return {.key = fmt::format("{}{}", split.up_to_layer, after_layer(split.rule->grouped)),
-            .dtype = parameter.hf_dtype,
-            .shape = std::move(shape),
-            .parameter = index,
-            .experts = {0, parameter.part_count()},
-            .columns = {0, parameter.columns()}};
+    auto key = fmt::format("{}{}", split.up_to_layer, after_layer(split.rule->grouped));
+    auto tensor = grouped_tensor(std::move(key), parameter.shape, parameter.layout);
+    tensor.dtype = parameter.hf_dtype;
+    tensor.parameter = index;
+    return tensor;
   }
 
   std::uint32_t append(HfTensor tensor) {
-    if (!keys_.insert(tensor.key).second) {
-      auto const& fqn = model_.parameters[tensor.parameter].fqn;
-      throw FormatError(fmt::format("{}: becomes {}, as another tensor does", fqn, tensor.key), {}, fqn);
-    }
+    keys_.add(tensor.key, model_.parameters[tensor.parameter].fqn);
     model_.tensors.push_back(std::move(tensor));
     return static_cast<std::uint32_t>(model_.tensors.size() - 1);
   }
@@ -123,7 +101,7 @@ class ConvertedModel {
   Fp32HeldDtype fp32_held_;
   ExpertForm decoder_form_;
   Model model_;
-  std::unordered_set<std::string> keys_;
+  DistinctKeys keys_;
 };
 
 }  // namespace

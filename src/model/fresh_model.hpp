@@ -18,9 +18,6 @@ struct FreshOptions {
   std::map<std::string, DType> hf_dtypes{};
 };
 
-/// @throws FormatError unless a tensor can be stacked experts of so many matrices side by side, none of them empty
-void require_stackable(NativeTensor const& native, std::uint64_t matrices);
-
 /// The Hugging Face tensors that native ones become when no source says how they were (rules 24, 45-49): parameters and
 /// tensors in the order of `tensors`, of split experts one expert after the other, gate before up. Dtypes are kept,
 /// but for those that the options name. Pure.

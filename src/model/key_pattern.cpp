@@ -64,6 +64,10 @@ std::string fill_key(std::string_view pattern, KeyPlaces const& places) {
   return key;
 }
 
-std::string_view after_layer(std::string_view pattern) { return pattern.substr(pattern.find(kLayer) + kLayer.size()); }
+std::string_view up_to_layer(std::string_view pattern) {
+  return pattern.substr(0, pattern.find(kLayer) + kLayer.size());
+}
+
+std::string_view after_layer(std::string_view pattern) { return pattern.substr(up_to_layer(pattern).size()); }
 
 }  // namespace rankslice

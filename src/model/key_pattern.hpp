@@ -20,6 +20,9 @@ struct KeyPlaces {
 /// The key that a pattern without `[…]` describes.
 [[nodiscard]] std::string fill_key(std::string_view pattern, KeyPlaces const& places);
 
+/// A pattern as far as `{L}`, and with it: `[model.]layers.{L}`.
+[[nodiscard]] std::string_view up_to_layer(std::string_view pattern);
+
 /// The rest of a pattern behind `{L}`: `.mlp.experts.down_proj`.
 [[nodiscard]] std::string_view after_layer(std::string_view pattern);
 

@@ -87,23 +87,6 @@ std::uint32_t expert_id(std::string_view digits, std::string_view hf_key) {
   throw FormatError(fmt::format("{}: {} is no expert's number", hf_key, digits), {}, std::string(hf_key));
 }
 
-struct StackedKey {
-  StackedRule const* rule = nullptr;
-  std::string_view layer;
-  std::optional<ExpertMatrix> split;
-};
-
-std::optional<StackedKey> match_stacked(KeyTable const& table, std::string_view key, std::string_view hf_key) {
-  for (auto const& rule : table.stacked) {
-    if (auto const places = match_key(rule.grouped, key)) return StackedKey{&rule, places->layer, std::nullopt};
-    for (std::size_t i = 0; i < rule.split.size(); ++i) {
-      auto const places = match_key(rule.split[i].hf, key);
-      if (places) return StackedKey{&rule, places->layer, ExpertMatrix{expert_id(places->expert, hf_key), i}};
-    }
-  }
-  return std::nullopt;
-}
-
 }  // namespace
 
 bool is_mtp(std::string_view fqn) { return fqn.starts_with(kMtp); }
@@ -114,12 +97,31 @@ bool is_left_out(KeyTable const& table, std::string_view hf_key) {
   return begins_with_any(without_model(hf_key), table.left_out);
 }
 
+std::optional<StackedKey> match_stacked(KeyTable const& table, std::string_view hf_key) {
+  auto const key = without_needless_prefix(table, hf_key);
+  auto const of_layer = [&](StackedRule const& rule, std::string_view layer) {
+    auto const* const end = layer.data() + layer.size();
+    return StackedKey{.rule = &rule, .up_to_layer = {hf_key.data(), end}, .layer = layer, .split = {}};
+  };
+  for (auto const& rule : table.stacked) {
+    if (auto const places = match_key(rule.grouped, key)) return of_layer(rule, places->layer);
+    for (std::size_t i = 0; i < rule.split.size(); ++i) {
+      auto const places = match_key(rule.split[i].hf, key);
+      if (!places) continue;
+      auto found = of_layer(rule, places->layer);
+      found.split = {expert_id(places->expert, hf_key), i};
+      return found;
+    }
+  }
+  return std::nullopt;
+}
+
 KeyMapping from_hf(KeyTable const& table, std::string_view hf_key, std::string_view prefix) {
   auto const source = without_needless_prefix(table, hf_key);
   refuse(table, hf_key, source);
   auto const exact = std::ranges::find(table.exact, source, &Rename::hf);
   if (exact != table.exact.end()) return {.fqn = std::string(exact->native)};
-  if (auto const match = match_stacked(table, source, hf_key)) {
+  if (auto const match = match_stacked(table, hf_key)) {
     return {.fqn = stacked_fqn(table, *match->rule, match->layer, prefix),
             .stacked = match->rule,
             .layer = match->layer,
@@ -130,11 +132,15 @@ KeyMapping from_hf(KeyTable const& table, std::string_view hf_key, std::string_v
   return {.fqn = route(table.fp32, place(table, std::move(key), prefix))};
 }
 
+StackedRule const* find_renaming(KeyTable const& table, std::string_view fqn) {
+  auto const renames = [&](StackedRule const& rule) { return fqn.find(after_layer(rule.native)) != fqn.npos; };
+  auto const found = std::ranges::find_if(table.stacked, renames);
+  return found == table.stacked.end() ? nullptr : &*found;
+}
+
 std::string to_hf(KeyTable const& table, std::string_view fqn) {
-  for (auto const& rule : table.stacked) {
-    auto const native = after_layer(rule.native);
-    if (fqn.find(native) == std::string_view::npos) continue;
-    return replace_all(fqn, native, after_layer(rule.grouped));
+  if (auto const* const rule = find_renaming(table, fqn)) {
+    return replace_all(fqn, after_layer(rule->native), after_layer(rule->grouped));
   }
   std::string key(fqn);
   for (auto const& part : table.parts) key = replace_all(key, part.native, part.hf);

@@ -95,11 +95,24 @@ struct KeyMapping {
   std::optional<std::uint32_t> scales_of{};
 };
 
+/// An HF key of stacked experts; its parts point into it.
+struct StackedKey {
+  StackedRule const* rule = nullptr;
+  std::string_view up_to_layer;  ///< With the layer's number.
+  std::string_view layer;
+  std::optional<ExpertMatrix> split;  ///< As `KeyMapping::split`.
+};
+/// Nothing for other keys. @throws FormatError for an expert whose number is none
+[[nodiscard]] std::optional<StackedKey> match_stacked(KeyTable const& table, std::string_view hf_key);
+
 /// HF key -> FQN. `prefix` is "model." or "" (`find_prefix`). @throws FormatError for keys that this version refuses.
 [[nodiscard]] KeyMapping from_hf(KeyTable const& table, std::string_view hf_key, std::string_view prefix);
 
 /// Whether a tensor belongs to another part of the model than the table's (rule 43).
 [[nodiscard]] bool is_left_out(KeyTable const& table, std::string_view hf_key);
+
+/// Rule 46: what renames a name that has that of stacked experts anywhere in it; null for others.
+[[nodiscard]] StackedRule const* find_renaming(KeyTable const& table, std::string_view fqn);
 
 /// FQN -> HF key, of stacked parameters that of the grouped tensor (rules 24, 46-49).
 [[nodiscard]] std::string to_hf(KeyTable const& table, std::string_view fqn);

@@ -3,14 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <unordered_map>
 #include <utility>
 
 #include "rankslice/error.hpp"
 
 #include "core/block_scales.hpp"
 #include "model/exported_form.hpp"
-#include "model/fresh_model.hpp"
+#include "model/family.hpp"
+#include "model/hf_tensors.hpp"
 #include "model/key_pattern.hpp"
 #include "model/quantised.hpp"
 #include "plan/held.hpp"
@@ -22,8 +22,9 @@ namespace {
 /// A native tensor and how its checkpoint has it.
 struct Source {
   NativeTensor native;
-  std::string spelled;  ///< Its FQN, with the prefix that its HF keys have.
-  std::string key;      ///< If it is dense; empty: as the family says.
+  std::string spelled;                ///< Its FQN, with the prefix that its HF keys have.
+  std::string key;                    ///< If it is dense; empty: as the family says.
+  StackedRule const* rule = nullptr;  ///< Of stacked experts.
   ExpertKeys experts = ExpertKeys::grouped;
   Layout grouped_layout = Layout::same;  ///< Also of tensors that are only named like grouped experts (rule 46).
 };
@@ -31,18 +32,11 @@ struct Source {
 /// The rule of stacked experts. Also of a text model's, whose names lack `language_model.`; but names before which
 /// anything else stands are not experts (rules 45, 50).
 StackedRule const* find_experts(KeyTable const& table, std::string_view fqn) {
-  for (auto const& rule : table.stacked) {
-    auto const hf = rule.split.empty() ? rule.grouped : rule.split.front().hf;
-    auto const to_layer = hf.substr(0, hf.size() - after_layer(hf).size());
-    if (match_key(fmt::format("{}{}", to_layer, after_layer(rule.native)), fqn)) return &rule;
-  }
-  return nullptr;
-}
-
-/// Rule 46: what renames a tensor, wherever in its name.
-StackedRule const* find_renaming(KeyTable const& table, std::string_view fqn) {
-  auto const renames = [&](StackedRule const& rule) { return fqn.find(after_layer(rule.native)) != fqn.npos; };
-  auto const found = std::ranges::find_if(table.stacked, renames);
+  auto const is_of = [&](StackedRule const& rule) {
+    auto const ending = after_layer(rule.native);
+    return fqn.ends_with(ending) && match_key(up_to_layer(rule.grouped), fqn.substr(0, fqn.size() - ending.size()));
+  };
+  auto const found = std::ranges::find_if(table.stacked, is_of);
   return found == table.stacked.end() ? nullptr : &*found;
 }
 
@@ -72,24 +66,13 @@ class Destinations {
   Destinations(KeyTable const& table, DestinationOptions const& options) : table_(table), options_(options) {}
 
   void add(Source const& source) {
-    auto const* const rule = find_experts(table_, source.native.fqn);
-    if (rule == nullptr) return add_dense(source);
-    require_stackable(source.native, rule->projection == Projection::gate_up ? 2 : 1);
-    auto const keys = keys_of(*rule, source.experts);
-    keys == ExpertKeys::grouped ? add_grouped(source) : add_split(source, *rule, keys == ExpertKeys::split_fp8);
+    if (source.rule == nullptr) return add_dense(source);
+    require_stackable(source.native, source.rule->projection == Projection::gate_up ? 2 : 1);
+    auto const keys = keys_of(*source.rule, source.experts);
+    keys == ExpertKeys::grouped ? add_grouped(source) : add_split(source, keys == ExpertKeys::split_fp8);
   }
 
-  /// @throws FormatError when two tensors meet in one key
-  [[nodiscard]] std::vector<LoadDestination> take() {
-    std::unordered_map<std::string_view, std::string_view> fqn_of;
-    for (auto const& tensor : taken_) {
-      auto const [earlier, is_new] = fqn_of.emplace(tensor.key, tensor.fqn);
-      if (is_new) continue;
-      throw FormatError(fmt::format("{}: becomes {}, as {} does", tensor.fqn, tensor.key, earlier->second), {},
-                        tensor.fqn);
-    }
-    return std::move(taken_);
-  }
+  [[nodiscard]] std::vector<LoadDestination> take() { return std::move(taken_); }
 
  private:
   /// Rules 44, 50: with and without quantization.
@@ -126,42 +109,42 @@ class Destinations {
   void add_grouped(Source const& source) {
     auto const& native = source.native;
     auto const held = held_part(native);
-    LoadDestination tensor{.key = to_hf(table_, source.spelled),
-                           .dtype = native.dtype,
-                           .shape = native.shape,
-                           .offsets = {held.part.begin, held.rows.begin, 0},
-                           .local_shape = {held.part.size(), held.rows.size(), native.shape[2]},
-                           .fqn = native.fqn,
-                           .experts = {0, native.shape[0]},
-                           .columns = {0, native.shape[2]}};
+    auto tensor =
+        as_destination(grouped_tensor(to_hf(table_, source.spelled), native.shape, source.grouped_layout), native);
+    tensor.offsets = {held.part.begin, held.rows.begin, 0};
+    tensor.local_shape = {held.part.size(), held.rows.size(), native.shape[2]};
     if (source.grouped_layout == Layout::swapped) {
-      for (auto* const axes : {&tensor.shape, &tensor.offsets, &tensor.local_shape}) std::swap((*axes)[1], (*axes)[2]);
+      for (auto* const axes : {&tensor.offsets, &tensor.local_shape}) std::swap((*axes)[1], (*axes)[2]);
     }
     append(std::move(tensor));
   }
 
   /// Rules 45, 50
-  void add_split(Source const& source, StackedRule const& rule, bool fp8) {
+  void add_split(Source const& source, bool fp8) {
     auto const& native = source.native;
     auto const held = held_part(native);
-    auto const width = native.shape[2] / rule.split.size();
-    for (auto expert = held.part.begin; expert < held.part.end; ++expert) {
-      for (std::uint64_t matrix = 0; matrix < rule.split.size(); ++matrix) {
-        LoadDestination weight{.key = split_key(rule, source.spelled, {expert, matrix}),
-                               .dtype = fp8 ? DType::F8_E4M3 : native.dtype,
-                               .shape = {width, native.shape[1]},
-                               .offsets = {0, held.rows.begin},
-                               .local_shape = {width, held.rows.size()},
-                               .fqn = native.fqn,
-                               .experts = {expert, expert + 1},
-                               .columns = {matrix * width, (matrix + 1) * width}};
-        auto const before = fp8 && rule.stack == Stack::mtp;
-        auto const behind = fp8 && rule.stack == Stack::decoder;
-        if (before) append(sharded_scales(weight));
-        append(weight);
-        if (behind) append(whole_scales(weight));
-      }
+    auto const of_mtp = source.rule->stack == Stack::mtp;
+    for (auto& tensor : split_tensors(*source.rule, source.spelled, native.shape, held.part)) {
+      auto weight = as_destination(std::move(tensor), native);
+      if (fp8) weight.dtype = DType::F8_E4M3;
+      weight.offsets = {0, held.rows.begin};
+      weight.local_shape = {weight.shape[0], held.rows.size()};
+      if (fp8 && of_mtp) append(sharded_scales(weight));
+      append(weight);
+      if (fp8 && !of_mtp) append(whole_scales(weight));
     }
+  }
+
+  /// What a tensor is of a native one; the rank's part of it stays to be said.
+  [[nodiscard]] static LoadDestination as_destination(HfTensor tensor, NativeTensor const& native) {
+    LoadDestination destination;
+    destination.key = std::move(tensor.key);
+    destination.dtype = native.dtype;
+    destination.shape = std::move(tensor.shape);
+    destination.fqn = native.fqn;
+    destination.experts = tensor.experts;
+    destination.columns = tensor.columns;
+    return destination;
   }
 
   [[nodiscard]] LoadDestination scales(LoadDestination weight, DType dtype) const {
@@ -201,11 +184,14 @@ class Destinations {
   }
 
   void append(LoadDestination tensor) {
-    if (!options_.keys || options_.keys(tensor.key)) taken_.push_back(std::move(tensor));
+    if (options_.keys && !options_.keys(tensor.key)) return;
+    keys_.add(tensor.key, tensor.fqn);
+    taken_.push_back(std::move(tensor));
   }
 
   KeyTable const& table_;
   DestinationOptions const& options_;
+  DistinctKeys keys_;
   std::vector<LoadDestination> taken_;
 };
 
@@ -220,33 +206,26 @@ Layout grouped_layout(HfForms const& forms, StackedRule const& rule) {
 Source source_of(KeyTable const& table, NativeTensor const& native, HfForms const& forms) {
   Source source{.native = native, .spelled = native.fqn, .key = {}};
   if (auto const* const rule = find_renaming(table, native.fqn)) source.grouped_layout = grouped_layout(forms, *rule);
-  if (auto const* const rule = find_experts(table, native.fqn)) {
-    source.experts = asked_for(forms, *rule).value_or(exported_keys(table, *rule, std::nullopt));
-  }
+  source.rule = find_experts(table, native.fqn);
+  if (source.rule == nullptr) return source;
+  source.experts = asked_for(forms, *source.rule).value_or(exported_keys(table, *source.rule, std::nullopt));
   return source;
-}
-
-/// The FQN of stacked experts, with what stands before it in their HF keys up to the layer.
-std::string spelled_as(std::string_view hf_key, StackedRule const& rule, std::string_view fqn) {
-  auto const to_layer = fqn.substr(0, fqn.size() - after_layer(rule.native).size());
-  auto const layer = to_layer.substr(to_layer.rfind("layers."));
-  auto const end = hf_key.find(fmt::format("{}.", layer)) + layer.size();
-  return fmt::format("{}{}", hf_key.substr(0, end), after_layer(rule.native));
 }
 
 Source source_of(KeyTable const& table, Model const& model, Parameter const& parameter, HfForms const& forms) {
   Source source{.native = {.fqn = parameter.fqn, .dtype = parameter.dtype, .shape = parameter.shape},
                 .spelled = parameter.fqn,
                 .key = model.key_of(parameter)};
-  auto const* const rule = find_experts(table, parameter.fqn);
-  if (rule == nullptr) return source;
   auto const& first = model.tensors[parameter.tensors.front()];
-  auto const grouped = first.shape.size() == parameter.shape.size();
-  auto const form = grouped ? ExpertForm::grouped : ExpertForm::split;
-  source.spelled = spelled_as(first.key, *rule, parameter.fqn);
-  source.experts = asked_for(forms, *rule).value_or(keys_of({form, is_quantised(first.dtype)}));
-  auto const as_it_is = grouped && forms.expert_layout == ExpertLayout::automatic;
-  source.grouped_layout = as_it_is ? parameter.layout : grouped_layout(forms, *rule);
+  auto const stacked = match_stacked(table, first.key);
+  if (!stacked) return source;
+  auto const& rule = *stacked->rule;
+  auto const form = stacked->split ? ExpertForm::split : ExpertForm::grouped;
+  source.spelled = fmt::format("{}{}", stacked->up_to_layer, after_layer(rule.native));
+  source.rule = &rule;
+  source.experts = asked_for(forms, rule).value_or(keys_of({form, is_quantised(first.dtype)}));
+  auto const as_it_is = !stacked->split && forms.expert_layout == ExpertLayout::automatic;
+  source.grouped_layout = as_it_is ? parameter.layout : grouped_layout(forms, rule);
   return source;
 }
 
