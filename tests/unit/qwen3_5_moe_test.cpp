@@ -341,6 +341,26 @@ TEST(KeyPattern, FillingIsTheInverseOfMatching) {
   EXPECT_EQ(fill_key("x.{L}.e.{X}.z", {.layer = "12", .expert = "3"}), "x.12.e.3.z");
   EXPECT_EQ(after_layer("x.{L}.mlp.down"), ".mlp.down");
   EXPECT_EQ(after_layer("[a.]x.{L}.e.{X}.z"), ".e.{X}.z");
+  EXPECT_EQ(up_to_layer("[a.]x.{L}.e.{X}.z"), "[a.]x.{L}");
+}
+
+// Rules 33, 35, 36
+TEST(StackedKeys, AKeyIsTakenApartAsItIsSpelled) {
+  auto const up = match_stacked(qwen3_5_moe().keys, "model.layers.012.mlp.experts.3.up_proj.weight").value();
+  EXPECT_EQ(up.rule->stack, Stack::decoder);
+  EXPECT_EQ(up.rule->projection, Projection::gate_up);
+  EXPECT_EQ(up.up_to_layer, "model.layers.012");
+  EXPECT_EQ(up.layer, "012");
+  EXPECT_EQ(up.split, (ExpertMatrix{.expert = 3, .matrix = 1}));
+  auto const down = match_stacked(qwen3_5_moe().keys, "model.mtp.layers.0.mlp.experts.down_proj").value();
+  EXPECT_EQ(down.rule->stack, Stack::mtp);
+  EXPECT_EQ(down.rule->projection, Projection::down);
+  EXPECT_EQ(down.up_to_layer, "model.mtp.layers.0");
+  EXPECT_EQ(down.split, std::nullopt);
+  for (auto const* key : {"model.layers.0.mlp.gate.weight", "draft.layers.0.mlp.experts.down_proj",
+                          "model.layers.0.mlp.experts.down_projs", "model.layers.0.mlp.experts.down_proj.lora"}) {
+    EXPECT_FALSE(match_stacked(qwen3_5_moe().keys, key)) << key;
+  }
 }
 
 }  // namespace
