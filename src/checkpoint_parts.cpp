@@ -111,22 +111,61 @@ bool can_become(Parameter const& parameter, DType dtype) {
   return is_float(dtype) && (is_float(parameter.hf_dtype) || parameter.scale_bytes != 0);
 }
 
+/// What loading can have made of all parameters that training does not keep in F32.
+struct Conversion {
+  std::optional<DType> dtype;   // nothing: each has its own
+  bool only_quantised = false;  // all others have their own
+
+  [[nodiscard]] DType of(Parameter const& parameter) const {
+    return !dtype || (only_quantised && parameter.scale_bytes == 0) ? parameter.dtype : *dtype;
+  }
+};
+
+struct HeldParameter {
+  Parameter* parameter = nullptr;
+  DType dtype = DType::BF16;
+};
+
+/// The one that fits most of what is held: whatever does not fit then is the exception, and is refused by its name.
+/// Without a config.json nobody knows what a quantised weight was to become.
+Conversion find_conversion(std::vector<HeldParameter> const& held, bool without_config) {
+  std::vector<Conversion> conversions(1);
+  for (auto const dtype : {DType::BF16, DType::F16, DType::F32}) {
+    conversions.push_back({dtype});
+    if (without_config) conversions.push_back({dtype, true});
+  }
+  return *std::ranges::max_element(conversions, {}, [&](Conversion const& conversion) {
+    return std::ranges::count_if(held, [&](auto const& it) { return conversion.of(*it.parameter) == it.dtype; });
+  });
+}
+
 /// What is stored in the native form has the dtype that it was loaded in, if it says that it was converted. And what a
 /// state without a source held in the dtype of its file was not converted, whatever training needs.
-void take_native_dtypes(Model& model, CheckpointParts const& parts) {
+void take_native_dtypes(Model& model, CheckpointParts const& parts, KeyTable const& table) {
   std::map<std::string_view, CheckpointParts::Native const*> by_fqn;
   for (auto const& tensor : parts.native) by_fqn.emplace(tensor.fqn, &tensor);
   std::set<std::string_view> converted;
   for (auto const& digest : parts.stored_digests) converted.insert(digest.hf_key);
   auto const fresh = parts.hf.headers != HeaderOrigin::source;
+  std::vector<HeldParameter> held, says_so;
   for (auto& parameter : model.parameters) {
     auto const found = by_fqn.find(parameter.fqn);
     if (found == by_fqn.end()) continue;
     auto const& [fqn, native] = *found;
-    auto const says_so = native->hf_dtype == parameter.hf_dtype || converted.contains(model.key_of(parameter));
-    auto const as_held = fresh && native->dtype == parameter.hf_dtype;
-    if (as_held || (says_so && can_become(parameter, native->dtype))) parameter.dtype = native->dtype;
+    auto const& key = model.key_of(parameter);
+    auto const is_said = native->hf_dtype == parameter.hf_dtype || converted.contains(key);
+    auto const as_in_file = native->dtype == parameter.hf_dtype;
+    if (is_fp32_held(table, key)) {
+      if (as_in_file && (fresh || is_said)) parameter.dtype = native->dtype;
+    } else if (fresh && as_in_file) {
+      parameter.dtype = native->dtype;
+    } else if (can_become(parameter, native->dtype)) {
+      held.push_back({&parameter, native->dtype});
+      if (is_said) says_so.push_back(held.back());
+    }
   }
+  auto const conversion = find_conversion(held, parts.hf.config.empty());
+  for (auto const& [parameter, dtype] : says_so) parameter->dtype = conversion.of(*parameter);
 }
 
 /// `--dtype` is for what is still to be converted.
@@ -140,21 +179,24 @@ void require_native_dtype(Model const& model, CheckpointParts const& parts, KeyT
   }
 }
 
-void take_digests(std::vector<StoreContents::RecordedDigest> const& recorded, Model const& model,
-                  std::string const& path, bool converted_only, DigestTable& table, bool& without_codes) {
-  std::map<std::string_view, std::vector<std::uint64_t> const*> by_key;
-  for (auto const& digest : recorded) by_key.emplace(digest.hf_key, &digest.values);
+using RecordedDigests = std::vector<StoreContents::RecordedDigest>;
+
+std::map<std::string_view, std::vector<std::uint64_t> const*> by_key(RecordedDigests const& recorded) {
+  std::map<std::string_view, std::vector<std::uint64_t> const*> values;
+  for (auto const& digest : recorded) values.emplace(digest.hf_key, &digest.values);
+  return values;
+}
+
+/// Take what is recorded of the tensors that are `wanted`, all of it.
+void take_digests(RecordedDigests const& recorded, Model const& model, std::string const& path,
+                  std::vector<bool> const& wanted, DigestTable& table) {
+  auto const values_of = by_key(recorded);
   for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+    if (!wanted[i]) continue;
     auto const& tensor = model.tensors[i];
-    auto const& parameter = model.parameters[tensor.parameter];
-    if (converted_only && (!parameter.converted() || tensor.is_scales)) continue;
-    auto const found = by_key.find(tensor.key);
+    auto const found = values_of.find(tensor.key);
+    if (found == values_of.end()) fail(path, tensor.key, "no digest is recorded");
     auto const entries = table.of(i);
-    if (found == by_key.end()) {
-      if (converted_only || parameter.invertible()) fail(path, tensor.key, "no digest is recorded");
-      without_codes = true;
-      continue;
-    }
     auto const& values = *found->second;
     auto const listed = tensor.shape.size() >= 3;  // [sum, d(0), d(1), …], else [sum]
     if (values.size() != (listed ? entries.size() + 1 : 1)) {
@@ -163,6 +205,24 @@ void take_digests(std::vector<StoreContents::RecordedDigest> const& recorded, Mo
     std::copy(values.begin() + (listed ? 1 : 0), values.end(), entries.begin());
     if (table.sum(i) != values.front()) fail(path, tensor.key, "the recorded digests do not add up");
   }
+}
+
+/// A store has digests of everything; of codes and their scales those of all or, when they were not known, of none.
+Digests recorded_digests(CheckpointParts const& parts, Model const& model) {
+  Digests digests(model);
+  auto const known = by_key(parts.source_digests);
+  auto const is_invertible = [&](HfTensor const& tensor) { return model.parameters[tensor.parameter].invertible(); };
+  auto const is_code = [&](HfTensor const& tensor) { return !is_invertible(tensor); };
+  auto const is_known = [&](HfTensor const& tensor) { return is_code(tensor) && known.contains(tensor.key); };
+  digests.without_codes = std::ranges::any_of(model.tensors, is_code) && std::ranges::none_of(model.tensors, is_known);
+  std::vector<bool> of_source, of_values;
+  for (auto const& tensor : model.tensors) {
+    of_source.push_back(is_invertible(tensor) || !digests.without_codes);
+    of_values.push_back(model.parameters[tensor.parameter].converted() && !tensor.is_scales);
+  }
+  take_digests(parts.source_digests, model, parts.path, of_source, digests.source);
+  take_digests(parts.stored_digests, model, parts.path, of_values, digests.stored);
+  return digests;
 }
 
 /// Which tensors make up the parameters that were selected, and belong to the part of the model that is asked for.
@@ -207,7 +267,7 @@ Checkpoint assemble(CheckpointParts parts) {
   checkpoint.model =
       map_tensors(family, checkpoint.catalog, config, {.expert_layout = layout, .dtype = parts.dtype}, warnings);
   if (!parts.native.empty()) {
-    take_native_dtypes(checkpoint.model, parts);
+    take_native_dtypes(checkpoint.model, parts, family.keys);
     require_native_dtype(checkpoint.model, parts, family.keys);
   }
   checkpoint.hf = std::move(parts.hf);
@@ -220,9 +280,7 @@ Checkpoint assemble(CheckpointParts parts) {
   auto const& model = checkpoint.model;
   if (!in_source) checkpoint.storage = find_storage(parts, checkpoint);
   if (parts.format == CheckpointFormat::store) {
-    auto& digests = checkpoint.digests.emplace(model);
-    take_digests(parts.source_digests, model, parts.path, false, digests.source, digests.without_codes);
-    take_digests(parts.stored_digests, model, parts.path, true, digests.stored, digests.without_codes);
+    checkpoint.digests = recorded_digests(parts, model);
   }
   checkpoint.format = parts.format;
   checkpoint.family = family.name;

@@ -42,8 +42,8 @@ void name_owners(std::vector<Mismatch>& mismatches, Checkpoint const& source, Me
 
 /// Compare what all ranks together read with every reference there is: what `source` recorded itself, and
 /// `options.against`. Rank 0 adds what differs. Collective.
-void compare_with_references(Checkpoint const& source, Digests const& read, VerifyOptions const& options,
-                             Communicator& world, Mesh const& mesh, VerifyReport& report) {
+void compare_with_references(Checkpoint const& source, Digests read, VerifyOptions const& options, Communicator& world,
+                             Mesh const& mesh, VerifyReport& report) {
   auto const compare = [&](std::string_view name, Digests const& reference) {
     report.reference = name;
     if (world.rank() != 0) return;
@@ -51,14 +51,17 @@ void compare_with_references(Checkpoint const& source, Digests const& read, Veri
     name_owners(found, source, mesh);
     add(report, found);
   };
-  if (source.digests) compare("store", *source.digests);
+  if (source.digests) {
+    compare("store", *source.digests);
+    add_codes_of(source.model, *source.digests, read);
+  }
   if (options.against == nullptr) return;
   auto const& against = *options.against;
   auto const reference = against.digests ? *against.digests : digest(against, world, options.call);
-  std::vector<Mismatch> unmatched;
-  auto const ordered = in_order_of(source, against, reference, read, unmatched);
-  if (world.rank() == 0) add(report, unmatched);
-  compare("against", ordered);
+  auto const matched = in_order_of(source, against, reference, read);
+  if (world.rank() == 0) add(report, matched.mismatches);
+  report.without_codes = matched.without_codes;
+  compare("against", matched.digests);
 }
 
 void require_read_digests(StateDict const& state) {

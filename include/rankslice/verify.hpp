@@ -12,7 +12,8 @@ namespace rankslice {
 struct VerifyOptions {
   VerifyLevel level = VerifyLevel::full;
   /// Compared with, beside the digests that the source recorded itself: its own recorded digests, or, when it has
-  /// none, those of its bytes, which are then read once by all ranks together.
+  /// none, those of its bytes, which are then read once by all ranks together. Where the two hold a tensor in different
+  /// dtypes, what they were loaded from is compared; where one of them does not know that either, that is a mismatch.
   Checkpoint const* against = nullptr;
   CallOptions call{};
 };
@@ -28,6 +29,9 @@ struct Mismatch {
 struct VerifyReport {
   VerifyLevel level = VerifyLevel::off;
   std::string reference = "none";  ///< "none", "store", "against"
+  /// Of `against`: of tensors whose values do not give back what they were computed from, quantised weights before all,
+  /// only the values were compared, as one of the two has no digests of their codes and scales.
+  bool without_codes = false;
   std::uint64_t tensors = 0;
   std::uint64_t experts = 0;  ///< Expert blocks: the sum of E over the stacked tensors; rank-local, those held.
   /// Rank-local: those of them of which this rank has only some rows. No recorded digest is theirs to compare with.

@@ -270,6 +270,7 @@ void Job::report_verify(VerifyReport const& verified) {
   auto& entry = report["verify"];
   entry["level"] = verified.level == VerifyLevel::off ? "off" : "full";
   entry["reference"] = verified.reference;
+  if (verified.without_codes) entry["codes"] = "not compared";
   entry["tensors"] = verified.tensors;
   entry["experts"] = verified.experts;
   if (verified.experts_in_part > 0) entry["experts_in_part"] = verified.experts_in_part;

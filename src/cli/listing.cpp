@@ -137,9 +137,9 @@ void list_plan(Job& job, Checkpoint const& source, Mesh const& mesh) {
 
 std::string describe(VerifyReport const& verified, double seconds) {
   if (verified.level == VerifyLevel::off) return "verify   off";
-  return fmt::format("verify   {:.2f} s  {}, {}: no difference; reference: {}", seconds,
-                     counted(verified.tensors, "tensor"), counted(verified.experts, "expert block"),
-                     verified.reference);
+  return fmt::format("verify   {:.2f} s  {}, {}: no difference; reference: {}{}", seconds,
+                     counted(verified.tensors, "tensor"), counted(verified.experts, "expert block"), verified.reference,
+                     verified.without_codes ? "; codes and scales not compared" : "");
 }
 
 void throw_if_bad(Communicator& world, VerifyReport const& verified) {

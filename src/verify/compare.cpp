@@ -60,6 +60,35 @@ Mismatch tensor_mismatch(HfTensor const& tensor, std::string const& what) {
   return {.tensor = tensor.key, .expert = -1, .rank = -1, .what = tensor.key + ": " + what};
 }
 
+/// What is known of a tensor.
+struct KnownTensor {
+  Checkpoint const& checkpoint;
+  Digests const& digests;
+  std::size_t index = 0;
+
+  [[nodiscard]] HfTensor const& tensor() const { return checkpoint.model.tensors[index]; }
+  [[nodiscard]] Parameter const& parameter() const { return checkpoint.model.parameters[tensor().parameter]; }
+  [[nodiscard]] bool has_source() const { return parameter().invertible() || !digests.without_codes; }
+};
+
+/// Take over the digests that both know of a tensor.
+void match(KnownTensor const& mine, KnownTensor const& theirs, MatchedDigests& matched) {
+  auto const both_have_source = mine.has_source() && theirs.has_source();
+  auto const dtype = theirs.parameter().dtype;
+  auto const same_values = mine.parameter().dtype == dtype;
+  if (both_have_source) {
+    std::ranges::copy(theirs.digests.source.of(theirs.index), matched.digests.source.of(mine.index).begin());
+  } else if (same_values) {
+    matched.without_codes = true;
+  } else if (!mine.tensor().is_scales) {  // of which their weight tells
+    matched.mismatches.push_back(
+        tensor_mismatch(mine.tensor(), fmt::format("held as {} here, as {} in {}: not comparable",
+                                                   name(mine.parameter().dtype), name(dtype), theirs.checkpoint.path)));
+  }
+  if (!same_values) return;
+  std::ranges::copy(theirs.digests.stored.of(theirs.index), matched.digests.stored.of(mine.index).begin());
+}
+
 /// The entries of one tensor that differ.
 void append_differences(Model const& model, std::size_t index, NamedTable const& expected, NamedTable const& found,
                         int rank, std::vector<Mismatch>& mismatches) {
@@ -130,34 +159,32 @@ void require_equal(Model const& model, NamedDigests const& expected, NamedDigest
   report.throw_if_bad();
 }
 
-Digests in_order_of(Checkpoint const& target, Checkpoint const& reference, Digests const& of_reference,
-                    Digests const& fallback, std::vector<Mismatch>& mismatches) {
+MatchedDigests in_order_of(Checkpoint const& target, Checkpoint const& reference, Digests const& of_reference,
+                           Digests const& own) {
   std::map<std::string_view, std::size_t> by_key;
   auto const& known = reference.model.tensors;
   for (std::size_t i = 0; i < known.size(); ++i) by_key.emplace(known[i].key, i);
-  auto ordered = fallback;
-  ordered.without_codes = of_reference.without_codes || fallback.without_codes;
+  MatchedDigests matched{.digests = own, .mismatches = {}};
   for (std::size_t i = 0; i < target.model.tensors.size(); ++i) {
     auto const& mine = target.model.tensors[i];
     auto const found = by_key.find(mine.key);
     if (found == by_key.end()) {
-      mismatches.push_back(tensor_mismatch(mine, "not in " + reference.path));
+      matched.mismatches.push_back(tensor_mismatch(mine, "not in " + reference.path));
       continue;
     }
     auto const& theirs = known[found->second];
     if (mine.dtype != theirs.dtype || mine.shape != theirs.shape) {
-      mismatches.push_back(
+      matched.mismatches.push_back(
           tensor_mismatch(mine, fmt::format("{} {}, but {} {} in {}", name(mine.dtype), to_string(mine.shape),
                                             name(theirs.dtype), to_string(theirs.shape), reference.path)));
     } else {
-      std::ranges::copy(of_reference.source.of(found->second), ordered.source.of(i).begin());
-      std::ranges::copy(of_reference.stored.of(found->second), ordered.stored.of(i).begin());
+      match({target, own, i}, {reference, of_reference, found->second}, matched);
     }
     by_key.erase(found);
   }
   for (auto const& [key, index] : by_key)
-    mismatches.push_back(tensor_mismatch(known[index], "only in " + reference.path));
-  return ordered;
+    matched.mismatches.push_back(tensor_mismatch(known[index], "only in " + reference.path));
+  return matched;
 }
 
 }  // namespace rankslice

@@ -37,9 +37,17 @@ void add_codes_of(Model const& model, Digests const& known, Digests& digests);
 void require_equal(Model const& model, NamedTable const& expected, NamedTable const& found);
 void require_equal(Model const& model, NamedDigests const& expected, NamedDigests const& found);
 
-/// The digests of `reference` for the tensors of `target`, in their order, by HF key. Tensors that only one of the two
-/// has, or has with another dtype or shape, are added to `mismatches`, and get the digests of `fallback`.
-[[nodiscard]] Digests in_order_of(Checkpoint const& target, Checkpoint const& reference, Digests const& of_reference,
-                                  Digests const& fallback, std::vector<Mismatch>& mismatches);
+/// The digests of another checkpoint for the tensors of a model.
+struct MatchedDigests {
+  Digests digests;
+  std::vector<Mismatch> mismatches;  ///< Tensors that cannot be compared.
+  bool without_codes = false;        ///< Of some tensors only the values are compared: one of the two lacks the codes.
+};
+
+/// The digests of `reference` for the tensors of `target`, in their order, by HF key. What only one of the two knows,
+/// and values in another native dtype, keep the digests of `own`. Tensors that only one of the two has, or has with
+/// another dtype or shape, or of which nothing is left to compare, are among the mismatches.
+[[nodiscard]] MatchedDigests in_order_of(Checkpoint const& target, Checkpoint const& reference,
+                                         Digests const& of_reference, Digests const& own);
 
 }  // namespace rankslice

@@ -288,6 +288,30 @@ TEST_F(ConvertedExport, TakesSelections) {
   expect_upstream(path("selected"), taken);
 }
 
+/// Stores that have lost the digest of one block scale.
+class WithoutOneScale final : public StoreFormat {
+ public:
+  [[nodiscard]] StoreContents read(std::string const& path) const override {
+    auto contents = native_store().read(path);
+    std::erase_if(contents.source, [](auto const& digest) { return digest.hf_key == kLost; });
+    return contents;
+  }
+  [[nodiscard]] bool recognises(std::string const& path) const override { return native_store().recognises(path); }
+  static constexpr auto kLost = "mtp.layers.0.mlp.experts.0.down_proj.weight_scale_inv";
+};
+
+TEST_F(ConvertedExport, AStoreHasTheDigestsOfAllCodesOrOfNone) {
+  save_store(loaded_fp8(), path("codes.h5"), world());
+  WithoutOneScale const format;
+  try {
+    (void)open_checkpoint(path("codes.h5"), world(), {.store = &format});
+    FAIL() << "a digest is missing";
+  } catch (FormatError const& error) {
+    EXPECT_EQ(error.tensor, WithoutOneScale::kLost);
+    EXPECT_THAT(error.what(), HasSubstr("no digest is recorded"));
+  }
+}
+
 TEST_F(ConvertedExport, InTheLayoutOfTheSourceHasTheDtypesOfTheSource) {
   auto const state = loaded();
   EXPECT_EQ(to_hf(state, path("as_source"), world(), {.layout = ExportLayout::source, .call = {}}).headers,

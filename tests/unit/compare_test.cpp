@@ -270,7 +270,9 @@ class InOrderOf : public testing::Test {
   Digests ordered(Model const& theirs) {
     reference_ = checkpoint_of(theirs, "/the/other");
     of_reference_ = counted(theirs, 100);
-    return in_order_of(target_, reference_, of_reference_, fallback_, mismatches_);
+    auto const matched = in_order_of(target_, reference_, of_reference_, fallback_);
+    mismatches_ = matched.mismatches;
+    return matched.digests;
   }
   std::vector<std::string> named() const {
     std::vector<std::string> names;
