@@ -77,8 +77,10 @@ std::uint16_t to_bf16(float value) {
 /// Whether BF16 values are codes times their one scale, in F32 (rule 58).
 void expect_dequantised(std::byte const* found, Bytes const& codes, Bytes const& scale, std::string const& name) {
   std::size_t different = 0;
+  float factor = 0;
+  std::memcpy(&factor, scale.data(), sizeof factor);
   for (std::size_t i = 0; i < codes.size(); ++i) {
-    auto const value = from_e4m3(codes[i]) * from_bf16(scale.data());
+    auto const value = from_e4m3(codes[i]) * factor;
     std::uint16_t bits = 0;
     std::memcpy(&bits, found + 2 * i, 2);
     different += std::isnan(value) ? !std::isnan(from_bf16(found + 2 * i)) : bits != to_bf16(value);
