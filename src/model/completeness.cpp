@@ -5,7 +5,10 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <unordered_set>
+#include <utility>
+#include <vector>
 
 #include "rankslice/error.hpp"
 
@@ -74,30 +77,82 @@ void demand_announced_layers(ExpertLayers const& layers, MappedCatalog const& ma
   }
 }
 
+/// `up_proj`, of a pattern like `….experts.{X}.up_proj.weight`.
+std::string_view matrix_name(SplitRule const& rule) {
+  constexpr std::string_view kExpert = "{X}.";
+  auto const name = rule.hf.substr(rule.hf.find(kExpert) + kExpert.size());
+  return name.substr(0, name.find('.'));
+}
+
 /// What a split parameter lacks.
 struct Missing {
   ExpertMatrix first;
-  std::vector<std::uint64_t> experts;  ///< As many as are listed.
+  /// The same matrices and the experts that lack them; as many experts as are listed.
+  std::vector<std::pair<std::vector<std::string_view>, std::vector<std::uint64_t>>> experts;
   bool more = false;
 };
 
-/// Of `end.expert` experts with `end.matrix` matrices each, not all of which are there.
-Missing find_missing(MappedCatalog const& mapped, Parameter const& parameter, ExpertMatrix const& end) {
+/// Of E experts not all of whose matrices are there.
+Missing find_missing(MappedCatalog const& mapped, Parameter const& parameter, std::uint64_t experts) {
+  auto const& rules = mapped.keys[parameter.tensors.front()].stacked->split;
   Missing missing;
   auto next = parameter.tensors.begin();
-  for (std::uint64_t expert = 0; expert < end.expert && !missing.more; ++expert) {
-    auto lacks = false;
-    for (std::uint64_t matrix = 0; matrix < end.matrix; ++matrix) {
+  std::size_t listed = 0;
+  for (std::uint64_t expert = 0; expert < experts; ++expert) {
+    std::vector<std::string_view> lacks;
+    for (std::uint64_t matrix = 0; matrix < rules.size(); ++matrix) {
       ExpertMatrix const wanted{expert, matrix};
       auto const is_there = next != parameter.tensors.end() && mapped.keys[*next].split == wanted;
       if (is_there) ++next;
-      if (!is_there && !lacks && missing.experts.empty()) missing.first = wanted;
-      lacks = lacks || !is_there;
+      if (!is_there && listed == 0 && lacks.empty()) missing.first = wanted;
+      if (!is_there) lacks.push_back(matrix_name(rules[matrix]));
     }
-    missing.more = lacks && missing.experts.size() == kListed;
-    if (lacks && !missing.more) missing.experts.push_back(expert);
+    if (lacks.empty()) continue;
+    missing.more = listed++ == kListed;
+    if (missing.more) break;
+    auto const alike = std::ranges::find(missing.experts, lacks, [](auto const& entry) { return entry.first; });
+    if (alike == missing.experts.end()) {
+      missing.experts.push_back({lacks, {expert}});
+    } else {
+      alike->second.push_back(expert);
+    }
   }
   return missing;
+}
+
+/// "up_proj of expert 2; gate_proj and up_proj of experts 3, 4"
+std::string to_string(Missing const& missing) {
+  std::vector<std::string> parts;
+  for (auto const& [matrices, experts] : missing.experts) {
+    parts.push_back(fmt::format("{} of expert{} {}", fmt::join(matrices, " and "), experts.size() == 1 ? "" : "s",
+                                fmt::join(experts, ", ")));
+  }
+  return fmt::format("{}{}", fmt::join(parts, "; "), missing.more ? ", …" : "");
+}
+
+/// How many experts a stacked parameter holds, if they are whole and the first ones.
+std::optional<std::uint64_t> whole_experts(MappedCatalog const& mapped, Parameter const& parameter) {
+  auto const& last = mapped.keys[parameter.tensors.back()];
+  if (!last.split) return parameter.shape.front();
+  auto const matrices = last.stacked->split.size();
+  auto const experts = parameter.tensors.size() / matrices;
+  auto const whole = parameter.tensors.size() % matrices == 0 && last.split->expert + 1 == experts;
+  return whole ? std::optional(experts) : std::nullopt;
+}
+
+/// The key that a pattern describes in layer 0, for people.
+std::string example(std::string_view pattern) {
+  auto key = fill_key(pattern, {.layer = "0", .expert = "0"});
+  std::erase_if(key, [](char c) { return c == '[' || c == ']'; });
+  return key;
+}
+
+/// What experts are called, for people.
+FormatError no_experts(StackedRule const& rule) {
+  auto const grouped = example(rule.grouped);
+  auto const split = rule.split.empty() ? "" : fmt::format(", or one by one ({})", example(rule.split.front().hf));
+  return FormatError(
+      fmt::format("no experts in the checkpoint: expected those of a layer together ({}){}", grouped, split));
 }
 
 }  // namespace
@@ -129,7 +184,7 @@ void check_expert_layers(KeyTable const& table, MappedCatalog const& mapped, Mod
   if (config.partial) return;
   auto const is_stacked = [](KeyMapping const& key) { return key.stacked != nullptr; };
   if (std::ranges::none_of(mapped.keys, is_stacked)) {
-    throw FormatError(fmt::format("no stacked experts ({}) in the checkpoint", table.stacked.front().grouped));
+    throw no_experts(table.stacked.front());
   }
   ExpertLayers const layers(table, mapped);
   for (std::size_t i = 0; i < mapped.keys.size(); ++i) {
@@ -150,12 +205,29 @@ void check_experts(MappedCatalog const& mapped, Parameter const& parameter, Expe
   }
   auto const complete = parameter.tensors.size() / matrices;  // divided: E may be any number
   if (parameter.tensors.size() % matrices == 0 && complete == experts) return;
-  auto const missing = find_missing(mapped, parameter, {experts, matrices});
-  throw missing_matrix(
-      *first.stacked, parameter.fqn, first.layer, missing.first, parameter.scale_bytes != 0,
-      fmt::format("expected {} for each of {} experts ({}), found {} in all; there is no whole set for expert {}{}",
-                  matrices == 1 ? "a tensor" : "2 tensors", experts, source, parameter.tensors.size(),
-                  fmt::join(missing.experts, ", "), missing.more ? ", …" : ""));
+  auto const missing = find_missing(mapped, parameter, experts);
+  throw missing_matrix(*first.stacked, parameter.fqn, first.layer, missing.first, parameter.scale_bytes != 0,
+                       fmt::format("expected {} for each of {} experts ({}), found {} in all; missing: {}",
+                                   matrices == 1 ? "a tensor" : "2 tensors", experts, source, parameter.tensors.size(),
+                                   to_string(missing)));
+}
+
+void check_expert_count(MappedCatalog const& mapped, Model const& model, ModelConfig const& config) {
+  if (config.experts == 0 || config.partial) return;
+  std::optional<std::uint64_t> found;
+  std::string_view last;
+  for (auto const& parameter : model.parameters) {
+    if (!parameter.stacked_experts) continue;
+    auto const experts = whole_experts(mapped, parameter);
+    if (!experts || experts != found.value_or(*experts)) return;
+    found = experts;
+    last = model.tensors[parameter.tensors.back()].key;
+  }
+  if (!found || *found == config.experts) return;
+  throw FormatError(fmt::format("config.json: {} = {}, but every layer of the files has whole experts for E = {}, up "
+                                "to {}",
+                                config.experts_field, config.experts, *found, last),
+                    "config.json", std::string(last));
 }
 
 }  // namespace rankslice

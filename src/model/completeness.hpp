@@ -15,4 +15,7 @@ void check_expert_layers(KeyTable const& table, MappedCatalog const& mapped, Mod
 /// @throws FormatError
 void check_experts(MappedCatalog const& mapped, Parameter const& parameter, ExpertSizes const& sizes);
 
+/// Where every layer has the same experts, they are as many as config.json says. They are in order. @throws FormatError
+void check_expert_count(MappedCatalog const& mapped, Model const& model, ModelConfig const& config);
+
 }  // namespace rankslice

@@ -157,7 +157,7 @@ void warn_of_learnt(ExpertSizes const& sizes, ModelConfig const& config, std::ve
 
 ExpertSizes find_expert_sizes(MappedCatalog const& mapped, ModelConfig const& config, ExpertLayout requested,
                               std::vector<std::string>& warnings) {
-  ExpertSizes sizes{.experts = {config.experts, "config.json's num_experts"},
+  ExpertSizes sizes{.experts = {config.experts, "config.json's " + config.experts_field},
                     .hidden = {config.hidden, "config.json's hidden_size"},
                     .intermediate = {config.intermediate, "config.json's moe_intermediate_size"}};
   for (std::size_t i = 0; i < mapped.keys.size(); ++i) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <unordered_map>
 
 #include "rankslice/error.hpp"
@@ -115,7 +116,6 @@ class Joiner {
     }
     auto& parameter = model_.parameters[place->second];
     if (!is_new && (!key.split || parameter.fqn != key.fqn)) throw collision(mapped_, parameter.tensors.front(), i);
-    require_dtype(tensor, parameter.hf_dtype, mapped_.catalog.tensors[is_new ? i : parameter.tensors.front()]);
     parameter.tensors.push_back(i);
     model_.tensors[i] = hf_tensor(tensor, key, parameter, place->second);
   }
@@ -125,8 +125,6 @@ class Joiner {
     auto const& tensor = mapped_.catalog.tensors[i];
     auto& weight = model_.tensors[*mapped_.keys[i].scales_of];
     auto& parameter = model_.parameters[weight.parameter];
-    auto const& first = model_.tensors[parameter.tensors.front()].scales.value_or(i);
-    require_dtype(tensor, mapped_.catalog.tensors[first].dtype, mapped_.catalog.tensors[first]);
     weight.scales = i;
     parameter.scale_bytes += byte_size(tensor.dtype, tensor.shape);
     model_.tensors[i] = {.key = tensor.name,
@@ -141,12 +139,6 @@ class Joiner {
   [[nodiscard]] Model take() { return std::move(model_); }
 
  private:
-  void require_dtype(CatalogTensor const& tensor, DType expected, CatalogTensor const& as_in) const {
-    if (tensor.dtype == expected) return;
-    throw tensor_error(mapped_.catalog, tensor,
-                       fmt::format("expected {} as in {}, found {}", name(expected), as_in.name, name(tensor.dtype)));
-  }
-
   KeyTable const& table_;
   MappedCatalog const& mapped_;
   std::vector<Layout> const& layouts_;
@@ -156,8 +148,34 @@ class Joiner {
   std::unordered_map<std::string_view, std::uint32_t> by_name_;
 };
 
+/// The tensors of a parameter have one dtype: that of most of them, or else of the first.
+void require_one_dtype(MappedCatalog const& mapped, std::vector<std::uint32_t> const& tensors) {
+  auto const dtype_of = [&](std::uint32_t tensor) { return mapped.catalog.tensors[tensor].dtype; };
+  std::map<DType, std::size_t> counts;
+  for (auto const tensor : tensors) ++counts[dtype_of(tensor)];
+  if (counts.size() == 1) return;
+  auto const count_of = [&](std::uint32_t tensor) { return counts[dtype_of(tensor)]; };
+  auto const usual = *std::ranges::max_element(tensors, {}, count_of);
+  auto const other =
+      *std::ranges::find_if(tensors, [&](std::uint32_t tensor) { return dtype_of(tensor) != dtype_of(usual); });
+  throw tensor_error(mapped.catalog, mapped.catalog.tensors[other],
+                     fmt::format("expected {} as in {}, found {}", name(dtype_of(usual)),
+                                 mapped.catalog.tensors[usual].name, name(dtype_of(other))));
+}
+
+void require_one_dtype(MappedCatalog const& mapped, Model const& model) {
+  for (auto const& parameter : model.parameters) {
+    require_one_dtype(mapped, parameter.tensors);
+    std::vector<std::uint32_t> scales;
+    for (auto const tensor : parameter.tensors) {
+      if (auto const& of_tensor = model.tensors[tensor].scales) scales.push_back(*of_tensor);
+    }
+    if (!scales.empty()) require_one_dtype(mapped, scales);
+  }
+}
+
 /// Brings the tensors of each split parameter into the order of its experts and columns.
-void order_experts(MappedCatalog const& mapped, ExpertSizes const& sizes, Model& model) {
+void order_experts(MappedCatalog const& mapped, Model& model) {
   for (auto& parameter : model.parameters) {
     auto& tensors = parameter.tensors;
     if (!mapped.keys[tensors.front()].split) continue;
@@ -165,8 +183,24 @@ void order_experts(MappedCatalog const& mapped, ExpertSizes const& sizes, Model&
     std::ranges::stable_sort(tensors, {}, place_of);
     auto const twice = std::ranges::adjacent_find(tensors, {}, place_of);
     if (twice != tensors.end()) throw collision(mapped, twice[0], twice[1]);
-    check_experts(mapped, parameter, sizes);
   }
+}
+
+void check_all_experts(MappedCatalog const& mapped, ExpertSizes const& sizes, ModelConfig const& config,
+                       Model const& model) {
+  check_expert_count(mapped, model, config);
+  for (auto const& parameter : model.parameters) {
+    if (mapped.keys[parameter.tensors.front()].split) check_experts(mapped, parameter, sizes);
+  }
+}
+
+/// config.json decides what quantised weights become when nobody else does.
+void warn_of_dtype(MappedCatalog const& mapped, ModelConfig const& config, std::optional<DType> requested,
+                   std::vector<std::string>& warnings) {
+  auto const is_scales = [](KeyMapping const& key) { return key.scales_of.has_value(); };
+  if (config.dtype_doubt.empty() || requested || std::ranges::none_of(mapped.keys, is_scales)) return;
+  warnings.push_back(fmt::format("config.json: found {}: quantised weights become {}", config.dtype_doubt,
+                                 name(config.dtype.value_or(DType::BF16))));
 }
 
 }  // namespace
@@ -200,7 +234,10 @@ Model map_tensors(Family const& family, TensorCatalog const& catalog, ModelConfi
     if (mapped.keys[i].scales_of) joiner.add_scales(i);
   }
   auto model = joiner.take();
-  order_experts(mapped, sizes, model);
+  require_one_dtype(mapped, model);
+  order_experts(mapped, model);
+  check_all_experts(mapped, sizes, config, model);
+  warn_of_dtype(mapped, config, options.dtype, warnings);
   check_way_back(family, model);
   return model;
 }

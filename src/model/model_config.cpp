@@ -1,6 +1,7 @@
 #include "model/model_config.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
@@ -77,14 +78,15 @@ std::vector<std::uint64_t> find_counts(Json const& object, char const* field) {
 }
 
 // The Hub says num_experts, some configs written by transformers num_local_experts.
-std::uint64_t find_experts(Json const& text) {
+void find_experts(Json const& text, ModelConfig& config) {
   auto const experts = find_count(text, "num_experts");
   auto const local = find_count(text, "num_local_experts");
   if (experts != 0 && local != 0 && experts != local) {
     throw FormatError(fmt::format("{}: num_experts = {} contradicts num_local_experts = {}", kFile, experts, local),
                       kFile);
   }
-  return experts != 0 ? experts : local;
+  config.experts = experts != 0 ? experts : local;
+  if (experts == 0 && local != 0) config.experts_field = "num_local_experts";
 }
 
 Quantisation find_quantisation(Json const& outer, Json const& text) {
@@ -101,14 +103,30 @@ Quantisation find_quantisation(Json const& outer, Json const& text) {
   return {};
 }
 
-/// The text model's own first; other dtypes than those of training say nothing.
-std::optional<DType> find_dtype(Json const& outer, Json const& text) {
-  for (auto const* config : {&text, &outer}) {
+std::optional<DType> training_dtype(std::string_view said) {
+  if (said == "bfloat16") return DType::BF16;
+  if (said == "float16") return DType::F16;
+  if (said == "float32") return DType::F32;
+  return std::nullopt;
+}
+
+/// The text model's own first; other dtypes than those of training say nothing, and leave a doubt.
+void find_dtype(Json const& outer, Json const& text, ModelConfig& config) {
+  std::vector<std::string> said;
+  auto doubtful = false;
+  for (auto const* of : {&text, &outer}) {
+    if (of == &outer && &text == &outer) break;
     for (auto const* field : {"dtype", "torch_dtype"}) {
-      if (auto const dtype = parse_torch_dtype(text_if_any(*config, field))) return dtype;
+      auto const* found = find_field(*of, field);
+      if (found == nullptr) continue;
+      auto const dtype = training_dtype(text_if_any(*of, field));
+      if (!config.dtype) config.dtype = dtype;
+      doubtful = doubtful || !dtype || dtype != config.dtype;
+      said.push_back(fmt::format("{}{} {}", of == &outer ? "" : "text_config.", field,
+                                 found->is_string() ? found->dump() : found->type_name()));
     }
   }
-  return std::nullopt;
+  if (doubtful) config.dtype_doubt = fmt::format("{}", fmt::join(said, ", "));
 }
 
 }  // namespace
@@ -119,19 +137,19 @@ ModelConfig parse_model_config(std::span<std::byte const> config_json) {
 
   auto const* nested = find_object(outer, "text_config");
   auto const& text = nested != nullptr ? *nested : outer;
-  return {
-      .model_type = find_text(outer, "model_type"),
-      .experts = find_experts(text),
-      .hidden = find_count(text, "hidden_size"),
-      .intermediate = find_count(text, "moe_intermediate_size"),
-      .layers = find_count(text, "num_hidden_layers"),
-      .mtp_layers = find_optional_count(text, "mtp_num_hidden_layers"),
-      .dense_layers = find_counts(text, "mlp_only_layers"),
-      .sparse_step = std::max<std::uint64_t>(1, find_count(text, "decoder_sparse_step")),
-      .quantisation = find_quantisation(outer, text),
-      .dtype = find_dtype(outer, text),
-      .mtp_expert_layout = text_if_any(text, "mtp_expert_hf_layout"),
-  };
+  ModelConfig config;
+  config.model_type = find_text(outer, "model_type");
+  find_experts(text, config);
+  config.hidden = find_count(text, "hidden_size");
+  config.intermediate = find_count(text, "moe_intermediate_size");
+  config.layers = find_count(text, "num_hidden_layers");
+  config.mtp_layers = find_optional_count(text, "mtp_num_hidden_layers");
+  config.dense_layers = find_counts(text, "mlp_only_layers");
+  config.sparse_step = std::max<std::uint64_t>(1, find_count(text, "decoder_sparse_step"));
+  config.quantisation = find_quantisation(outer, text);
+  find_dtype(outer, text, config);
+  config.mtp_expert_layout = text_if_any(text, "mtp_expert_hf_layout");
+  return config;
 }
 
 std::optional<ExpertForm> mtp_form(ModelConfig const& config) {

@@ -22,16 +22,18 @@ struct Quantisation {
 
 /// What config.json says of the experts. Zero: not said.
 struct ModelConfig {
-  std::string model_type;          ///< Of the outer config: `qwen3_5_moe`.
-  std::uint64_t experts = 0;       ///< E
-  std::uint64_t hidden = 0;        ///< H
-  std::uint64_t intermediate = 0;  ///< I
+  std::string model_type;                     ///< Of the outer config: `qwen3_5_moe`.
+  std::uint64_t experts = 0;                  ///< E
+  std::string experts_field = "num_experts";  ///< Which says so; or `num_local_experts`.
+  std::uint64_t hidden = 0;                   ///< H
+  std::uint64_t intermediate = 0;             ///< I
   std::uint64_t layers = 0;
   std::uint64_t mtp_layers = 0;
   std::vector<std::uint64_t> dense_layers;  ///< Decoder layers without experts (`mlp_only_layers`).
   std::uint64_t sparse_step = 1;  ///< Only every so many-th decoder layer has experts (`decoder_sparse_step`).
   Quantisation quantisation;
   std::optional<DType> dtype;     ///< In which the model is trained (`dtype`, once `torch_dtype`): BF16, F16 or F32.
+  std::string dtype_doubt;        ///< What is said of it, where that is no dtype of these, or more than one.
   std::string mtp_expert_layout;  ///< `mtp_expert_hf_layout`, in which no loading trusts (rule 30); may be empty.
   bool modelopt_file = false;     ///< There is a hf_quant_config.json beside config.json.
   bool partial = false;           ///< Tensors may be missing: a selection of those that the config speaks of.

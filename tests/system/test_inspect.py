@@ -233,7 +233,17 @@ def quantization(config):
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 
 
+def without_sense(config):
+    config["text_config"]["dtype"] = "bf17"
+
+
+def static_activations(config):
+    config["quantization_config"]["activation_scheme"] = "static"
+
+
 ODD_CONFIGS = [
+    (FP8, without_sense, 'found text_config.dtype "bf17"'),
+    (FP8, static_activations, "activation_scheme static: scales of activations are never applied"),
     (FP8, without_quantization, "weights are quantised, but config.json has no quantization_config"),
     (dict(family="qwen3_5_moe"), fewer_layers, "num_hidden_layers = 2, but there are experts of layer 3 too"),
     (dict(family="qwen3_5_moe"), without_sizes, "config.json does not say so"),

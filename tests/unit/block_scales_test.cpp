@@ -222,5 +222,33 @@ TEST(BlockScales, Rule60_ExpertsOfMtpHaveTheirsInBothForms) {
   }
 }
 
+TEST(BlockScales, Rule58_AWarningSaysWhatADoubtfulDtypeIsTakenFor) {
+  auto const warnings_of = [](TensorCatalog const& catalog, std::optional<DType> requested) {
+    auto config = make_config(wide());
+    config.dtype_doubt = "dtype \"bf17\"";
+    std::vector<std::string> warnings;
+    (void)map_tensors(qwen3_5_moe(), catalog, config, {.dtype = requested}, warnings);
+    return warnings;
+  };
+  EXPECT_THAT(warnings_of(quantised(wide()), {}),
+              testing::ElementsAre("config.json: found dtype \"bf17\": quantised weights become BF16"));
+  EXPECT_THAT(warnings_of(quantised(wide()), DType::F16), testing::IsEmpty()) << "somebody else has said it";
+  EXPECT_THAT(warnings_of(test::make_catalog(wide()), {}), testing::IsEmpty()) << "nothing depends on it";
+}
+
+TEST(BlockScales, OneOfAnotherDtypeIsNamedThoughItIsTheFirst) {
+  auto const scale = kDecoder + "0.gate_proj.weight_scale_inv";
+  auto const refused = refusal([&](auto& catalog) { tensor_named(catalog, scale).dtype = DType::F32; });
+  EXPECT_EQ(refused.message, "model.safetensors: " + scale + ": expected BF16 as in " + kDecoder +
+                                 "0.up_proj.weight_scale_inv, found F32");
+  auto const weight = kDecoder + "0.gate_proj.weight";
+  auto const unquantised = refusal([&](auto& catalog) {
+    test::remove_tensor(catalog, scale);
+    tensor_named(catalog, weight).dtype = DType::BF16;
+  });
+  EXPECT_EQ(unquantised.message,
+            "model.safetensors: " + weight + ": expected F8_E4M3 as in " + kDecoder + "0.up_proj.weight, found BF16");
+}
+
 }  // namespace
 }  // namespace rankslice

@@ -263,13 +263,12 @@ TEST(MapSplitExperts, Rules40And41And42_AMissingMatrixIsNamed) {
   std::string const two = "expected 2 tensors for each of 4 experts (config.json's num_experts), found ";
   std::string const one = "expected a tensor for each of 4 experts (config.json's num_experts), found ";
   for (auto const& [keys, named, text, found] : {
-           Missing{
-               {"1.gate_proj.weight"}, "1.gate_proj.weight", "1", two + "7 in all; there is no whole set for expert 1"},
-           Missing{{"3.up_proj.weight"}, "3.up_proj.weight", "3", two + "7 in all; there is no whole set for expert 3"},
+           Missing{{"1.gate_proj.weight"}, "1.gate_proj.weight", "1", two + "7 in all; missing: gate_proj of expert 1"},
+           Missing{{"3.up_proj.weight"}, "3.up_proj.weight", "3", two + "7 in all; missing: up_proj of expert 3"},
            Missing{{"0.gate_proj.weight", "0.up_proj.weight", "2.gate_proj.weight"},
                    "0.gate_proj.weight",
                    "0",
-                   two + "5 in all; there is no whole set for expert 0, 2"},
+                   two + "5 in all; missing: gate_proj and up_proj of expert 0; gate_proj of expert 2"},
        }) {
     for (auto const& at : {kDecoder, kMtp}) {
       auto const refused = refusal([&](auto& catalog, auto&) {
@@ -284,7 +283,7 @@ TEST(MapSplitExperts, Rules40And41And42_AMissingMatrixIsNamed) {
   }
   auto const down = refusal([](auto& catalog, auto&) { remove_tensor(catalog, kMtp + "2.down_proj.weight"); });
   EXPECT_EQ(down.message, kMtp + "2.down_proj.weight: Missing down MTP expert weight for layer 0, expert 2: " + one +
-                              "3 in all; there is no whole set for expert 2");
+                              "3 in all; missing: down_proj of expert 2");
 }
 
 TEST(MapSplitExperts, Rule42_ExpertsZeroAndThreeOfFourAreNotTwoExperts) {
@@ -295,7 +294,8 @@ TEST(MapSplitExperts, Rule42_ExpertsZeroAndThreeOfFourAreNotTwoExperts) {
       }
     }
   };
-  EXPECT_THAT(refusal(without_1_and_2).message, HasSubstr("found 4 in all; there is no whole set for expert 1, 2"));
+  EXPECT_THAT(refusal(without_1_and_2).message,
+              HasSubstr("found 4 in all; missing: gate_proj and up_proj of experts 1, 2"));
   // Without config.json the highest expert says how many there are.
   auto const unsaid = refusal([&](auto& catalog, auto& config) {
     without_1_and_2(catalog, config);
@@ -303,6 +303,28 @@ TEST(MapSplitExperts, Rule42_ExpertsZeroAndThreeOfFourAreNotTwoExperts) {
   });
   EXPECT_EQ(unsaid.tensor, kMtp + "1.gate_proj.weight");
   EXPECT_THAT(unsaid.message, HasSubstr("each of 4 experts (model.language_model.layers.0.mlp.experts.3.gate_proj"));
+}
+
+TEST(MapSplitExperts, Rule42_WholeExpertsOfAnotherNumberThanConfigJsonsAreACaseOfItsOwn) {
+  for (auto const said : {std::uint64_t{3}, std::uint64_t{5}}) {
+    for (std::string const field : {"num_experts", "num_local_experts"}) {
+      auto const refused = refusal([&](auto&, auto& config) {
+        config.experts = said;
+        config.experts_field = field;
+      });
+      EXPECT_EQ(refused.message, fmt::format("config.json: {} = {}, but every layer of the files has whole experts for "
+                                             "E = 4, up to {}3.down_proj.weight",
+                                             field, said, kMtp));
+      EXPECT_EQ(refused.file, "config.json");
+      EXPECT_EQ(refused.code, ExitCode::bad_data);
+    }
+  }
+  auto const one_layer_less = refusal([](auto& catalog, auto& config) {
+    config.experts = 5;
+    config.experts_field = "num_local_experts";
+    remove_tensor(catalog, kMtp + "2.down_proj.weight");
+  });
+  EXPECT_THAT(one_layer_less.message, HasSubstr("each of 5 experts (config.json's num_local_experts), found"));
 }
 
 TEST(MapSplitExperts, Rule42_ManyMissingExpertsAreListedInPart) {
@@ -315,7 +337,8 @@ TEST(MapSplitExperts, Rule42_ManyMissingExpertsAreListedInPart) {
         });
       },
       shape);
-  EXPECT_THAT(refused.message, HasSubstr("found 2 in all; there is no whole set for expert 0, 1, 2, 3, 4, 5, 6, 7, …"));
+  EXPECT_THAT(refused.message,
+              HasSubstr("found 2 in all; missing: gate_proj and up_proj of experts 0, 1, 2, 3, 4, 5, 6, 7, …"));
 }
 
 TEST(MapSplitExperts, Rule42_AnAbsurdExpertIsRefusedInNoTime) {

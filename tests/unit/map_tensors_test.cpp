@@ -291,14 +291,17 @@ TEST(MapTensors, MtpLayersAreDemandedOnlyWhereThereIsAnMtp) {
   EXPECT_EQ(one_more.tensor, "mtp.layers.1.mlp.experts.gate_up_proj");
 }
 
-TEST(MapTensors, ACheckpointWithoutStackedExpertsIsRefused) {
+TEST(MapTensors, ACheckpointWithoutExpertsIsToldHowTheyMayBeStored) {
   for (auto const& config : {make_config(tiny_qwen35()), without_sizes()}) {
     auto const refused = refusal([&](auto& catalog, auto& used) {
       used = config;
       std::erase_if(catalog.tensors,
                     [](CatalogTensor const& tensor) { return tensor.name.find(".experts.") != std::string::npos; });
     });
-    EXPECT_THAT(refused.message, HasSubstr("no stacked experts"));
+    EXPECT_EQ(refused.message,
+              "no experts in the checkpoint: expected those of a layer together "
+              "(model.language_model.layers.0.mlp.experts.gate_up_proj), or one by one "
+              "(model.language_model.layers.0.mlp.experts.0.gate_proj.weight)");
   }
 }
 

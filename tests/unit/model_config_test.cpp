@@ -74,6 +74,8 @@ TEST(ModelConfig, FieldsThatAreAbsentOrNullSayNothing) {
 
 TEST(ModelConfig, Rule61_TheExpertsHaveTwoNames) {
   EXPECT_EQ(parse(R"({"num_local_experts": 8})").experts, 8U);
+  EXPECT_EQ(parse(R"({"num_local_experts": 8})").experts_field, "num_local_experts");
+  EXPECT_EQ(parse(R"({"num_experts": 8})").experts_field, "num_experts");
   EXPECT_EQ(parse(R"({"num_local_experts": 8, "num_experts": 8})").experts, 8U);
   EXPECT_THAT(refusal(R"({"num_local_experts": 8, "num_experts": 16})"),
               AllOf(HasSubstr("num_experts = 16"), HasSubstr("num_local_experts = 8")));
@@ -246,6 +248,31 @@ TEST(ModelConfig, Rule28_TheFormsOfTheMtpExpertsHaveManyNames) {
       EXPECT_EQ(error.file, "config.json");
       EXPECT_THAT(error.what(), HasSubstr("Unsupported MTP expert HF layout: '" + name + "'"));
     }
+  }
+}
+
+TEST(ModelConfig, Rule58_OtherDtypesThanThoseOfTrainingLeaveADoubt) {
+  struct Said {
+    char const* json;
+    std::optional<DType> dtype;
+    char const* doubt;
+  };
+  for (auto const& [json, dtype, doubt] : {
+           Said{R"({})", std::nullopt, ""},
+           Said{R"({"dtype": null, "torch_dtype": "float16"})", DType::F16, ""},
+           Said{R"({"dtype": "bfloat16", "text_config": {"torch_dtype": "bfloat16"}})", DType::BF16, ""},
+           Said{R"({"dtype": "bf17"})", std::nullopt, R"(dtype "bf17")"},
+           Said{R"({"torch_dtype": "float8_e4m3fn"})", std::nullopt, R"(torch_dtype "float8_e4m3fn")"},
+           Said{R"({"dtype": 16})", std::nullopt, "dtype number"},
+           Said{R"({"dtype": "bfloat16", "torch_dtype": "float16"})", DType::BF16,
+                R"(dtype "bfloat16", torch_dtype "float16")"},
+           Said{R"({"dtype": "float32", "text_config": {"dtype": "float16"}})", DType::F16,
+                R"(text_config.dtype "float16", dtype "float32")"},
+           Said{R"({"dtype": "bf17", "torch_dtype": "float16"})", DType::F16, R"(dtype "bf17", torch_dtype "float16")"},
+       }) {
+    auto const config = parse(json);
+    EXPECT_EQ(config.dtype, dtype) << json;
+    EXPECT_EQ(config.dtype_doubt, doubt) << json;
   }
 }
 
