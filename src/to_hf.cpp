@@ -1,5 +1,7 @@
 #include "rankslice/to_hf.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <optional>
 
@@ -8,6 +10,7 @@
 #include "copies.hpp"
 #include "export_plan.hpp"
 #include "hf_files.hpp"
+#include "model/family.hpp"
 #include "native_source.hpp"
 #include "shared_output.hpp"
 #include "slice_writer.hpp"
@@ -184,15 +187,34 @@ Digests compare_with_originals(ExportPlan const& plan, NativeSource& held, std::
   return originals;
 }
 
+/// What was widened by `--dtype` goes back into the layout of its source if it still fits there: what training keeps in
+/// F32 may be rounded, the others must not be without a word.
+void require_fitting(Checkpoint const& source, std::vector<bool> const& taken, Digests const& held,
+                     Digests const& written) {
+  auto const& model = source.model;
+  auto const& keys = find_family(source.family, {}).keys;
+  for (std::size_t i = 0; i < taken.size(); ++i) {
+    auto const& key = model.tensors[i].key;
+    auto const& parameter = model.parameters[model.tensors[i].parameter];
+    auto const widened = parameter.converted() && parameter.invertible() && !is_fp32_held(keys, key);
+    if (!taken[i] || !widened || std::ranges::equal(held.stored.of(i), written.stored.of(i))) continue;
+    throw VerifyError(fmt::format("{}: was changed since it was loaded: its values in {} do not fit into {}; export "
+                                  "with --export-layout auto",
+                                  key, name(parameter.dtype), name(parameter.hf_dtype)),
+                      {}, key);
+  }
+}
+
 /// Write what a checkpoint has, under its own model, and prove that it is what was read. Collective.
-void write_as_read(Model const& model, std::vector<bool> const& taken, StreamedTensors& streamed, Export& output,
+void write_as_read(Checkpoint const& source, std::vector<bool> const& taken, StreamedTensors& streamed, Export& output,
                    Communicator& world) {
   auto const written = output.write(streamed);
   on_every_rank(world, [&] {
     streamed.check_unchanged();
     // Of converted tensors only the values as the files hold them: a trained one need not be exact in fewer bits.
     auto const read = without_left_out(taken, streamed.read());
-    require_equal(model, NamedTable{"read", read.source}, NamedTable{"written", written.source});
+    require_equal(source.model, NamedTable{"read", read.source}, NamedTable{"written", written.source});
+    require_fitting(source, taken, read, written);
   });
 }
 
@@ -230,8 +252,10 @@ ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communica
   Export output(plan, std::move(originals), out_dir, world, options);
   auto written = output.write(*held);
   world.all_reduce(written.source.values(), Reduce::sum);
+  world.all_reduce(written.stored.values(), Reduce::sum);
   on_every_rank(world, [&] {
     require_equal(plan.target.model, NamedTable{"held", expected.source}, NamedTable{"written", written.source});
+    if (!plan.target.converted) require_fitting(*state.source, plan.target.taken, expected, written);
   });
   return output.publish(std::nullopt);
 }
@@ -249,7 +273,7 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
   }
   Export output(plan, std::move(originals), out_dir, world, options);
   plan.target.converted ? write_converted(model, plan.target, streamed, output, world)
-                        : write_as_read(model, plan.target.taken, streamed, output, world);
+                        : write_as_read(checkpoint, plan.target.taken, streamed, output, world);
   if (verify == VerifyLevel::full && checkpoint.digests) {
     auto read = streamed.read();
     auto const recorded = without_left_out(tensors_to_read(plan.target, model), *checkpoint.digests);

@@ -208,6 +208,29 @@ def test_shards_know_the_source_to_copy_from(qwen3_5, stored, tmp_path):
     assert not checkpoints.folder_differences(qwen3_5, tmp_path / "out")
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_widened_value_that_was_changed_does_not_lose_bits_silently(ranks, tmp_path):
+    source = Variant("qwen3_moe").write(tmp_path / "ckpt")
+    shards = tmp_path / "shards"
+    run_ok("load", source, "--dtype", "float32", "--save-shards", shards, ranks=2)
+    back = ["to-hf", shards, tmp_path / "out", "--export-layout", "source"]
+    run_ok(*back, ranks=ranks)
+    assert not checkpoints.folder_differences(source, tmp_path / "out")
+    for rank in range(2):  # copies must be the same
+        with safetensors.safe_open(shard_path(shards, rank), "pt") as file:
+            metadata = file.metadata()
+        tensors = safetensors.torch.load_file(shard_path(shards, rank))
+        tensors["model.norm.weight"][0] = 1.00001
+        safetensors.torch.save_file(tensors, shard_path(shards, rank), metadata)
+    expect(3, *back, "--overwrite", says=["model.norm.weight", "do not fit into BF16"], ranks=ranks)
+    run_ok("to-hf", shards, tmp_path / "held", ranks=ranks)
+    assert safetensors_value(tmp_path / "held", "model.norm.weight")[0] == np.float32(1.00001)
+
+
+def safetensors_value(folder, key):
+    return reference.read_folder(folder)[key].bits.view(np.float32)
+
+
 def test_shards_that_outlive_their_source_do_not_go_back_to_its_layout(tmp_path):
     source = QWEN3_5.write(tmp_path / "ckpt")
     run_ok("load", source, "--rank", 0, "--ranks", 1, "--save-shards", tmp_path / "shards")
