@@ -114,8 +114,9 @@ std::optional<DType> training_dtype(std::string_view said) {
 void find_dtype(Json const& outer, Json const& text, ModelConfig& config) {
   std::vector<std::string> said;
   auto doubtful = false;
-  for (auto const* of : {&text, &outer}) {
-    if (of == &outer && &text == &outer) break;
+  auto places = std::vector{&text};
+  if (&text != &outer) places.push_back(&outer);
+  for (auto const* of : places) {
     for (auto const* field : {"dtype", "torch_dtype"}) {
       auto const* found = find_field(*of, field);
       if (found == nullptr) continue;
