@@ -2,10 +2,8 @@
 
 #include <fmt/format.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
@@ -26,12 +24,6 @@ namespace {
 std::sig_atomic_t volatile signal_number = 0;
 
 extern "C" void remember_signal(int number) { signal_number = number; }
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  ::gethostname(name.data(), name.size() - 1);
-  return name.data();
-}
 
 std::uint64_t peak_rss_bytes() {
   rusage usage{};
@@ -207,7 +199,7 @@ double Job::timed(std::string const& phase, std::function<void()> const& step) {
 
 void Job::report_ranks(RankBytes const& bytes, double seconds_load) {
   Json const mine{{"rank", world.rank()},
-                  {"host", host_name()},
+                  {"host", world.host(world.rank())},
                   {"bytes_read", bytes.read},
                   {"bytes_wanted", bytes.wanted},
                   {"bytes_owned", bytes.owned},

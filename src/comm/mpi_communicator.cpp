@@ -29,6 +29,7 @@ using std::chrono::milliseconds;
 // MPI counts are ints, and pieces of this size travel faster than whole tensors (no huge rendezvous at once).
 constexpr std::size_t kPieceBytes = 64_MiB;
 constexpr int kGatherTag = 2;
+constexpr int kTransferTag = 3;
 
 MPI_Op mpi_op(Reduce op) {
   switch (op) {
@@ -87,6 +88,31 @@ std::vector<RankName> exchange_names(MPI_Comm comm, int name_rank, milliseconds 
   return names;
 }
 
+/// Pieces of one transfer.
+class MpiTransfer final : public PendingTransfer {
+ public:
+  /// `control` outlives the transfer; `under_way` counts those that are not waited for.
+  MpiTransfer(MpiControl& control, std::vector<MPI_Request> requests, int& under_way)
+      : control_(control), requests_(std::move(requests)), under_way_(under_way) {
+    if (!requests_.empty()) ++under_way_;
+  }
+  ~MpiTransfer() override { wait(); }
+  MpiTransfer(MpiTransfer const&) = delete;
+  MpiTransfer& operator=(MpiTransfer const&) = delete;
+
+  void wait() override {
+    if (requests_.empty()) return;
+    control_.wait(requests_);
+    requests_.clear();
+    --under_way_;
+  }
+
+ private:
+  MpiControl& control_;
+  std::vector<MPI_Request> requests_;
+  int& under_way_;
+};
+
 class MpiCommunicator final : public Communicator {
  public:
   MpiCommunicator(UniqueMpiComm comm, int name_rank, milliseconds timeout)
@@ -100,18 +126,30 @@ class MpiCommunicator final : public Communicator {
   [[nodiscard]] int rank() const override { return control_.rank(); }
   [[nodiscard]] int size() const override { return control_.size(); }
   [[nodiscard]] std::string_view kind() const override { return "mpi"; }
+  [[nodiscard]] std::string const& host(int rank) const override { return control_.name_of(rank).host; }
 
   void all_reduce(std::span<std::uint64_t> values, Reduce op) override;
   void broadcast(std::span<std::byte> bytes, int root) override;
   [[nodiscard]] std::vector<std::vector<std::byte>> gather(std::span<std::byte const> bytes, int root) override;
+  [[nodiscard]] std::unique_ptr<PendingTransfer> start_send(std::span<std::byte const> bytes, int to) override;
+  [[nodiscard]] std::unique_ptr<PendingTransfer> start_receive(std::span<std::byte> bytes, int from) override;
+  [[nodiscard]] std::unique_ptr<PendingTransfer> start_broadcast(std::span<std::byte> bytes, int root) override;
   [[nodiscard]] std::unique_ptr<Communicator> split(int color) override;
 
   void begin_step() override { control_.begin_step(); }
   [[nodiscard]] Outcome agree(Outcome const& mine) override;
-  void progress() override { control_.progress(); }
+  void progress() override {
+    control_.progress();
+    if (under_way_ > 0) control_.poll();
+  }
+  void wait_until(std::function<bool()> const& done) override { control_.wait_until(done); }
+  [[noreturn]] void abort(ExitCode code, std::string const& message) override { abort_job(comm_.get(), code, message); }
 
  private:
   void check_root(int root) const;
+  void check_peer(int peer) const;
+  template <typename Start, typename Byte>
+  [[nodiscard]] std::unique_ptr<PendingTransfer> start(std::span<Byte> bytes, Start const& start_piece);
   [[nodiscard]] std::vector<std::uint64_t> gather_sizes(std::uint64_t mine, int root);
   void send_pieces(std::span<std::byte const> bytes, int root);
   void receive_pieces(std::vector<std::vector<std::byte>>& everyone);
@@ -120,6 +158,7 @@ class MpiCommunicator final : public Communicator {
   milliseconds timeout_;
   MpiControl control_;
   bool failed_together_ = false;  ///< The last agreement was on a failure.
+  int under_way_ = 0;             ///< Transfers that nobody has waited for yet.
 };
 
 // Collective, as MPI_Comm_free is. Where an exception that the ranks did not agree on takes this rank out alone, the
@@ -152,13 +191,7 @@ void MpiCommunicator::all_reduce(std::span<std::uint64_t> values, Reduce op) {
 
 void MpiCommunicator::broadcast(std::span<std::byte> bytes, int root) {
   check_root(root);
-  while (!bytes.empty()) {
-    auto const piece = take_piece(bytes);
-    MPI_Request request = MPI_REQUEST_NULL;
-    check_mpi(MPI_Ibcast(piece.data(), static_cast<int>(piece.size()), MPI_BYTE, root, comm_.get(), &request),
-              comm_.get());
-    control_.wait(std::span(&request, 1));
-  }
+  while (!bytes.empty()) start_broadcast(take_piece(bytes), root)->wait();
 }
 
 std::vector<std::vector<std::byte>> MpiCommunicator::gather(std::span<std::byte const> bytes, int root) {
@@ -230,6 +263,38 @@ std::unique_ptr<Communicator> MpiCommunicator::split(int color) {
   return std::make_unique<MpiCommunicator>(std::move(owned), control_.name().rank, timeout_);
 }
 
+/// All pieces at once: `start_piece(piece, request)` starts one.
+template <typename Start, typename Byte>
+std::unique_ptr<PendingTransfer> MpiCommunicator::start(std::span<Byte> bytes, Start const& start_piece) {
+  std::vector<MPI_Request> requests;
+  while (!bytes.empty()) {
+    auto const piece = take_piece(bytes);
+    check_mpi(start_piece(piece, &requests.emplace_back(MPI_REQUEST_NULL)), comm_.get());
+  }
+  return std::make_unique<MpiTransfer>(control_, std::move(requests), under_way_);
+}
+
+std::unique_ptr<PendingTransfer> MpiCommunicator::start_send(std::span<std::byte const> bytes, int to) {
+  check_peer(to);
+  return start(bytes, [&](std::span<std::byte const> piece, MPI_Request* request) {
+    return MPI_Isend(piece.data(), static_cast<int>(piece.size()), MPI_BYTE, to, kTransferTag, comm_.get(), request);
+  });
+}
+
+std::unique_ptr<PendingTransfer> MpiCommunicator::start_receive(std::span<std::byte> bytes, int from) {
+  check_peer(from);
+  return start(bytes, [&](std::span<std::byte> piece, MPI_Request* request) {
+    return MPI_Irecv(piece.data(), static_cast<int>(piece.size()), MPI_BYTE, from, kTransferTag, comm_.get(), request);
+  });
+}
+
+std::unique_ptr<PendingTransfer> MpiCommunicator::start_broadcast(std::span<std::byte> bytes, int root) {
+  check_root(root);
+  return start(bytes, [&](std::span<std::byte> piece, MPI_Request* request) {
+    return MPI_Ibcast(piece.data(), static_cast<int>(piece.size()), MPI_BYTE, root, comm_.get(), request);
+  });
+}
+
 Outcome MpiCommunicator::agree(Outcome const& mine) {
   auto agreed = control_.agree(mine);
   failed_together_ = agreed.code != ExitCode::done;
@@ -238,6 +303,12 @@ Outcome MpiCommunicator::agree(Outcome const& mine) {
 
 void MpiCommunicator::check_root(int root) const {
   if (root < 0 || root >= size()) throw UsageError(fmt::format("root rank {} among {} ranks", root, size()));
+}
+
+void MpiCommunicator::check_peer(int peer) const {
+  if (peer < 0 || peer >= size() || peer == rank()) {
+    throw UsageError(fmt::format("rank {} as another rank than {} among {} ranks", peer, rank(), size()));
+  }
 }
 
 void expect_mpi_is_ready() {

@@ -32,16 +32,19 @@ int rank_in(MPI_Comm comm) {
 constexpr std::array kSigns{std::byte{0}, std::byte{1}, std::byte{2}};
 static_assert(static_cast<int>(ControlKind::watching) == 2);
 
-/// Armed as long as this rank waits.
+/// Armed as long as this rank waits, and after that as long as it is in a step.
 class Watched {
  public:
-  explicit Watched(Watchdog& dog) : dog_(dog) { dog_.arm(); }
-  ~Watched() { dog_.disarm(); }
+  explicit Watched(Watchdog& dog) : dog_(dog), in_step_(dog.armed()) { dog_.arm(); }
+  ~Watched() {
+    if (!in_step_) dog_.disarm();
+  }
   Watched(Watched const&) = delete;
   Watched& operator=(Watched const&) = delete;
 
  private:
   Watchdog& dog_;
+  bool in_step_;
 };
 
 }  // namespace
@@ -64,12 +67,16 @@ void MpiControl::progress() {
 }
 
 void MpiControl::wait(std::span<MPI_Request> requests) {
+  wait_until([&] { return completed(requests); });
+}
+
+void MpiControl::wait_until(std::function<bool()> const& done) {
   Watched const watched(watchdog_);
-  wait_until([&] { return completed(requests); }, ControlKind::waiting,
-             [this](auto now) { rank_ == 0 ? judge_collective(now) : judge_rank_0(now); });
+  wait_until(done, ControlKind::waiting, [this](auto now) { rank_ == 0 ? judge_collective(now) : judge_rank_0(now); });
 }
 
 Outcome MpiControl::agree(Outcome const& mine) {
+  end_step();
   Watched const watched(watchdog_);
   auto stated = mine;
   stated.rank = rank_;
@@ -224,29 +231,42 @@ void MpiControl::send_sign(Peer& to, int rank, ControlKind kind) {
 }
 
 void MpiControl::judge_check_ins(Clock::time_point now) const {
-  auto const silence = [&](Peer const& peer) { return now - std::max(wait_began_, peer.worked); };
   auto const missing = [](Peer const& peer) { return !peer.check_in.has_value(); };
-  if (std::none_of(peers_.begin(), peers_.end(),
-                   [&](Peer const& peer) { return missing(peer) && silence(peer) >= timeout_; })) {
-    return;
+  // One that waits for another, inside its step, need only be alive.
+  auto const silence = [&](Peer const& peer) {
+    return now - std::max(wait_began_, peer.waits ? peer.heard : peer.worked);
+  };
+  if (std::any_of(peers_.begin(), peers_.end(),
+                  [&](Peer const& peer) { return missing(peer) && silence(peer) >= timeout_; })) {
+    // Ranks that died together gave their last signs up to an interval apart: name them together too.
+    std::vector<RankName> silent;
+    for (std::size_t r = 0; r < peers_.size(); ++r) {
+      if (missing(peers_[r]) && silence(peers_[r]) >= timeout_ - 2 * interval_) silent.push_back(names_[r]);
+    }
+    give_up(silent);
   }
-  // Ranks that died together gave their last signs up to an interval apart: name them together too.
-  std::vector<RankName> silent;
-  for (std::size_t r = 0; r < peers_.size(); ++r) {
-    if (missing(peers_[r]) && silence(peers_[r]) >= timeout_ - 2 * interval_) silent.push_back(names_[r]);
-  }
-  give_up(silent);
+  auto const all_wait =
+      std::all_of(peers_.begin(), peers_.end(), [&](Peer const& peer) { return !missing(peer) || peer.waits; });
+  if (all_wait && now - last_progress() >= timeout_) give_up_on_each_other();
+}
+
+MpiControl::Clock::time_point MpiControl::last_progress() const {
+  auto last = wait_began_;
+  for (auto const& peer : peers_) last = std::max(last, peer.worked);
+  return last;
 }
 
 void MpiControl::judge_collective(Clock::time_point now) const {
-  auto last_progress = wait_began_;
-  for (auto const& peer : peers_) last_progress = std::max(last_progress, peer.worked);
-  if (now - last_progress < timeout_) return;
+  if (now - last_progress() < timeout_) return;
   std::vector<RankName> silent;
   for (std::size_t r = 1; r < peers_.size(); ++r) {
     if (now - peers_[r].heard >= timeout_ - 2 * interval_) silent.push_back(names_[r]);
   }
   if (!silent.empty()) give_up(silent);
+  give_up_on_each_other();
+}
+
+void MpiControl::give_up_on_each_other() const {
   abort_job(comm_, ExitCode::timeout,
             fmt::format("the ranks wait for each other in different calls, for {:.1f} s now",
                         std::chrono::duration<double>(timeout_).count()));

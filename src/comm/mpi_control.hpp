@@ -27,22 +27,26 @@ namespace rankslice {
 ///   - an agreement is a `check_in` from every rank and a `verdict` to every rank. No collective call is part of it: a
 ///     dead rank cannot wedge the others, and rank 0 knows whose word is missing.
 /// Signs go out at most every tenth of the deadline (or second), and at most one per receiver is under way.
-/// Rank 0 gives up when a rank that it waits for has not been heard working for the deadline. The others give up a
-/// little later than that after rank 0's last sign, so that rank 0, which knows the names, speaks first.
-/// Because of the order, once a verdict has come no control message of the past is under way between the two; so an
-/// agreement before the communicator is freed leaves nothing unmatched in it.
+/// Rank 0 gives up when a rank that it waits for has not been heard working for the deadline, or waiting, as long as
+/// any rank works. The others give up a little later than that after rank 0's last sign, so that rank 0, which knows
+/// the names, speaks first. Because of the order, once a verdict has come no control message of the past is under way
+/// between the two; so an agreement before the communicator is freed leaves nothing unmatched in it.
 class MpiControl {
  public:
   /// `comm` is borrowed; `names` has one entry per rank.
   MpiControl(MPI_Comm comm, std::vector<RankName> names, std::chrono::milliseconds timeout);
 
-  /// The watchdog watches this rank from here to `end_step` or the end of the next agreement or wait.
+  /// The watchdog watches this rank from here to `end_step` or the end of the next agreement.
   void begin_step() { watchdog_.arm(); }
   void end_step() { watchdog_.disarm(); }
   /// Cheap: looks at a clock, and talks only when a sign is due.
   void progress();
-  /// Waits for the requests of a collective call. Aborts the job at the deadline.
+  /// Waits for requests. Aborts the job at the deadline.
   void wait(std::span<MPI_Request> requests);
+  /// The same for anything that can be polled.
+  void wait_until(std::function<bool()> const& done);
+  /// Lets MPI get on with what is under way.
+  void poll() { listen(); }
   /// Collective.
   [[nodiscard]] Outcome agree(Outcome const& mine);
   /// Collective: agrees one last time. Afterwards no message and no request is pending.
@@ -50,7 +54,8 @@ class MpiControl {
 
   [[nodiscard]] int rank() const { return rank_; }
   [[nodiscard]] int size() const { return static_cast<int>(peers_.size()); }
-  [[nodiscard]] RankName const& name() const { return names_[static_cast<std::size_t>(rank_)]; }
+  [[nodiscard]] RankName const& name() const { return name_of(rank_); }
+  [[nodiscard]] RankName const& name_of(int rank) const { return names_[static_cast<std::size_t>(rank)]; }
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -82,6 +87,8 @@ class MpiControl {
   void judge_collective(Clock::time_point now) const;
   void judge_rank_0(Clock::time_point now) const;
   [[noreturn]] void give_up(std::span<RankName const> silent) const;
+  [[noreturn]] void give_up_on_each_other() const;
+  [[nodiscard]] Clock::time_point last_progress() const;
 
   [[nodiscard]] bool completed(std::span<MPI_Request> requests) const;
   void expect_agreement(std::uint64_t agreement) const;

@@ -16,6 +16,7 @@ class Watchdog {
   Watchdog(std::chrono::milliseconds patience, std::string who);
 
   void arm() noexcept;
+  [[nodiscard]] bool armed() const noexcept { return armed_.load(std::memory_order_relaxed); }
   void disarm() noexcept { armed_.store(false, std::memory_order_relaxed); }
   /// Cheap enough for every block and every poll.
   void touch() noexcept { touches_.fetch_add(1, std::memory_order_relaxed); }

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -125,6 +126,121 @@ TEST_P(CommunicatorConformance, GathersDifferentSizesByRank) {
 TEST_P(CommunicatorConformance, GathersNothingFromAnybody) {
   auto const everyone = world->gather({}, 0);
   EXPECT_EQ(everyone, std::vector<std::vector<std::byte>>(world->rank() == 0 ? ranks() : 0));
+}
+
+TEST_P(CommunicatorConformance, SendsAroundARingInOrder) {
+  if (world->size() == 1) GTEST_SKIP() << "needs another rank";
+  auto const next = (world->rank() + 1) % world->size();
+  auto const last = (world->rank() + world->size() - 1) % world->size();
+  std::vector<std::vector<std::byte>> sent, received;
+  std::vector<std::unique_ptr<PendingTransfer>> transfers;
+  for (std::size_t const size : {0U, 1U, 4096U, 1'000'003U, 0U, 17U}) {
+    sent.push_back(bytes_of_rank(world->rank(), size));
+    received.emplace_back(size);
+  }
+  for (std::size_t i = 0; i < sent.size(); ++i) {
+    transfers.push_back(world->start_receive(received[i], last));
+    transfers.push_back(world->start_send(sent[i], next));
+  }
+  for (auto const& transfer : transfers) {
+    transfer->wait();
+    transfer->wait();
+  }
+  for (std::size_t i = 0; i < sent.size(); ++i) {
+    ASSERT_EQ(received[i], bytes_of_rank(last, sent[i].size())) << "message " << i;
+  }
+}
+
+TEST_P(CommunicatorConformance, OneRankReceivesFromAllOthersWhileTheyDoSomethingElse) {
+  constexpr std::size_t kBytes = 70'001;
+  for (int root = 0; root < world->size(); ++root) {
+    auto const mine = bytes_of_rank(world->rank(), kBytes);
+    std::vector<std::vector<std::byte>> theirs(ranks(), std::vector<std::byte>(kBytes));
+    std::vector<std::unique_ptr<PendingTransfer>> transfers;
+    if (world->rank() != root) transfers.push_back(world->start_send(mine, root));
+    for (int from = 0; world->rank() == root && from < world->size(); ++from) {
+      if (from != root) transfers.push_back(world->start_receive(theirs[static_cast<std::size_t>(from)], from));
+    }
+    world->progress();
+    transfers.clear();  // waits
+    for (int from = 0; world->rank() == root && from < world->size(); ++from) {
+      if (from == root) continue;
+      ASSERT_EQ(theirs[static_cast<std::size_t>(from)], bytes_of_rank(from, kBytes)) << "from " << from;
+    }
+  }
+}
+
+TEST_P(CommunicatorConformance, BroadcastsOverlap) {
+  constexpr std::size_t kBytes = 300'007;
+  std::vector<std::vector<std::byte>> messages;
+  for (int root = 0; root < world->size(); ++root) messages.push_back(bytes_of_rank(world->rank(), kBytes));
+  std::vector<std::unique_ptr<PendingTransfer>> transfers;
+  for (int root = 0; root < world->size(); ++root) {
+    transfers.push_back(world->start_broadcast(messages[static_cast<std::size_t>(root)], root));
+  }
+  for (int root = world->size() - 1; root >= 0; --root) {
+    transfers[static_cast<std::size_t>(root)]->wait();
+    ASSERT_EQ(messages[static_cast<std::size_t>(root)], bytes_of_rank(root, kBytes)) << "root " << root;
+  }
+}
+
+TEST_P(CommunicatorConformance, EveryoneHasEveryonesBytes) {
+  auto const size_of = [](int rank) { return static_cast<std::size_t>(rank) * 3'001; };  // rank 0 has none
+  auto const everyone = all_gather(*world, bytes_of_rank(world->rank(), size_of(world->rank())));
+  ASSERT_EQ(everyone.size(), ranks());
+  for (int from = 0; from < world->size(); ++from) {
+    ASSERT_EQ(everyone[static_cast<std::size_t>(from)], bytes_of_rank(from, size_of(from))) << "from " << from;
+  }
+}
+
+TEST_P(CommunicatorConformance, KnowsTheMachineOfEveryRank) {
+  for (int rank = 0; rank < world->size(); ++rank) EXPECT_NE(world->host(rank), "");
+  auto const first = first_ranks_of_hosts(*world);
+  ASSERT_FALSE(first.empty());
+  EXPECT_EQ(first.front(), 0);
+}
+
+TEST_P(CommunicatorConformance, WaitsForWhatIsDoneElsewhere) {
+  std::atomic<bool> done = false;
+  std::thread elsewhere([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    done = true;
+  });
+  world->wait_until([&] { return done.load(); });
+  EXPECT_TRUE(done);
+  elsewhere.join();
+  barrier(*world);
+}
+
+TEST_P(CommunicatorConformance, RefusesAPeerThatIsNoOtherRank) {
+  std::vector<std::byte> bytes(1);
+  for (auto const peer : {-1, world->rank(), world->size()}) {
+    EXPECT_THROW(std::ignore = world->start_send(bytes, peer), UsageError);
+    EXPECT_THROW(std::ignore = world->start_receive(bytes, peer), UsageError);
+  }
+  EXPECT_THROW(std::ignore = world->start_broadcast(bytes, world->size()), UsageError);
+}
+
+TEST_P(CommunicatorConformance, ARankThatFailsAmongTransfersFinishesThemAndAllAgree) {
+  auto const last = world->size() - 1;
+  auto const mine = bytes_of_rank(world->rank(), 100'000);
+  try {
+    on_every_rank(*world, [&] {
+      std::vector<std::byte> theirs(100'000);
+      if (world->rank() == 0) {
+        for (int from = 1; from <= last; ++from) {
+          world->start_receive(theirs, from)->wait();
+          EXPECT_EQ(theirs, bytes_of_rank(from, theirs.size()));
+        }
+        throw IoError(ExitCode::io, "no space left", "out");
+      }
+      world->start_send(mine, 0)->wait();
+    });
+    FAIL() << "nothing thrown";
+  } catch (IoError const& error) {
+    EXPECT_EQ(error.rank, 0);
+    EXPECT_STREQ(error.what(), "no space left");
+  }
 }
 
 TEST_P(CommunicatorConformance, RefusesARootThatIsNoRank) {

@@ -28,6 +28,17 @@ class WorldWithAgreement final : public Communicator {
                                                            int /*root*/) override {
     return {};
   }
+  [[nodiscard]] std::string const& host(int /*rank*/) const override { return host_; }
+  [[nodiscard]] std::unique_ptr<PendingTransfer> start_send(std::span<std::byte const> /*bytes*/, int /*to*/) override {
+    return nullptr;
+  }
+  [[nodiscard]] std::unique_ptr<PendingTransfer> start_receive(std::span<std::byte> /*bytes*/, int /*from*/) override {
+    return nullptr;
+  }
+  [[nodiscard]] std::unique_ptr<PendingTransfer> start_broadcast(std::span<std::byte> /*bytes*/,
+                                                                 int /*root*/) override {
+    return nullptr;
+  }
   [[nodiscard]] std::unique_ptr<Communicator> split(int /*color*/) override { return nullptr; }
   void begin_step() override { calls.emplace_back("begin_step"); }
   [[nodiscard]] Outcome agree(Outcome const& mine) override {
@@ -36,12 +47,15 @@ class WorldWithAgreement final : public Communicator {
     return agreed_;
   }
   void progress() override {}
+  void wait_until(std::function<bool()> const& /*done*/) override {}
+  [[noreturn]] void abort(ExitCode code, std::string const& message) override { throw CommError(code, message); }
 
   std::vector<std::string> calls;
   Outcome told;
 
  private:
   Outcome agreed_;
+  std::string host_ = "h";
 };
 
 INSTANTIATE_TEST_SUITE_P(Solo, CommunicatorConformance,
