@@ -31,8 +31,8 @@ std::unique_ptr<Communicator> part_of_a_part() {
 }
 
 INSTANTIATE_TEST_SUITE_P(Mpi, CommunicatorConformance,
-                         testing::Values(Implementation{"World", world}, Implementation{"OddAndEven", odd_and_even},
-                                         Implementation{"PartOfAPart", part_of_a_part}),
+                         testing::Values(one_rank_of("World", world), one_rank_of("OddAndEven", odd_and_even),
+                                         one_rank_of("PartOfAPart", part_of_a_part)),
                          [](auto const& suite) { return suite.param.name; });
 
 TEST(MpiCommunicator, TakesItsRankAndSizeFromTheCallersCommunicator) {

@@ -58,8 +58,7 @@ class WorldWithAgreement final : public Communicator {
   std::string host_ = "h";
 };
 
-INSTANTIATE_TEST_SUITE_P(Solo, CommunicatorConformance,
-                         testing::Values(Implementation{"OneRank", make_solo_communicator}),
+INSTANTIATE_TEST_SUITE_P(Solo, CommunicatorConformance, testing::Values(one_rank_of("OneRank", make_solo_communicator)),
                          [](auto const& suite) { return suite.param.name; });
 
 template <typename SomeError>
