@@ -17,8 +17,9 @@
 #include "rankslice/mpi.hpp"
 
 #include "comm/backoff.hpp"
+#include "comm/control.hpp"
+#include "comm/mpi_channel.hpp"
 #include "comm/mpi_check.hpp"
-#include "comm/mpi_control.hpp"
 #include "core/literals.hpp"
 
 namespace rankslice {
@@ -28,6 +29,7 @@ using std::chrono::milliseconds;
 
 // MPI counts are ints, and pieces of this size travel faster than whole tensors (no huge rendezvous at once).
 constexpr std::size_t kPieceBytes = 64_MiB;
+constexpr milliseconds kWatchdogGrace{2000};  // a rank that can still be named is named first
 constexpr int kGatherTag = 2;
 constexpr int kTransferTag = 3;
 
@@ -88,12 +90,24 @@ std::vector<RankName> exchange_names(MPI_Comm comm, int name_rank, milliseconds 
   return names;
 }
 
+void wait_for(MPI_Comm comm, Control& control, std::span<MPI_Request> requests) {
+  control.wait_until([&] {
+    int done = 0;
+    check_mpi(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE), comm);
+    return done != 0;
+  });
+}
+
+std::unique_ptr<Watchdog> watchdog_of(RankName const& name, milliseconds timeout) {
+  return std::make_unique<Watchdog>(timeout + kWatchdogGrace, fmt::format("rank {} (host {})", name.rank, name.host));
+}
+
 /// Pieces of one transfer.
 class MpiTransfer final : public PendingTransfer {
  public:
   /// `control` outlives the transfer; `under_way` counts those that are not waited for.
-  MpiTransfer(MpiControl& control, std::vector<MPI_Request> requests, int& under_way)
-      : control_(control), requests_(std::move(requests)), under_way_(under_way) {
+  MpiTransfer(MPI_Comm comm, Control& control, std::vector<MPI_Request> requests, int& under_way)
+      : comm_(comm), control_(control), requests_(std::move(requests)), under_way_(under_way) {
     if (!requests_.empty()) ++under_way_;
   }
   ~MpiTransfer() override { wait(); }
@@ -102,23 +116,25 @@ class MpiTransfer final : public PendingTransfer {
 
   void wait() override {
     if (requests_.empty()) return;
-    control_.wait(requests_);
+    wait_for(comm_, control_, requests_);
     requests_.clear();
     --under_way_;
   }
 
  private:
-  MpiControl& control_;
+  MPI_Comm comm_;
+  Control& control_;
   std::vector<MPI_Request> requests_;
   int& under_way_;
 };
 
 class MpiCommunicator final : public Communicator {
  public:
-  MpiCommunicator(UniqueMpiComm comm, int name_rank, milliseconds timeout)
+  MpiCommunicator(UniqueMpiComm comm, std::vector<RankName> names, milliseconds timeout)
       : comm_(std::move(comm)),
         timeout_(timeout),
-        control_(comm_.get(), exchange_names(comm_.get(), name_rank, timeout), timeout) {}
+        channel_(comm_.get()),
+        control_(channel_, names, timeout, watchdog_of(names[static_cast<std::size_t>(channel_.rank())], timeout)) {}
   ~MpiCommunicator() override;
   MpiCommunicator(MpiCommunicator const&) = delete;
   MpiCommunicator& operator=(MpiCommunicator const&) = delete;
@@ -140,7 +156,7 @@ class MpiCommunicator final : public Communicator {
   [[nodiscard]] Outcome agree(Outcome const& mine) override;
   void progress() override {
     control_.progress();
-    if (under_way_ > 0) control_.poll();
+    if (under_way_ > 0) control_.listen();
   }
   void wait_until(std::function<bool()> const& done) override { control_.wait_until(done); }
   [[noreturn]] void abort(ExitCode code, std::string const& message) override { abort_job(comm_.get(), code, message); }
@@ -156,7 +172,8 @@ class MpiCommunicator final : public Communicator {
 
   UniqueMpiComm comm_;
   milliseconds timeout_;
-  MpiControl control_;
+  MpiChannel channel_;
+  Control control_;
   bool failed_together_ = false;  ///< The last agreement was on a failure.
   int under_way_ = 0;             ///< Transfers that nobody has waited for yet.
 };
@@ -185,7 +202,7 @@ void MpiCommunicator::all_reduce(std::span<std::uint64_t> values, Reduce op) {
     check_mpi(MPI_Iallreduce(MPI_IN_PLACE, piece.data(), static_cast<int>(piece.size()), MPI_UINT64_T, mpi_op(op),
                              comm_.get(), &request),
               comm_.get());
-    control_.wait(std::span(&request, 1));
+    wait_for(comm_.get(), control_, std::span(&request, 1));
   }
 }
 
@@ -217,7 +234,7 @@ std::vector<std::uint64_t> MpiCommunicator::gather_sizes(std::uint64_t mine, int
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Igather(&mine, 1, MPI_UINT64_T, sizes.data(), 1, MPI_UINT64_T, root, comm_.get(), &request),
             comm_.get());
-  control_.wait(std::span(&request, 1));
+  wait_for(comm_.get(), control_, std::span(&request, 1));
   return sizes;
 }
 
@@ -228,7 +245,7 @@ void MpiCommunicator::send_pieces(std::span<std::byte const> bytes, int root) {
     check_mpi(
         MPI_Isend(piece.data(), static_cast<int>(piece.size()), MPI_BYTE, root, kGatherTag, comm_.get(), &request),
         comm_.get());
-    control_.wait(std::span(&request, 1));
+    wait_for(comm_.get(), control_, std::span(&request, 1));
   }
 }
 
@@ -245,7 +262,7 @@ void MpiCommunicator::receive_pieces(std::vector<std::vector<std::byte>>& everyo
                           comm_.get(), &requests[from]),
                 comm_.get());
     }
-    control_.wait(requests);
+    wait_for(comm_.get(), control_, requests);
   }
 }
 
@@ -260,7 +277,8 @@ std::unique_ptr<Communicator> MpiCommunicator::split(int color) {
   control_.end_step();
   UniqueMpiComm owned(part);
   check_mpi(MPI_Comm_set_errhandler(part, MPI_ERRORS_RETURN), part);
-  return std::make_unique<MpiCommunicator>(std::move(owned), control_.name().rank, timeout_);
+  auto names = exchange_names(part, control_.name().rank, timeout_);
+  return std::make_unique<MpiCommunicator>(std::move(owned), std::move(names), timeout_);
 }
 
 /// All pieces at once: `start_piece(piece, request)` starts one.
@@ -271,7 +289,7 @@ std::unique_ptr<PendingTransfer> MpiCommunicator::start(std::span<Byte> bytes, S
     auto const piece = take_piece(bytes);
     check_mpi(start_piece(piece, &requests.emplace_back(MPI_REQUEST_NULL)), comm_.get());
   }
-  return std::make_unique<MpiTransfer>(control_, std::move(requests), under_way_);
+  return std::make_unique<MpiTransfer>(comm_.get(), control_, std::move(requests), under_way_);
 }
 
 std::unique_ptr<PendingTransfer> MpiCommunicator::start_send(std::span<std::byte const> bytes, int to) {
@@ -337,7 +355,8 @@ std::unique_ptr<Communicator> make_mpi_communicator(MPI_Comm comm, MpiOptions co
   check_mpi(MPI_Comm_set_errhandler(duplicate, MPI_ERRORS_RETURN), duplicate);
   int rank = 0;
   check_mpi(MPI_Comm_rank(duplicate, &rank), duplicate);
-  return std::make_unique<MpiCommunicator>(std::move(owned), rank, options.timeout);
+  auto names = exchange_names(duplicate, rank, options.timeout);
+  return std::make_unique<MpiCommunicator>(std::move(owned), std::move(names), options.timeout);
 }
 
 }  // namespace rankslice

@@ -1,27 +1,26 @@
 #pragma once
 
-#include <mpi.h>
-
 #include <chrono>
-#include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
 
 #include "rankslice/communicator.hpp"
 
+#include "comm/control_channel.hpp"
 #include "comm/control_message.hpp"
 #include "comm/silent_ranks.hpp"
 #include "comm/watchdog.hpp"
 
 namespace rankslice {
 
-/// Waits, deadlines and agreements over one communicator.
+/// Waits, deadlines and agreements of the ranks that one channel joins.
 ///
-/// Note [Signs of life]. All control messages go between rank 0 and another rank, on one tag, so that they arrive in
-/// the order in which they were sent:
+/// Note [Signs of life]. All control messages go between rank 0 and another rank, and arrive in the order in which
+/// they were sent:
 ///   - a rank that works tells rank 0 so (`working`), as does one that waits in a collective call (`waiting`);
 ///   - rank 0 tells those who wait that it keeps watch (`watching`), whether it works or waits itself;
 ///   - an agreement is a `check_in` from every rank and a `verdict` to every rank. No collective call is part of it: a
@@ -30,43 +29,41 @@ namespace rankslice {
 /// Rank 0 gives up when a rank that it waits for has not been heard working for the deadline, or waiting, as long as
 /// any rank works. The others give up a little later than that after rank 0's last sign, so that rank 0, which knows
 /// the names, speaks first. Because of the order, once a verdict has come no control message of the past is under way
-/// between the two; so an agreement before the communicator is freed leaves nothing unmatched in it.
-class MpiControl {
+/// between the two; so an agreement before the channel ends leaves nothing unmatched in it.
+class Control {
  public:
-  /// `comm` is borrowed; `names` has one entry per rank.
-  MpiControl(MPI_Comm comm, std::vector<RankName> names, std::chrono::milliseconds timeout);
+  using Clock = std::chrono::steady_clock;
+
+  /// `channel` is borrowed; `names` has one entry per rank. `watchdog` ends a rank stuck in a step, unless it is null.
+  Control(ControlChannel& channel, std::vector<RankName> names, std::chrono::milliseconds timeout,
+          std::unique_ptr<Watchdog> watchdog, std::function<Clock::time_point()> now = Clock::now);
 
   /// The watchdog watches this rank from here to `end_step` or the end of the next agreement.
-  void begin_step() { watchdog_.arm(); }
-  void end_step() { watchdog_.disarm(); }
+  void begin_step();
+  void end_step();
   /// Cheap: looks at a clock, and talks only when a sign is due.
   void progress();
-  /// Waits for requests. Aborts the job at the deadline.
-  void wait(std::span<MPI_Request> requests);
-  /// The same for anything that can be polled.
+  /// Polls `done`. Aborts at the deadline.
   void wait_until(std::function<bool()> const& done);
-  /// Lets MPI get on with what is under way.
-  void poll() { listen(); }
+  /// Takes in what has arrived.
+  void listen();
   /// Collective.
   [[nodiscard]] Outcome agree(Outcome const& mine);
-  /// Collective: agrees one last time. Afterwards no message and no request is pending.
+  /// Collective: agrees one last time. Afterwards no message is under way.
   void finish();
 
-  [[nodiscard]] int rank() const { return rank_; }
+  [[nodiscard]] int rank() const { return channel_.rank(); }
   [[nodiscard]] int size() const { return static_cast<int>(peers_.size()); }
-  [[nodiscard]] RankName const& name() const { return name_of(rank_); }
+  [[nodiscard]] RankName const& name() const { return name_of(rank()); }
   [[nodiscard]] RankName const& name_of(int rank) const { return names_[static_cast<std::size_t>(rank)]; }
 
  private:
-  using Clock = std::chrono::steady_clock;
-
-  /// What rank 0 knows of a rank; the others keep only `heard` and `sign`, of rank 0.
+  /// What rank 0 knows of a rank; the others keep only `heard`, of rank 0.
   struct Peer {
     Clock::time_point worked;  ///< When it was last heard working.
     Clock::time_point heard;   ///< When anything was last heard from it.
     bool waits = false;
     std::optional<Outcome> check_in;
-    MPI_Request sign = MPI_REQUEST_NULL;  ///< The sign of life on its way to it.
   };
 
   [[nodiscard]] Outcome collect(Outcome const& mine);
@@ -77,34 +74,30 @@ class MpiControl {
   /// Polls until `done`, listening and giving signs; `judge` gives up when the deadline has passed.
   void wait_until(std::function<bool()> const& done, std::optional<ControlKind> sign,
                   std::function<void(Clock::time_point)> const& judge);
-  void listen();
-  void receive(MPI_Status const& status);
   void note(int source, ControlMessage const& message);
   void give_sign(Clock::time_point now, std::optional<ControlKind> mine);
-  void send_sign(Peer& to, int rank, ControlKind kind);
+  void send_sign(int to, ControlKind kind);
 
   void judge_check_ins(Clock::time_point now) const;
   void judge_collective(Clock::time_point now) const;
   void judge_rank_0(Clock::time_point now) const;
-  [[noreturn]] void give_up(std::span<RankName const> silent) const;
-  [[noreturn]] void give_up_on_each_other() const;
+  void give_up(std::span<RankName const> silent) const;
+  void give_up_on_each_other() const;
   [[nodiscard]] Clock::time_point last_progress() const;
-
-  [[nodiscard]] bool completed(std::span<MPI_Request> requests) const;
   void expect_agreement(std::uint64_t agreement) const;
 
-  MPI_Comm comm_;
+  ControlChannel& channel_;
   std::vector<RankName> names_;
   std::chrono::milliseconds timeout_;
   std::chrono::milliseconds interval_;
-  int rank_ = 0;
+  std::unique_ptr<Watchdog> watchdog_;
+  std::function<Clock::time_point()> now_;
   std::vector<Peer> peers_;
   std::size_t check_ins_ = 0;
   std::optional<Outcome> verdict_;
   std::uint64_t agreement_ = 0;
   Clock::time_point wait_began_;
   Clock::time_point sign_due_;
-  Watchdog watchdog_;
 };
 
 }  // namespace rankslice
