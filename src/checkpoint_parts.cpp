@@ -225,6 +225,15 @@ Digests recorded_digests(CheckpointParts const& parts, Model const& model) {
   return digests;
 }
 
+/// A manifest has digests of every tensor as the files have it.
+Digests manifest_digests(CheckpointParts const& parts, Model const& model) {
+  Digests digests(model);
+  digests.without_values = true;
+  std::vector<bool> const all(model.tensors.size(), true);
+  take_digests(parts.source_digests, model, parts.path, all, digests.source);
+  return digests;
+}
+
 /// Which tensors make up the parameters that were selected, and belong to the part of the model that is asked for.
 std::vector<bool> tensors_of(CheckpointParts const& parts, KeyTable const& table, Model const& model) {
   std::set<std::string_view> const fqns(parts.selected.begin(), parts.selected.end());
@@ -281,6 +290,10 @@ Checkpoint assemble(CheckpointParts parts) {
   if (!in_source) checkpoint.storage = find_storage(parts, checkpoint);
   if (parts.format == CheckpointFormat::store) {
     checkpoint.digests = recorded_digests(parts, model);
+    checkpoint.digests_from = "store";
+  } else if (!parts.source_digests.empty()) {
+    checkpoint.digests = manifest_digests(parts, model);
+    checkpoint.digests_from = "manifest";
   }
   checkpoint.format = parts.format;
   checkpoint.family = family.name;

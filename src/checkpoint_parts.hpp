@@ -34,7 +34,7 @@ struct CheckpointParts {
   std::vector<std::string> selected;  ///< FQNs of a selection of what `hf` has; empty: all.
   std::vector<CatalogFile> files;     ///< Of `native`.
   std::vector<Native> native;         ///< Of a Hugging Face folder empty: its files hold the tensors.
-  std::vector<StoreContents::RecordedDigest> source_digests;
+  std::vector<StoreContents::RecordedDigest> source_digests;  ///< Recorded by a store, or by a manifest.
   std::vector<StoreContents::RecordedDigest> stored_digests;
   std::vector<std::string> warnings;
 };

@@ -6,6 +6,7 @@
 #include <map>
 #include <set>
 
+#include "checkpoint_manifest.hpp"
 #include "checkpoint_parts.hpp"
 #include "core/checked.hpp"
 #include "format/hf_folder.hpp"
@@ -258,6 +259,7 @@ CheckpointParts read_checkpoint_parts(std::string const& path, OpenOptions const
   if (options.family != "auto") parts.family = options.family;
   if (options.expert_layout != ExpertLayout::automatic) parts.expert_layout = options.expert_layout;
   parts.dtype = options.dtype;
+  take_manifest(parts, options);
   return parts;
 }
 

@@ -87,11 +87,12 @@ void copy_numbers(DigestTable const& from, std::vector<std::optional<std::uint32
 }
 
 Digests renumbered(Digests const& digests, Renumbering const& kept, Model const& model) {
-  auto const& [source, stored, without_codes] = digests;  // all there is
+  auto const& [source, stored, without_codes, without_values] = digests;  // all there is
   Digests result(model);
   copy_numbers(source, kept.tensors, result.source);
   copy_numbers(stored, kept.tensors, result.stored);
   result.without_codes = without_codes;
+  result.without_values = without_values;
   return result;
 }
 

@@ -279,7 +279,9 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
     auto const recorded = without_left_out(tensors_to_read(plan.target, model), *checkpoint.digests);
     world.all_reduce(read.source.values(), Reduce::sum);
     world.all_reduce(read.stored.values(), Reduce::sum);
-    on_every_rank(world, [&] { require_equal(model, NamedDigests{"recorded", recorded}, NamedDigests{"read", read}); });
+    on_every_rank(world, [&] {
+      require_equal(model, NamedDigests{checkpoint.digests_from, recorded}, NamedDigests{"read", read});
+    });
   }
   return output.publish(checkpoint.storage.form);
 }

@@ -52,12 +52,14 @@ void compare_with_references(Checkpoint const& source, Digests read, VerifyOptio
     add(report, found);
   };
   if (source.digests) {
-    compare("store", *source.digests);
+    compare(source.digests_from, *source.digests);
     add_codes_of(source.model, *source.digests, read);
   }
   if (options.against == nullptr) return;
   auto const& against = *options.against;
-  auto const reference = against.digests ? *against.digests : digest(against, world, options.call);
+  // A manifest does not know the values of quantised weights, which are all that a store may know of them.
+  auto const comparable = against.digests && !(against.digests->without_values && read.without_codes);
+  auto const reference = comparable ? *against.digests : digest(against, world, options.call);
   auto const matched = in_order_of(source, against, reference, read);
   if (world.rank() == 0) add(report, matched.mismatches);
   report.without_codes = matched.without_codes;
@@ -129,9 +131,10 @@ VerifyReport verify(StateDict const& state, VerifyOptions const& options) {
   auto const held = digest_held(state, options.call, nullptr);
   add(report, differences(model, NamedDigests{"read", state.read}, {"held", held}, rank));
   if (state.source->digests) {
-    report.reference = "store";
+    report.reference = state.source->digests_from;
     auto const comparable = only_whole(state, *state.source->digests);
-    add(report, differences(model, NamedDigests{"store", comparable.recorded}, {"read", comparable.read}, rank));
+    add(report,
+        differences(model, NamedDigests{report.reference, comparable.recorded}, {"read", comparable.read}, rank));
   }
   return report;
 }
@@ -179,11 +182,11 @@ VerifyReport verify(Checkpoint const& checkpoint, Communicator& world, VerifyOpt
   }
   if (options.level == VerifyLevel::coverage) return report;  // opening it has proved that much
   require_equal_copies(checkpoint, world, options.call);
-  auto const read = digest(checkpoint, world, options.call);
+  report.read = digest(checkpoint, world, options.call);
   on_every_rank(world, [&] {
     if (world.rank() == 0) check_side_files(checkpoint.hf, watch({.stop = options.call.stop}, "verify", 0, &world));
   });
-  compare_with_references(checkpoint, read, options, world, make_mesh(world.size()), report);
+  compare_with_references(checkpoint, report.read, options, world, make_mesh(world.size()), report);
   share_mismatches(report, world);
   return report;
 }

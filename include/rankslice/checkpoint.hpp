@@ -96,7 +96,8 @@ struct Checkpoint {
   Model model;            ///< The same under both their names.
   HfLayout hf;
   Storage storage;
-  std::optional<Digests> digests;     ///< Recorded by a store.
+  std::optional<Digests> digests;     ///< Recorded by a store, or by a manifest of the files.
+  std::string digests_from;           ///< "store" or "manifest"; empty without them.
   std::string fingerprint;            ///< Of names, sizes, headers and index of the HF files: XXH3-128, 32 hex digits.
   std::string source_fingerprint;     ///< The same of what stands at `source`, of which this may be a selection.
   std::vector<std::string> warnings;  ///< What is odd but no error.
@@ -120,12 +121,17 @@ struct OpenOptions {
   /// Rule 43: only the language model, its names without `language_model.`. Empty: for checkpoints that are text
   /// models. What is stored in the native form keeps the names that it was saved with: asking for others is an error.
   std::optional<bool> text_only{};
+  /// A manifest (`manifest.hpp`) of the folder's files as they are. Empty: `rankslice.manifest.json` in the folder, if
+  /// it is there; one that the files no longer match is not used, with a warning.
+  std::string manifest{};
+  bool without_manifest = false;  ///< Look for none.
 };
 
 /// Open a folder of safetensors files, a native store, or a folder written by `save_shards`. Rank 0 reads headers and
 /// index once and shares them. Collective.
-/// @throws IoError when something is missing, FormatError when it breaks its format or does not fit its model,
-/// UsageError for grouped experts whose shapes fit both layouts, when none is asked for.
+/// @throws IoError when something is missing, FormatError when it breaks its format or does not fit its model, and for
+/// a manifest that is broken, or was asked for and does not match; UsageError for grouped experts whose shapes fit both
+/// layouts, when none is asked for, and for a manifest of what is no folder of safetensors files.
 [[nodiscard]] std::shared_ptr<Checkpoint const> open_checkpoint(std::string const& path, Communicator& world,
                                                                 OpenOptions const& options = {});
 

@@ -44,6 +44,8 @@ struct Digests {
   /// `source` lacks the tensors whose values do not give the checkpoint's back (`Parameter::invertible`), and their
   /// scales: only their native form was seen.
   bool without_codes = false;
+  /// `stored` is not known: only what the files hold was digested (a manifest).
+  bool without_values = false;
 };
 
 }  // namespace rankslice

@@ -28,7 +28,7 @@ struct Mismatch {
 
 struct VerifyReport {
   VerifyLevel level = VerifyLevel::off;
-  std::string reference = "none";  ///< "none", "store", "against"
+  std::string reference = "none";  ///< "none", "store", "manifest", "against"
   /// Of `against`: of tensors whose values do not give back what they were computed from, quantised weights before all,
   /// only the values were compared, as one of the two has no digests of their codes and scales.
   bool without_codes = false;
@@ -38,6 +38,7 @@ struct VerifyReport {
   std::uint64_t experts_in_part = 0;
   std::vector<Mismatch> mismatches;  ///< Of each rank at most the first 1000 when ranks share what they found.
   std::uint64_t unlisted = 0;        ///< How many more there were.
+  Digests read;                      ///< Of a checkpoint: what all ranks together read of it.
 
   [[nodiscard]] bool ok() const { return mismatches.empty(); }
   /// @throws VerifyError naming the first mismatches.

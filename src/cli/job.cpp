@@ -11,6 +11,7 @@
 
 #include "rankslice/store.hpp"
 
+#include "cli/manifest_output.hpp"
 #include "cli/version.hpp"
 #include "hf_target.hpp"
 #include "io/file.hpp"
@@ -40,11 +41,6 @@ std::vector<std::byte> to_bytes(std::string const& text) {
   return {bytes.begin(), bytes.end()};
 }
 
-bool same_place(std::string const& a, std::string const& b) {
-  std::error_code ignored;
-  return fs::weakly_canonical(a, ignored) == fs::weakly_canonical(b, ignored);
-}
-
 bool lies_below(fs::path const& path, fs::path const& folder) {
   auto const relative = path.lexically_relative(folder);
   return !relative.empty() && *relative.begin() != "..";
@@ -63,6 +59,11 @@ void spare_input(std::string const& output, std::string const& input) {
 }
 
 }  // namespace
+
+bool same_place(std::string const& a, std::string const& b) {
+  std::error_code ignored;
+  return fs::weakly_canonical(a, ignored) == fs::weakly_canonical(b, ignored);
+}
 
 void catch_signals() {
   struct sigaction action {};
@@ -144,7 +145,17 @@ OpenOptions Job::open_options() const {
           .source = options.source,
           .expert_layout = parse_expert_layout(options.expert_layout).value(),
           .dtype = options.open_dtype(),
-          .text_only = options.text_only ? std::optional(true) : std::nullopt};
+          .text_only = options.text_only ? std::optional(true) : std::nullopt,
+          .manifest = options.manifest,
+          .without_manifest = options.overwrite && writes_to_reference(options)};
+}
+
+OpenOptions Job::open_options_of_other() const {
+  auto open = open_options();
+  open.source.clear();
+  open.manifest.clear();
+  open.without_manifest = false;
+  return open;
 }
 
 std::shared_ptr<Checkpoint const> Job::open_input() {
@@ -168,7 +179,10 @@ std::shared_ptr<Checkpoint const> Job::select(std::shared_ptr<Checkpoint const> 
 void Job::expect_free(std::string const& output, StagedOutput::Kind kind, bool overwrite) {
   on_every_rank(world, [&] {
     if (output.empty() || world.rank() != 0) return;
-    for (auto const* input : {&options.input, &options.source, &options.against}) spare_input(output, *input);
+    auto const is_manifest = writes_to_reference(options) && same_place(output, manifest_output(options));
+    for (auto const* input : {&options.input, &options.source, &options.against, &options.manifest}) {
+      if (!is_manifest) spare_input(output, *input);
+    }
     for (auto const* other : {&options.store, &options.save_shards, &options.output, &options.report}) {
       if (other != &output && !other->empty() && same_place(output, *other)) {
         throw IoError(ExitCode::cannot_create, output + ": is given for two outputs", output);

@@ -35,6 +35,8 @@ class Job {
   /// Progress, and stopping by SIGINT or SIGTERM, for the library's calls.
   [[nodiscard]] CallOptions call();
   [[nodiscard]] OpenOptions open_options() const;
+  /// The same for another checkpoint than the input.
+  [[nodiscard]] OpenOptions open_options_of_other() const;
   /// What `--include` and `--exclude` say.
   [[nodiscard]] KeySelection keys() const { return key_selection(options.include, options.exclude); }
   /// Open the input, and say what it is. Collective.
@@ -78,6 +80,9 @@ class Job {
   std::chrono::steady_clock::time_point last_block_ = std::chrono::steady_clock::now();
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
+
+/// Whether two paths lead to one file, or would, links followed.
+[[nodiscard]] bool same_place(std::string const& a, std::string const& b);
 
 /// As reports have it. An error that ranks have not agreed on gets rank 0.
 [[nodiscard]] Json describe_error(Error const& error);

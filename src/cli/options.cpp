@@ -118,6 +118,12 @@ void add_job_options(CLI::App& app, Options& o, std::string_view keys_of = "sour
   add_output_options(app, o);
 }
 
+void add_manifest_option(CLI::App& app, Options& o) {
+  option(app, "--manifest", o.manifest,
+         "Compare with the digests in this file; without it with those in CKPT/rankslice.manifest.json, if the files "
+         "still match it");
+}
+
 void add_mesh_options(CLI::App& app, Options& o) {
   option(app, "--ep", o.ep, "Expert-parallel width; ranks = ep_replicate × ep_shard × ep [all ranks]")
       ->check(whole_number(1, kMostRanks));
@@ -211,6 +217,7 @@ void add_load(CLI::App& app, Options& o) {
       ->check(whole_number(0, kMostRanks));
   option(sub, "--ranks", o.ranks, "Rank-local: of so many ranks")->check(whole_number(1, kMostRanks));
   add_mesh_options(sub, o);
+  add_manifest_option(sub, o);
   add_job_options(sub, o);
   sub.footer(
       "Examples:\n  mpirun -n 4 rankslice load Qwen3.6-35B-A3B --ep 4 --store qwen.h5\n"
@@ -222,10 +229,15 @@ void add_verify(CLI::App& app, Options& o) {
       *app.add_subcommand("verify", "Read every byte once, the ranks sharing the work, and compare the digests");
   add_input(sub, o, "CKPT", "Folder of safetensors files, native store, or folder of shards");
   option(sub, "--against", o.against, "Checkpoint or store that must hold the same tensors");
-  option(sub, "--write-manifest", o.write_manifest, "Not in this version")->expected(0, 1);
-  option(sub, "--manifest", o.manifest, "Not in this version");
+  option(sub, "--write-manifest", o.write_manifest,
+         "Write the digests to this file [CKPT/rankslice.manifest.json] when nothing differs. One that is there and "
+         "still holds is left alone; any other needs --overwrite, which compares with none that it replaces")
+      ->expected(0, 1);
+  add_manifest_option(sub, o);
   add_job_options(sub, o);
-  sub.footer("Example:\n  mpirun -n 4 rankslice verify qwen.h5 --against Qwen3.6-35B-A3B");
+  sub.footer(
+      "Examples:\n  mpirun -n 4 rankslice verify qwen.h5 --against Qwen3.6-35B-A3B\n"
+      "  mpirun -n 4 rankslice verify Qwen3.6-35B-A3B --write-manifest");
 }
 
 void add_to_hf(CLI::App& app, Options& o) {
@@ -245,6 +257,7 @@ void add_to_hf(CLI::App& app, Options& o) {
       ->check(CLI::IsMember({"preserve", "upstream"}))
       ->capture_default_str();
   flag(sub, "--gather", o.gather, "Not in this version");
+  add_manifest_option(sub, o);
   add_job_options(sub, o, "export");
   sub.footer("Example:\n  mpirun -n 4 rankslice to-hf qwen.h5 exported");
 }
@@ -319,8 +332,12 @@ void check_options(Options const& o) {
   (void)key_selection(o.include, o.exclude);  // refuses bad patterns before any file is opened
   refuse(o.verify == "coverage" || o.verify == "reread", "--verify " + o.verify);
   refuse(o.gather, "--gather");
-  refuse(o.write_manifest.has_value(), "--write-manifest");
-  refuse(o.manifest.has_value(), "--manifest");
+  if (o.write_manifest && o.verify != "full" && o.verify != "reread") {
+    throw UsageError(fmt::format("--write-manifest reads every byte, which --verify {} does not", o.verify));
+  }
+  if (o.write_manifest && (!o.include.empty() || !o.exclude.empty() || o.text_only)) {
+    throw UsageError("--write-manifest: a manifest is of a whole checkpoint, not of some of its tensors");
+  }
   if (!std::isfinite(o.timeout_s)) throw UsageError(fmt::format("--timeout {}: expected seconds", o.timeout_s));
   if (o.command == "load" && o.rank.has_value() != o.ranks.has_value()) {
     throw UsageError("--rank and --ranks belong together");

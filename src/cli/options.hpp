@@ -45,7 +45,8 @@ struct Options {
   bool gather = false;
   std::string export_layout = "auto";
   std::string gdn_dtype = "preserve";
-  std::optional<std::string> write_manifest, manifest;
+  std::optional<std::string> write_manifest;  ///< Empty: in the input's own folder.
+  std::string manifest;
 
   std::string preset;  ///< Empty: the command's own
   std::uint64_t seed = 0;

@@ -34,9 +34,7 @@ std::shared_ptr<Checkpoint const> open_copied(Job& job, Checkpoint const& input)
   auto const of_shards = input.format == CheckpointFormat::shards ? input.source : std::string();
   auto const path = job.options.source.empty() ? of_shards : job.options.source;
   if (path.empty()) return nullptr;
-  auto open = job.open_options();
-  open.source.clear();
-  return open_checkpoint(path, job.world, open);
+  return open_checkpoint(path, job.world, job.open_options_of_other());
 }
 
 /// In which form values are written, and as which tensors.
@@ -86,7 +84,7 @@ void to_hf(Job& job) {
   job.report["bytes"]["written"] = written.front();
   VerifyReport verified;  // an export that differs is an error, so there is nothing else to report
   verified.level = options.verify_level();
-  verified.reference = checkpoint->digests && verified.level == VerifyLevel::full ? "store" : "none";
+  verified.reference = checkpoint->digests && verified.level == VerifyLevel::full ? checkpoint->digests_from : "none";
   for (auto const& parameter : target.model.parameters) {
     if (std::ranges::none_of(parameter.tensors, [&](std::uint32_t tensor) { return target.taken[tensor]; })) continue;
     ++verified.tensors;

@@ -4,16 +4,20 @@
 
 #include "cli/commands.hpp"
 #include "cli/listing.hpp"
+#include "cli/manifest_output.hpp"
 #include "plan/plan.hpp"
 
 namespace rankslice::cli {
 
 void verify(Job& job) {
   auto const& options = job.options;
+  expect_manifest_free(job);
   auto const checkpoint = job.open_selected();
+  expect_manifest_holds(job, *checkpoint);
   std::shared_ptr<Checkpoint const> against;
   if (!options.against.empty()) {
-    job.timed("open_against", [&] { against = open_checkpoint(options.against, job.world, job.open_options()); });
+    job.timed("open_against",
+              [&] { against = open_checkpoint(options.against, job.world, job.open_options_of_other()); });
     on_every_rank(job.world, [&] { against = select_tensors(against, job.keys()); });
   }
   auto const mesh = make_mesh(job.world.size());
@@ -37,8 +41,11 @@ void verify(Job& job) {
   throw_if_bad(job.world, verified);
   job.console.say(describe(verified, seconds));
   if (verified.level == VerifyLevel::full && verified.reference == "none") {
-    job.console.warn("nothing to compare with: every byte could be read, no more; give --against");
+    job.console.warn(
+        "nothing to compare with: every byte could be read, no more; give --against, or --write-manifest for the next "
+        "time");
   }
+  write_manifest(job, *checkpoint, verified);
 }
 
 }  // namespace rankslice::cli

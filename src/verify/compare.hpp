@@ -25,8 +25,8 @@ struct NamedDigests {
 [[nodiscard]] std::vector<Mismatch> differences(Model const& model, NamedTable const& expected, NamedTable const& found,
                                                 int rank);
 
-/// The same for the source and the converted values of each tensor; of the source only what both of them saw
-/// (`Digests::without_codes`).
+/// The same for the source and the converted values of each tensor, as far as both of them know these
+/// (`Digests::without_codes`, `without_values`).
 [[nodiscard]] std::vector<Mismatch> differences(Model const& model, NamedDigests const& expected,
                                                 NamedDigests const& found, int rank);
 
@@ -45,8 +45,8 @@ struct MatchedDigests {
 };
 
 /// The digests of `reference` for the tensors of `target`, in their order, by HF key. What only one of the two knows,
-/// and values in another native dtype, keep the digests of `own`. Tensors that only one of the two has, or has with
-/// another dtype or shape, or of which nothing is left to compare, are among the mismatches.
+/// and values in another native dtype, keep the digests of `own`, which has values. Tensors that only one of the two
+/// has, or has with another dtype or shape, or of which nothing is left to compare, are among the mismatches.
 [[nodiscard]] MatchedDigests in_order_of(Checkpoint const& target, Checkpoint const& reference,
                                          Digests const& of_reference, Digests const& own);
 
