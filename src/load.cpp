@@ -11,10 +11,6 @@ namespace rankslice {
 
 namespace {
 
-void require_cpu(Device device) {
-  if (device == Device::cuda) throw DeviceError("--device cuda: this version loads on the CPU only");
-}
-
 /// This rank's tensors without values. Their memory is not touched: its pages come as they are read.
 std::vector<ShardedTensor> allocate_tensors(Model const& model, LoadPlan const& plan, Mesh const& mesh) {
   std::vector<ShardedTensor> tensors;
@@ -29,7 +25,7 @@ std::vector<ShardedTensor> allocate_tensors(Model const& model, LoadPlan const& 
 
 StateDict load_slices(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh,
                       MeshCoordinate const& coordinate, LoadOptions const& options, Communicator* world) {
-  require_cpu(options.device);
+  if (options.device) throw DeviceError(options.device->name() + ": this version loads on the CPU only");
   auto const selected = options.keys ? select_tensors(source, options.keys) : source;
   auto const& model = selected->model;
   auto const& storage = selected->storage;

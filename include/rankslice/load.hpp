@@ -1,7 +1,8 @@
 #pragma once
 
-#include <string_view>
+#include <memory>
 
+#include "rankslice/device.hpp"
 #include "rankslice/options.hpp"
 #include "rankslice/state_dict.hpp"
 
@@ -10,15 +11,16 @@ namespace rankslice {
 struct LoadOptions {
   /// Which tensors (`select_tensors`); all of them when empty.
   KeySelection keys{};
-  Device device = Device::automatic;
+  /// Where the tensors are to be; null: in host memory. One for each rank.
+  std::shared_ptr<Device> device{};
   /// `full` digests every block while it is in the staging buffer, for `verify`.
   VerifyLevel verify = VerifyLevel::full;
   CallOptions call{};
 };
 
 /// Load this rank's slice: its experts of every stacked tensor and all dense tensors, in the native form. Reads each
-/// byte that it owns once and no other; needs the owned bytes and a bounded staging buffer. Collective, with the same
-/// mesh and options on every rank.
+/// byte that it owns once and no other; needs the owned bytes and a bounded staging buffer: with a device, a few MiB of
+/// it there and as much on the host. Collective, with the same mesh and options on every rank, but for the device.
 /// @throws PlanError for a mesh that is not one of these ranks or not the same on all of them, or whose `ep_shard` does
 /// not divide the rows; IoError (also for a file that changes meanwhile), FormatError, DeviceError. The same on every
 /// rank, a PlanError as UsageError.

@@ -15,8 +15,6 @@ struct Progress {
   std::uint64_t total = 0;
 };
 
-enum class Device : std::uint8_t { automatic, cpu, cuda };
-
 /// How much is proved; each level includes the ones before it.
 enum class VerifyLevel : std::uint8_t {
   off,

@@ -17,31 +17,13 @@ constexpr std::uint64_t kMostPositions = std::uint64_t{1} << 31;
 constexpr std::uint64_t kMostKept = std::uint64_t{1} << 20;
 constexpr std::size_t kWindow = 1024;
 
-/// π(i; m, k) of the definition.
-std::uint32_t permuted(std::uint32_t i, std::uint32_t m, std::uint32_t k) {
-  constexpr std::uint32_t kMask = 0x7FFF'FFFF;
-  auto x = (i * m + k) & kMask;
-  x ^= x >> 15;
-  x = (x * 0x2C1B'3C6DU) & kMask;
-  x ^= x >> 13;
-  x = (x * 0x297A'2D39U) & kMask;
-  return x ^ (x >> 16);
-}
-
-std::uint32_t factor(std::uint64_t position, std::uint32_t multiplier, std::uint32_t offset) {
-  return 2 * permuted(static_cast<std::uint32_t>(position), multiplier, offset) + 1;
-}
-
 }  // namespace
 
-AxisFactors::AxisFactors(std::uint32_t multiplier, std::uint32_t offset, std::uint64_t size)
-    : multiplier_(multiplier), offset_(offset) {
+AxisFactors::AxisFactors(DigestAxis axis, std::uint64_t size) : axis_(axis) {
   if (size > kMostKept) return;
   kept_.resize(size);
-  for (std::uint64_t i = 0; i < size; ++i) kept_[i] = factor(i, multiplier, offset);
+  for (std::uint64_t i = 0; i < size; ++i) kept_[i] = at(i);
 }
-
-std::uint32_t AxisFactors::at(std::uint64_t position) const { return factor(position, multiplier_, offset_); }
 
 std::uint64_t AxisFactors::weigh(Weigh kernel, std::uint64_t first, std::byte const* words, std::uint64_t count,
                                  std::uint64_t stride) const {
@@ -77,8 +59,8 @@ TensorDigest::Words::Words(DType dtype, Shape const& hf_shape) {
 
 TensorDigest::TensorDigest(DType dtype, Shape const& hf_shape)
     : words_(dtype, hf_shape),
-      row_factors_(0x5851'F42D, 0x1319'8A2E, words_.rows),
-      column_factors_(0x4C95'7F2D, 0x0370'7344, words_.columns) {}
+      row_factors_(DigestAxis::row, words_.rows),
+      column_factors_(DigestAxis::column, words_.columns) {}
 
 std::size_t TensorDigest::entries(DType dtype, Shape const& hf_shape) {
   if (hf_shape.size() < 3 || sub_byte(dtype)) return 1;
@@ -124,13 +106,6 @@ void TensorDigest::add_swapped(std::uint64_t first_element, std::span<std::byte 
     }
     bytes = bytes.subspan(count * element);
   }
-}
-
-std::uint64_t expert_factor(std::uint64_t e) {
-  auto x = 0x243F'6A88'85A3'08D3U + e;
-  x = (x ^ (x >> 30)) * 0xBF58'476D'1CE4'E5B9U;
-  x = (x ^ (x >> 27)) * 0x94D0'49BB'1331'11EBU;
-  return 2 * (x ^ (x >> 31)) + 1;
 }
 
 std::uint64_t inverse_modulo_2_64(std::uint64_t odd) {

@@ -7,6 +7,7 @@
 
 #include "rankslice/parameter.hpp"
 
+#include "core/digest_factors.hpp"
 #include "transform/weigh.hpp"
 
 namespace rankslice {
@@ -15,15 +16,15 @@ namespace rankslice {
 /// and computed when they are asked for on longer ones.
 class AxisFactors {
  public:
-  AxisFactors(std::uint32_t multiplier, std::uint32_t offset, std::uint64_t size);
+  AxisFactors(DigestAxis axis, std::uint64_t size);
 
-  [[nodiscard]] std::uint32_t at(std::uint64_t position) const;
+  [[nodiscard]] std::uint32_t at(std::uint64_t position) const { return digest_factor(axis_, position); }
   /// Σ F(first + i)·(word i + 1) over `count` words, `stride` bytes apart, by a kernel for such words.
   [[nodiscard]] std::uint64_t weigh(Weigh kernel, std::uint64_t first, std::byte const* words, std::uint64_t count,
                                     std::uint64_t stride) const;
 
  private:
-  std::uint32_t multiplier_, offset_;
+  DigestAxis axis_;
   std::vector<std::uint32_t> kept_;
 };
 
@@ -61,8 +62,7 @@ class TensorDigest {
   AxisFactors row_factors_, column_factors_;
 };
 
-/// A(e): the odd weight of an entry, and its inverse, which turns d(e) into q(e), which does not depend on e.
-[[nodiscard]] std::uint64_t expert_factor(std::uint64_t e);
+/// The inverse of an entry's weight turns d(e) into q(e), which does not depend on e.
 [[nodiscard]] std::uint64_t inverse_modulo_2_64(std::uint64_t odd);
 
 }  // namespace rankslice

@@ -1,7 +1,8 @@
 #include <gtest/gtest.h>
-#include <torch/cuda.h>
 
 #include <cstdio>
+
+#include "rankslice/cuda.hpp"
 
 namespace {
 constexpr int skipped = 77;
@@ -9,8 +10,9 @@ constexpr int skipped = 77;
 
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
-  if (torch::cuda::device_count() == 0) {
-    std::puts("skipped: LibTorch finds no CUDA device");
+  auto const gpus = rankslice::visible_gpus();
+  if (gpus.count == 0) {
+    std::printf("skipped: %s\n", gpus.why_none.c_str());
     return skipped;
   }
   return RUN_ALL_TESTS();

@@ -13,6 +13,7 @@ import tempfile
 # Each folder of src/ and the folders that it may include. Anyone may include public headers and its own folder, too.
 ARROWS = {
     "core": set(),
+    "device": {"core"},
     "io": {"core"},
     "comm": {"core"},
     "model": {"core"},
@@ -39,6 +40,7 @@ FOREIGN_NAMES = [
     (r"(secure_)?getenv|environ", r"src/cli/[^/]*"),
 ]
 STANDARD_HEADER = re.compile(r"[a-z_]+")  # of C++
+SOURCES = {".cpp", ".hpp", ".cu"}
 SOURCE_LINES = 500
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^">]+)[">]')
@@ -79,7 +81,7 @@ def name_problems(file, text):
 def problems(root):
     """Yields (file, line, what is wrong) for the tree below `root`."""
     for top in ("src", "include", "tests"):
-        for path in sorted((root / top).rglob("*.[ch]pp")):
+        for path in sorted(p for p in (root / top).rglob("*") if p.suffix in SOURCES):
             file = path.relative_to(root).as_posix()
             text = path.read_text(encoding="utf-8")
             lines = text.splitlines()
@@ -116,6 +118,7 @@ def self_test():
         "src/unknown/x.cpp": ('#include "core/x.hpp"\n', 1),
         "src/io/bare.cpp": ('#include "file.hpp"\n', 1),
         "src/plan/mpi.cpp": ("#include <mpi.h>\n", 1),
+        "src/device/kernels.cu": ("#include <cuda_runtime.h>\n", 1),
         "src/verify/h5.cpp": ('#include "hdf5.h"\n', 1),
         "src/state/tensor.cpp": ("#include <ATen/core/Tensor.h>\n", 1),
         "src/comm/mpi_world.cpp": ("/*\n*/ auto w = MPI_COMM_WORLD;\n", 2),

@@ -20,7 +20,7 @@ check_format() {
   local version=14 program
   for program in "clang-format-$version" clang-format; do
     if "$program" --version 2>/dev/null | grep -q "version $version\."; then
-      find include src tests -name '*.[ch]pp' -print0 | xargs -0 "$program" --dry-run -Werror
+      find include src tests \( -name '*.[ch]pp' -o -name '*.cu' \) -print0 | xargs -0 "$program" --dry-run -Werror
       return
     fi
   done

@@ -139,8 +139,8 @@ TEST(DigestVectors, ExpertFactors) {
 }
 
 TEST(DigestVectors, AxisFactors) {
-  AxisFactors const rows(0x5851F42D, 0x13198A2E, 3);
-  AxisFactors const columns(0x4C957F2D, 0x03707344, 3);
+  AxisFactors const rows(DigestAxis::row, 3);
+  AxisFactors const columns(DigestAxis::column, 3);
   EXPECT_THAT((Numbers{rows.at(0), rows.at(1), rows.at(2)}), ElementsAre(0x4d2d99cf, 0xfb178619, 0xd5834d41));
   EXPECT_THAT((Numbers{columns.at(0), columns.at(1), columns.at(2)}), ElementsAre(0x08dc147d, 0xa641c7df, 0x9da97c0d));
 }
