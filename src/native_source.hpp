@@ -15,6 +15,7 @@ class HeldTensors final : public NativeSource {
   /// @throws PlanError when a tensor of the source is missing from `state`, or is not what it says.
   explicit HeldTensors(StateDict const& state);
   void for_each_box(PlannedSlice const& wanted, BoxStep const& use) override;
+  [[nodiscard]] bool keeps_boxes() const override { return true; }
 
  private:
   std::vector<ShardedTensor const*> by_index_;

@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "storage_reader.hpp"
-#include "target_files.hpp"
 
 namespace rankslice {
 
@@ -26,23 +26,33 @@ namespace {
 
 }  // namespace
 
-Digests write_slices(Model const& model, std::vector<PlannedSlice> const& plan, NativeSource& source,
-                     Storage const& target, BlockDone const& done) {
-  Digests written(model);
-  written.without_codes = target.form == Form::native;
-  TargetFiles files(target);
-  Transfer transfer(model, target.form, done);
+SliceWriter::SliceWriter(Model const& model, Storage const& target, BlockDone done)
+    : model_(model), target_(target), files_(target), transfer_(model, target.form, std::move(done)), written_(model) {
+  written_.without_codes = target.form == Form::native;
+}
+
+void SliceWriter::write(std::vector<PlannedSlice> const& plan, NativeSource& source) {
   for (auto const& item : plan) {
-    ParameterDigest digest(model, model.parameters[item.parameter]);
-    DigestSink const sink{.digest = &digest, .sums = &written};
+    ParameterDigest digest(model_, model_.parameters[item.parameter]);
+    DigestSink const sink{.digest = &digest, .sums = &written_};
     source.for_each_box(item, [&](Slice const& slice, NativeBox<std::byte const> const& box) {
-      for (auto const& located : locate(target, model, {item.parameter, slice})) {
-        transfer.write(*located.piece, located.slice, box, files.at(located.piece->extent.file), sink);
+      for (auto const& located : locate(target_, model_, {item.parameter, slice})) {
+        transfer_.write(*located.piece, located.slice, box, files_.at(located.piece->extent.file), sink);
       }
     });
   }
-  files.finish();
-  return written;
+}
+
+Digests SliceWriter::finish() {
+  files_.finish();
+  return std::move(written_);
+}
+
+Digests write_slices(Model const& model, std::vector<PlannedSlice> const& plan, NativeSource& source,
+                     Storage const& target, BlockDone const& done) {
+  SliceWriter writer(model, target, done);
+  writer.write(plan, source);
+  return writer.finish();
 }
 
 void check_read_back(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& target,

@@ -7,6 +7,7 @@
 #include "rankslice/digest.hpp"
 
 #include "plan/plan.hpp"
+#include "target_files.hpp"
 #include "transform/transfer.hpp"
 
 namespace rankslice {
@@ -20,6 +21,27 @@ class NativeSource {
   virtual ~NativeSource() = default;
   /// Call `use` for consecutive parts that make up `wanted`.
   virtual void for_each_box(PlannedSlice const& wanted, BoxStep const& use) = 0;
+  /// Whether boxes stay as they are, each with all of its slice, when their step has returned.
+  [[nodiscard]] virtual bool keeps_boxes() const { return false; }
+};
+
+/// Writes native bytes to a target whose files exist at their full size.
+class SliceWriter {
+ public:
+  /// `model` and `target` outlive the writer.
+  SliceWriter(Model const& model, Storage const& target, BlockDone done);
+
+  /// The slices of a plan from `source`. @throws IoError
+  void write(std::vector<PlannedSlice> const& plan, NativeSource& source);
+  /// Sync and close the files. Returns the digests of what was handed to them. @throws IoError
+  [[nodiscard]] Digests finish();
+
+ private:
+  Model const& model_;
+  Storage const& target_;
+  TargetFiles files_;
+  Transfer transfer_;
+  Digests written_;
 };
 
 /// Write the slices of a plan from `source` to `target`, whose files exist at their full size; sync and close them.

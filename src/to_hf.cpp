@@ -1,16 +1,15 @@
 #include "rankslice/to_hf.hpp"
 
-#include <fmt/format.h>
-
-#include <algorithm>
+#include <initializer_list>
 #include <optional>
 
 #include "checkpoint_parts.hpp"
 #include "copied_slices.hpp"
 #include "copies.hpp"
 #include "export_plan.hpp"
+#include "exported_state.hpp"
+#include "gathered_tensors.hpp"
 #include "hf_files.hpp"
-#include "model/family.hpp"
 #include "native_source.hpp"
 #include "shared_output.hpp"
 #include "slice_writer.hpp"
@@ -26,17 +25,34 @@ namespace {
 struct ExportPlan {
   ExportTarget target;
   ExportSlices slices;
+  std::optional<GatherPlan> gather;  // where one rank writes what all of them have, …
+  std::vector<PlannedSlice> sent;    // … and of that this one
   std::optional<Storage> originals;  // of what is copied
   std::string copied_from;           // their folder
 };
 
+constexpr int kWriter = 0;  // of what is gathered
+
+/// All that is written goes through one rank.
+void gather_slices(ExportPlan& plan, GatherOwners owners, int rank) {
+  auto whole = plan_export(plan.target, make_mesh(1), {});
+  owners.receiver = kWriter;
+  plan.gather = plan_gather(plan.target.model, whole.computed, owners);
+  plan.sent = slices_sent_by(*plan.gather, rank);
+  auto const writes = rank == kWriter;
+  plan.slices.computed = writes ? std::move(whole.computed) : std::vector<PlannedSlice>();
+  plan.slices.copied = writes ? std::move(whole.copied) : std::vector<PlannedSlice>();
+}
+
 /// Every rank's part of the same files. Collective.
-ExportPlan agree_on_export(Checkpoint const& source, Mesh const& mesh, Communicator& world,
+ExportPlan agree_on_export(Checkpoint const& source, GatherOwners const& owners, Communicator& world,
                            ExportOptions const& options) {
+  auto const& mesh = owners.mesh;
   ExportPlan plan;
   on_every_rank(world, [&] {
     plan.target = make_export_target(source, options);
     plan.slices = plan_export(plan.target, mesh, mesh.coordinate(world.rank()));
+    if (options.gather) gather_slices(plan, owners, world.rank());
     if (!has_copies(plan.target)) return;
     auto const& from = copied_from(source, options);
     plan.originals = storage_of(plan.target.model, from);
@@ -45,27 +61,6 @@ ExportPlan agree_on_export(Checkpoint const& source, Mesh const& mesh, Communica
   require_same(fingerprint(plan.target.files.hf),
                "would write other files than rank 0; options must be the same on every rank", world);
   return plan;
-}
-
-/// The same tensors as parts of what is exported.
-StateDict as_part_of(ExportTarget const& target, StateDict const& state) {
-  auto source = std::make_shared<Checkpoint>();
-  source->path = state.source->path;
-  source->model = target.model;
-  auto exported = state;
-  for (auto& [fqn, tensor] : exported.tensors) tensor.parameter = source->model.parameters[tensor.index];
-  exported.source = std::move(source);
-  return exported;
-}
-
-/// Digests without those of tensors that are left out.
-Digests without_left_out(std::vector<bool> const& taken, Digests digests) {
-  for (std::size_t i = 0; i < taken.size(); ++i) {
-    if (taken[i]) continue;
-    std::ranges::fill(digests.source.of(i), 0);
-    std::ranges::fill(digests.stored.of(i), 0);
-  }
-  return digests;
 }
 
 /// Digests of what is copied, without those of all else.
@@ -112,9 +107,8 @@ class Export {
       copied_bytes_ = stored_bytes(storage, model_, copied).wanted;
       if (world_.rank() == 0) create_hf_files(plan_.target.files.hf, output_.path(), alive_);
     });
-    auto const done = watch(options_.call, "to_hf", bytes_.wanted + bytes_.read + 2 * copied_bytes_, &world_);
-    Digests written;
-    on_every_rank(world_, [&] { written = write_slices(model_, computed, tensors, storage, done); });
+    auto const done = watch(options_.call, "to_hf", bytes_to_move(), &world_);
+    auto const written = plan_.gather ? write_gathered(tensors, storage, done) : write_own(tensors, storage, done);
     on_every_rank(world_, [&] { check_read_back(model_, computed, storage, written, done); });
     if (!plan_.originals) return written;
     on_every_rank(world_, [&] { copied_ = copy_slices(model_, copied, *plan_.originals, storage, done); });
@@ -137,6 +131,33 @@ class Export {
   }
 
  private:
+  Digests write_own(NativeSource& tensors, Storage const& storage, BlockDone const& done) {
+    Digests written;
+    on_every_rank(world_, [&] { written = write_slices(model_, plan_.slices.computed, tensors, storage, done); });
+    return written;
+  }
+
+  /// Of all passes over tensors; of one that only sends, those that it sends.
+  [[nodiscard]] std::uint64_t bytes_to_move() const {
+    if (plan_.gather && world_.rank() != kWriter) return plan_bytes(model_, plan_.sent, Form::native);
+    return bytes_.wanted + bytes_.read + 2 * copied_bytes_;
+  }
+
+  /// On one rank; the others send what they have.
+  Digests write_gathered(NativeSource& tensors, Storage const& storage, BlockDone const& done) {
+    GatherPaths const paths(route_to(kWriter, world_.size()), world_);
+    std::optional<SliceWriter> writer;
+    std::optional<GatheredTensors> gathered;
+    on_every_rank(world_, [&] {
+      writer.emplace(model_, storage, done);
+      gathered.emplace(model_, *plan_.gather, paths, tensors, world_.rank() == kWriter ? alive_ : done);
+    });
+    gathered->gather([&](std::vector<PlannedSlice> const& slices, NativeSource& all) { writer->write(slices, all); });
+    Digests written;
+    on_every_rank(world_, [&] { written = writer->finish(); });
+    return written;
+  }
+
   /// What was copied is what was compared before.
   void require_copied() {
     auto const expected = of_copies(plan_.target, *compared_);
@@ -150,7 +171,7 @@ class Export {
   [[nodiscard]] std::uint64_t bytes_read(std::optional<Form> form) const {
     auto const& [computed, compared, copied] = plan_.slices;
     auto bytes = plan_bytes(model_, copied, Form::hf);
-    if (form) bytes += plan_bytes(model_, computed, *form);
+    if (form) bytes += plan_bytes(model_, plan_.gather ? plan_.sent : computed, *form);
     if (!compared_) return bytes;
     if (form) bytes += plan_bytes(model_, compared, *form);
     return bytes + plan_bytes(model_, compared, Form::hf);
@@ -187,32 +208,24 @@ Digests compare_with_originals(ExportPlan const& plan, NativeSource& held, std::
   return originals;
 }
 
-/// What was widened by `--dtype` goes back into the layout of its source if it still fits there: what training keeps in
-/// F32 may be rounded, the others must not be without a word.
-void require_fitting(Checkpoint const& source, std::vector<bool> const& taken, Digests const& held,
-                     Digests const& written) {
-  auto const& model = source.model;
-  auto const& keys = find_family(source.family, {}).keys;
-  for (std::size_t i = 0; i < taken.size(); ++i) {
-    auto const& key = model.tensors[i].key;
-    auto const& parameter = model.parameters[model.tensors[i].parameter];
-    auto const widened = parameter.converted() && parameter.invertible() && !is_fp32_held(keys, key);
-    if (!taken[i] || !widened || std::ranges::equal(held.stored.of(i), written.stored.of(i))) continue;
-    throw VerifyError(fmt::format("{}: was changed since it was loaded: its values in {} do not fit into {}; export "
-                                  "with --export-layout auto",
-                                  key, name(parameter.dtype), name(parameter.hf_dtype)),
-                      {}, key);
+/// What one rank wrote of all that the ranks read can be compared with all of it only. Collective.
+void sum_over_ranks(std::initializer_list<Digests*> tables, Communicator& world) {
+  for (auto* const digests : tables) {
+    world.all_reduce(digests->source.values(), Reduce::sum);
+    world.all_reduce(digests->stored.values(), Reduce::sum);
   }
 }
 
 /// Write what a checkpoint has, under its own model, and prove that it is what was read. Collective.
-void write_as_read(Checkpoint const& source, std::vector<bool> const& taken, StreamedTensors& streamed, Export& output,
+void write_as_read(Checkpoint const& source, ExportPlan const& plan, StreamedTensors& streamed, Export& output,
                    Communicator& world) {
-  auto const written = output.write(streamed);
+  auto const& taken = plan.target.taken;
+  auto written = output.write(streamed);
+  auto read = without_left_out(taken, streamed.read());
+  if (plan.gather) sum_over_ranks({&read, &written}, world);
   on_every_rank(world, [&] {
     streamed.check_unchanged();
     // Of converted tensors only the values as the files hold them: a trained one need not be exact in fewer bits.
-    auto const read = without_left_out(taken, streamed.read());
     require_equal(source.model, NamedTable{"read", read.source}, NamedTable{"written", written.source});
     require_fitting(source, taken, read, written);
   });
@@ -220,16 +233,18 @@ void write_as_read(Checkpoint const& source, std::vector<bool> const& taken, Str
 
 /// The same under the model of the target: what was read is what was handed on, and that is what was written.
 /// Collective.
-void write_converted(Model const& model, ExportTarget const& target, StreamedTensors& streamed, Export& output,
+void write_converted(Model const& model, ExportPlan const& plan, StreamedTensors& streamed, Export& output,
                      Communicator& world) {
+  auto const& target = plan.target;
   DigestedTensors as_read(streamed, model);
   DigestedTensors as_exported(as_read, target.model);
-  auto const written = output.write(as_exported);
+  auto written = output.write(as_exported);
+  auto handed_on = without_left_out(target.taken, as_exported.given());
+  if (plan.gather) sum_over_ranks({&handed_on, &written}, world);
   on_every_rank(world, [&] {
     streamed.check_unchanged();
     require_equal(model, NamedTable{"read", as_held(model, streamed.read())},
                   NamedTable{"handed on", as_held(model, as_read.given())});
-    auto const handed_on = without_left_out(target.taken, as_exported.given());
     require_equal(target.model, NamedTable{"handed on", handed_on.source}, NamedTable{"written", written.source});
   });
 }
@@ -239,7 +254,7 @@ void write_converted(Model const& model, ExportTarget const& target, StreamedTen
 ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communicator& world,
                    ExportOptions const& options) {
   require_agreement(state, world);
-  auto const plan = agree_on_export(*state.source, state.mesh, world, options);
+  auto const plan = agree_on_export(*state.source, {.mesh = state.mesh}, world, options);
   auto const exported = as_part_of(plan.target, state);
   std::optional<HeldTensors> held;
   on_every_rank(world, [&] { held.emplace(exported); });
@@ -251,8 +266,7 @@ ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communica
   }
   Export output(plan, std::move(originals), out_dir, world, options);
   auto written = output.write(*held);
-  world.all_reduce(written.source.values(), Reduce::sum);
-  world.all_reduce(written.stored.values(), Reduce::sum);
+  sum_over_ranks({&written}, world);
   on_every_rank(world, [&] {
     require_equal(plan.target.model, NamedTable{"held", expected.source}, NamedTable{"written", written.source});
     if (!plan.target.converted) require_fitting(*state.source, plan.target.taken, expected, written);
@@ -263,7 +277,8 @@ ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communica
 ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Communicator& world,
                    ExportOptions const& options, VerifyLevel verify) {
   auto const& model = checkpoint.model;
-  auto const plan = agree_on_export(checkpoint, make_mesh(world.size()), world, options);
+  auto const plan =
+      agree_on_export(checkpoint, {.mesh = make_mesh(world.size()), .dense_everywhere = false}, world, options);
   if (verify == VerifyLevel::full) require_equal_copies(checkpoint, world, options.call);
 
   StreamedTensors streamed(checkpoint.storage, model);
@@ -272,13 +287,12 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
     originals = compare_with_originals(plan, streamed, checkpoint.digests, options.call, world);
   }
   Export output(plan, std::move(originals), out_dir, world, options);
-  plan.target.converted ? write_converted(model, plan.target, streamed, output, world)
-                        : write_as_read(checkpoint, plan.target.taken, streamed, output, world);
+  plan.target.converted ? write_converted(model, plan, streamed, output, world)
+                        : write_as_read(checkpoint, plan, streamed, output, world);
   if (verify == VerifyLevel::full && checkpoint.digests) {
     auto read = streamed.read();
     auto const recorded = without_left_out(tensors_to_read(plan.target, model), *checkpoint.digests);
-    world.all_reduce(read.source.values(), Reduce::sum);
-    world.all_reduce(read.stored.values(), Reduce::sum);
+    sum_over_ranks({&read}, world);
     on_every_rank(world, [&] {
       require_equal(model, NamedDigests{checkpoint.digests_from, recorded}, NamedDigests{"read", read});
     });

@@ -31,6 +31,9 @@ struct ExportOptions {
   std::shared_ptr<Checkpoint const> source{};
   GdnDtype gdn_dtype = GdnDtype::preserve;
   std::uint64_t max_file_bytes = kMaxFileBytes;  ///< Tensor bytes of a file, where files are fresh.
+  /// Rank 0 writes everything, and the others, which need not see `out_dir`, send it what they hold or read: for when
+  /// only one node can write. What is copied for `ExportLayout::source` rank 0 reads as well.
+  bool gather = false;
   CallOptions call{};
 };
 

@@ -256,7 +256,8 @@ void add_to_hf(CLI::App& app, Options& o) {
   option(sub, "--gdn-dtype", o.gdn_dtype, "Parameters that training keeps in F32: in the source's dtype, or F32")
       ->check(CLI::IsMember({"preserve", "upstream"}))
       ->capture_default_str();
-  flag(sub, "--gather", o.gather, "Not in this version");
+  flag(sub, "--gather", o.gather,
+       "Only rank 0 writes: the others send it what they read, and need no access to OUT_DIR");
   add_manifest_option(sub, o);
   add_job_options(sub, o, "export");
   sub.footer("Example:\n  mpirun -n 4 rankslice to-hf qwen.h5 exported");
@@ -331,7 +332,6 @@ void check_options(Options const& o) {
   if (o.comm == "nccl") throw DeviceError("--comm nccl: not in this version; ranks talk through MPI");
   (void)key_selection(o.include, o.exclude);  // refuses bad patterns before any file is opened
   refuse(o.verify == "coverage" || o.verify == "reread", "--verify " + o.verify);
-  refuse(o.gather, "--gather");
   if (o.write_manifest && o.verify != "full" && o.verify != "reread") {
     throw UsageError(fmt::format("--write-manifest reads every byte, which --verify {} does not", o.verify));
   }

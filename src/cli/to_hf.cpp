@@ -19,6 +19,7 @@ ExportOptions export_options(Job& job) {
           .keys = job.keys(),
           .layout = options.export_layout == "source" ? ExportLayout::source : ExportLayout::automatic,
           .gdn_dtype = options.gdn_dtype == "upstream" ? GdnDtype::upstream : GdnDtype::preserve,
+          .gather = options.gather,
           .call = job.call()};
 }
 
@@ -41,6 +42,7 @@ std::shared_ptr<Checkpoint const> open_copied(Job& job, Checkpoint const& input)
 void report_export(Job& job, ExportTarget const& target) {
   job.report["choices"]["export_layout"] = job.options.export_layout;
   job.report["choices"]["gdn_dtype"] = job.options.gdn_dtype;
+  job.report["choices"]["writers"] = job.options.gather ? "rank 0" : "all ranks";
   job.report["export"] = {{"values", target.converted ? "held" : "read"},
                           {"tensors", std::ranges::count(target.taken, true)},
                           {"copied_from", nullptr}};

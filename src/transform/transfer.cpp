@@ -291,7 +291,7 @@ std::span<std::byte const> Transfer::narrow(StoredPiece const& piece, std::span<
 
 /// Write elements to `offset` of the file, and digest them, also as what they will be read as.
 void Transfer::write_run(StoredPiece const& piece, std::uint64_t offset, std::span<std::byte const> bytes,
-                         FileWriter& file, DigestSink const& sink) {
+                         WriteBytes const& out, DigestSink const& sink) {
   add(piece, offset, bytes, sink);
   if (converts(piece) && sink.digest != nullptr) {
     auto const& parameter = parameter_of(piece);
@@ -300,15 +300,15 @@ void Transfer::write_run(StoredPiece const& piece, std::uint64_t offset, std::sp
     convert(bytes, parameter.hf_dtype, values, parameter.dtype);
     add_converted(piece, offset, values, sink);
   }
-  file.write(bytes, offset);
+  out(bytes, offset);
 }
 
-void Transfer::write_strip(Matrix const& matrix, Strip const& strip, std::span<std::byte const> bytes, FileWriter& file,
-                           DigestSink const& sink) {
+void Transfer::write_strip(Matrix const& matrix, Strip const& strip, std::span<std::byte const> bytes,
+                           WriteBytes const& out, DigestSink const& sink) {
   MatrixView const elements{
       .data = bytes.data(), .rows = strip.rows, .columns = matrix.wanted.size(), .stride = matrix.wanted.size()};
   strip.for_each_run(matrix, elements, matrix.unit, [&](std::uint64_t offset, std::span<std::byte const> run) {
-    write_run(matrix.piece, offset, run, file, sink);
+    write_run(matrix.piece, offset, run, out, sink);
   });
   done(bytes.size());
 }
@@ -336,6 +336,13 @@ void Transfer::read(StoredPiece const& piece, Slice const& wanted, PieceFiles co
 
 void Transfer::write(StoredPiece const& piece, Slice const& wanted, NativeBox<std::byte const> const& in,
                      FileWriter& file, DigestSink const& sink) {
+  write(
+      piece, wanted, in, [&](std::span<std::byte const> bytes, std::uint64_t offset) { file.write(bytes, offset); },
+      sink);
+}
+
+void Transfer::write(StoredPiece const& piece, Slice const& wanted, NativeBox<std::byte const> const& in,
+                     WriteBytes const& out, DigestSink const& sink) {
   if (is_swapped(piece)) {
     return for_each_strip(piece, wanted, [&](Matrix const& matrix, Strip const& strip) {
       auto const turned = sized(converted_, strip.rows * matrix.wanted.size() * matrix.native_unit);
@@ -344,12 +351,12 @@ void Transfer::write(StoredPiece const& piece, Slice const& wanted, NativeBox<st
                               .columns = strip.rows,
                               .stride = matrix.native_columns};
       transpose(native, matrix.native_unit, turned.data(), matrix.wanted.size());
-      write_strip(matrix, strip, narrow(piece, turned), file, sink);
+      write_strip(matrix, strip, narrow(piece, turned), out, sink);
     });
   }
   auto const& parameter = parameter_of(piece);
   for_each_block(parameter, piece, wanted, form_, [&](Block const& block) {
-    write_run(piece, block.offset, narrow(piece, native_block(parameter, in, block, form_)), file, sink);
+    write_run(piece, block.offset, narrow(piece, native_block(parameter, in, block, form_)), out, sink);
     done(block.bytes);
   });
 }

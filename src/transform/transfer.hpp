@@ -32,6 +32,9 @@ struct PieceFiles {
 /// Called after every block with its bytes: progress, and the place to throw when the work is to stop.
 using BlockDone = std::function<void(std::uint64_t bytes)>;
 
+/// Takes bytes that stand at `offset` of a file.
+using WriteBytes = std::function<void(std::span<std::byte const> bytes, std::uint64_t offset)>;
+
 /// Where the digest of a pass goes; nothing is digested without `digest`.
 struct DigestSink {
   ParameterDigest* digest = nullptr;
@@ -55,6 +58,9 @@ class Transfer {
   /// @throws IoError; PlanError for a converted parameter whose values cannot be computed back
   void write(StoredPiece const& piece, Slice const& wanted, NativeBox<std::byte const> const& in, FileWriter& file,
              DigestSink const& sink);
+  /// The same to anybody: blocks in the order of their offsets, of each run of whole rows. @throws PlanError as above
+  void write(StoredPiece const& piece, Slice const& wanted, NativeBox<std::byte const> const& in, WriteBytes const& out,
+             DigestSink const& sink);
   /// Only digest. @throws IoError, FormatError
   void digest(StoredPiece const& piece, Slice const& wanted, PieceFiles const& files, DigestSink const& sink);
 
@@ -75,10 +81,10 @@ class Transfer {
   void convert_block(StoredPiece const& piece, std::uint64_t offset, std::span<std::byte const> in,
                      std::span<std::byte> out, DigestSink const& sink);
   [[nodiscard]] std::span<std::byte const> narrow(StoredPiece const& piece, std::span<std::byte const> native);
-  void write_strip(Matrix const& matrix, Strip const& strip, std::span<std::byte const> bytes, FileWriter& file,
+  void write_strip(Matrix const& matrix, Strip const& strip, std::span<std::byte const> bytes, WriteBytes const& out,
                    DigestSink const& sink);
-  void write_run(StoredPiece const& piece, std::uint64_t offset, std::span<std::byte const> bytes, FileWriter& file,
-                 DigestSink const& sink);
+  void write_run(StoredPiece const& piece, std::uint64_t offset, std::span<std::byte const> bytes,
+                 WriteBytes const& out, DigestSink const& sink);
   [[nodiscard]] std::uint64_t element_at(StoredPiece const& piece, std::uint64_t offset) const;
   void add(StoredPiece const& piece, std::uint64_t offset, std::span<std::byte const> bytes,
            DigestSink const& sink) const;

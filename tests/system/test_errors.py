@@ -304,7 +304,6 @@ def test_a_store_that_ends_early_is_refused(store, size):
 LATER = [
     ["load", "CKPT", "--verify", "coverage"],
     ["load", "CKPT", "--verify", "reread"],
-    ["to-hf", "CKPT", "OUT", "--gather"],
 ]
 WRONG = [
     ["load", "CKPT", "--nonsense"],

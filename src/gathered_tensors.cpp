@@ -1,0 +1,200 @@
+#include "gathered_tensors.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "rankslice/error.hpp"
+
+namespace rankslice {
+
+namespace {
+
+/// Where a part that is contiguous in a box begins there.
+std::uint64_t offset_in(Parameter const& parameter, Slice const& box, Slice const& part) {
+  auto const rows = (part.part.begin - box.part.begin) * box.rows.size() + part.rows.begin - box.rows.begin;
+  return rows * parameter.row_bytes(Form::native);
+}
+
+void wait_for(std::vector<std::unique_ptr<PendingTransfer>>& transfers) {
+  for (auto const& transfer : transfers) transfer->wait();
+  transfers.clear();
+}
+
+/// The root's bytes are only read.
+std::span<std::byte> as_broadcast(std::span<std::byte const> bytes) {
+  return {const_cast<std::byte*>(bytes.data()), bytes.size()};
+}
+
+}  // namespace
+
+GatherPaths::GatherPaths(GatherRoute route, Communicator& world) : route_(std::move(route)), world_(world) {
+  auto const& receivers = route_.receivers;
+  auto const mine = std::ranges::find(receivers, world.rank());
+  if (mine != receivers.end()) place_ = static_cast<int>(mine - receivers.begin());
+  auto const all = static_cast<int>(receivers.size()) == world.size();
+  if (receivers.size() > 1 && !all) part_ = world.split(receives() ? 1 : 0);
+}
+
+Communicator* GatherPaths::receivers() const {
+  if (!receives() || route_.receivers.size() == 1) return nullptr;
+  return part_ ? part_.get() : &world_;
+}
+
+int GatherPaths::place_of(int rank) const {
+  return static_cast<int>(std::ranges::find(route_.receivers, rank) - route_.receivers.begin());
+}
+
+GatheredTensors::GatheredTensors(Model const& model, GatherPlan const& plan, GatherPaths const& paths,
+                                 NativeSource& own, BlockDone sent)
+    : model_(model), plan_(plan), paths_(paths), own_(own), sent_(std::move(sent)) {
+  std::uint64_t largest = 0;
+  for (auto const& block : plan.blocks) {
+    if (!block.parts.empty()) {
+      largest = std::max(largest, model.parameters[block.parameter].bytes(block.slice, Form::native));
+    }
+  }
+  for (auto& each : travelling_) each.buffer.resize(paths.receives() || !own.keeps_boxes() ? largest : 0);
+}
+
+void GatheredTensors::gather(BatchStep const& use) {
+  for (auto const& batch : plan_.batches) {
+    on_every_rank(paths_.world(), [&] { take_part(batch, use); });
+  }
+}
+
+/// To the end of the batch, whatever happens (Note [Gathering to the end]).
+void GatheredTensors::take_part(Range batch, BatchStep const& use) {
+  end_ = batch.end;
+  to_root_ = to_receivers_ = used_ = batch.begin;
+  std::exception_ptr failed;
+  try {
+    if (paths_.receives()) use(slices_of(plan_, batch), *this);
+  } catch (...) {
+    failed = std::current_exception();
+  }
+  while (used_ < end_) next(nullptr);
+  settle();
+  if (!failed) failed = failed_;
+  if (failed) std::rethrow_exception(failed);
+}
+
+void GatheredTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {
+  auto at = wanted.slice.part.begin;
+  do {
+    auto const& block = plan_.blocks[used_];
+    if (used_ == end_ || block.parameter != wanted.parameter || block.slice.part.begin != at) {
+      throw UnexpectedError(fmt::format("{}: {} is not what is gathered next", model_.parameters[wanted.parameter].fqn,
+                                        to_string(wanted.slice)));
+    }
+    next(&use);
+    if (failed_) std::rethrow_exception(failed_);
+    at = block.slice.part.end;
+  } while (at < wanted.slice.part.end);
+}
+
+/// The block after the last one; two further ones are on their way meanwhile.
+void GatheredTensors::next(BoxStep const* use) {
+  auto const block = used_++;
+  while (to_root_ < std::min(block + 3, end_)) start_to_root(to_root_++);
+  while (to_receivers_ < std::min(block + 2, end_)) start_to_receivers(to_receivers_++);
+  auto& here = travelling(block);
+  wait_for(here.to_receivers);
+  if (use == nullptr || failed_) return;
+  auto const& [parameter, slice, parts] = plan_.blocks[block];
+  if (parts.empty()) {
+    own_.for_each_box({parameter, slice}, *use);
+  } else {
+    (*use)(slice, here.box);
+  }
+}
+
+/// From the owners to the root, unless that is the owner.
+void GatheredTensors::start_to_root(std::uint64_t number) {
+  auto const& block = plan_.blocks[number];
+  auto& here = travelling(number);
+  wait_for(here.to_root);  // of the block whose memory this one gets
+  here.parts.clear();
+  auto& world = paths_.world();
+  for (auto const& [owner, slice] : block.parts) {
+    auto const root = paths_.root_of(owner);
+    auto& part = here.parts.emplace_back();
+    if (owner == world.rank()) {
+      part = own_bytes(here, block, slice);
+      if (root != owner) here.to_root.push_back(world.start_send(part, root));
+    } else if (root == world.rank()) {
+      part = room_for(here, block, slice);
+      here.to_root.push_back(world.start_receive(room_for(here, block, slice), owner));
+    }
+  }
+}
+
+/// From the roots to all others who receive.
+void GatheredTensors::start_to_receivers(std::uint64_t number) {
+  if (!paths_.receives()) return;
+  auto const& block = plan_.blocks[number];
+  auto& here = travelling(number);
+  wait_for(here.to_root);
+  auto* const receivers = paths_.receivers();
+  for (std::size_t i = 0; i < block.parts.size(); ++i) {
+    auto const& [owner, slice] = block.parts[i];
+    auto const root = paths_.root_of(owner);
+    auto const is_root = root == paths_.world().rank();
+    auto const room = room_for(here, block, slice);
+    if (receivers != nullptr) {
+      auto const bytes = is_root ? as_broadcast(here.parts[i]) : room;
+      here.to_receivers.push_back(receivers->start_broadcast(bytes, paths_.place_of(root)));
+    }
+    if (is_root && here.parts[i].data() != room.data()) {
+      if (block.parts.size() > 1) std::ranges::copy(here.parts[i], room.begin());
+    }
+  }
+  auto const alone = block.parts.size() == 1 && !here.parts.front().empty();
+  here.box = {.data = alone ? here.parts.front().data() : here.buffer.data(), .slice = block.slice};
+}
+
+/// Nothing is under way any more.
+void GatheredTensors::settle() {
+  for (auto& each : travelling_) {
+    wait_for(each.to_root);
+    wait_for(each.to_receivers);
+  }
+}
+
+/// What this rank has of a block: where its source keeps it, or in the block's own memory; after a failure anything.
+std::span<std::byte const> GatheredTensors::own_bytes(Travelling& here, GatherBlock const& block, Slice const& part) {
+  auto const& parameter = model_.parameters[block.parameter];
+  std::span<std::byte const> kept;
+  attempt([&] {
+    own_.for_each_box({block.parameter, part}, [&](Slice const& slice, NativeBox<std::byte const> const& box) {
+      std::span const found(box.data + offset_in(parameter, box.slice, slice), parameter.bytes(slice, Form::native));
+      if (own_.keeps_boxes()) {
+        kept = found;
+      } else {
+        std::ranges::copy(found, room_for(here, block, slice).begin());
+      }
+    });
+    sent_(parameter.bytes(part, Form::native));
+  });
+  return kept.empty() ? room_for(here, block, part) : kept;
+}
+
+void GatheredTensors::attempt(std::function<void()> const& step) {
+  if (failed_) return;
+  try {
+    step();
+  } catch (...) {
+    failed_ = std::current_exception();
+  }
+}
+
+/// The place of a part in memory for its block.
+std::span<std::byte> GatheredTensors::room_for(Travelling& here, GatherBlock const& block, Slice const& part) const {
+  auto const& parameter = model_.parameters[block.parameter];
+  auto const bytes = parameter.bytes(block.slice, Form::native);
+  if (here.buffer.size() < bytes) here.buffer.resize(bytes);
+  return std::span(here.buffer).subspan(offset_in(parameter, block.slice, part), parameter.bytes(part, Form::native));
+}
+
+}  // namespace rankslice

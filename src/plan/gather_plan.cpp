@@ -1,0 +1,152 @@
+#include "plan/gather_plan.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+#include "plan/held.hpp"
+
+namespace rankslice {
+
+namespace {
+
+constexpr auto kDenseBlockBytes = 4_MiB;
+
+/// Who sends blocks.
+class Owners {
+ public:
+  explicit Owners(GatherOwners const& owners) : owners_(owners) {}
+
+  /// Of one expert.
+  [[nodiscard]] std::vector<GatherPart> of_expert(Parameter const& parameter, std::uint64_t expert) const {
+    auto const& mesh = owners_.mesh;
+    auto const experts = parameter.part_count();
+    MeshCoordinate at;
+    at.ep = static_cast<int>(part_with(expert, experts, static_cast<std::uint64_t>(mesh.ep)));
+    std::vector<GatherPart> parts;
+    for (at.ep_shard = 0; at.ep_shard < mesh.ep_shard; ++at.ep_shard) {
+      at.ep_replicate = replica(at, expert);
+      auto const rows = held_slice(parameter, mesh, at).rows;
+      if (!rows.empty()) parts.push_back({mesh.rank(at), {.part = {expert, expert + 1}, .rows = rows}});
+    }
+    return parts;
+  }
+
+  [[nodiscard]] std::vector<GatherPart> of_dense(Slice const& slice) {
+    if (owners_.dense_everywhere) return {};
+    auto const rank = next_rank_;
+    next_rank_ = (rank + 1) % owners_.mesh.ranks();
+    return {{rank, slice}};
+  }
+
+ private:
+  /// The receiver's own, if it holds this itself; else they take turns.
+  [[nodiscard]] int replica(MeshCoordinate const& at, std::uint64_t expert) const {
+    if (owners_.receiver) {
+      auto const receiver = owners_.mesh.coordinate(*owners_.receiver);
+      if (receiver.ep == at.ep && receiver.ep_shard == at.ep_shard) return receiver.ep_replicate;
+    }
+    return static_cast<int>(expert % static_cast<std::uint64_t>(owners_.mesh.ep_replicate));
+  }
+
+  GatherOwners const& owners_;
+  int next_rank_ = 0;
+};
+
+std::vector<Range> divide_into_batches(Model const& model, std::vector<GatherBlock> const& blocks,
+                                       std::uint64_t batch_bytes) {
+  std::vector<Range> batches;
+  std::uint64_t bytes = 0;
+  for (std::uint64_t i = 0; i < blocks.size(); ++i) {
+    auto const of_block = model.parameters[blocks[i].parameter].bytes(blocks[i].slice, Form::native);
+    if (batches.empty() || bytes + of_block > batch_bytes) {
+      batches.push_back({i, i});
+      bytes = 0;
+    }
+    bytes += of_block;
+    batches.back().end = i + 1;
+  }
+  return batches;
+}
+
+}  // namespace
+
+GatherPlan plan_gather(Model const& model, std::vector<PlannedSlice> const& wanted, GatherOwners const& owners,
+                       std::uint64_t batch_bytes) {
+  Owners senders(owners);
+  GatherPlan plan;
+  for (auto const& [index, slice] : wanted) {
+    auto const& parameter = model.parameters[index];
+    auto const step = parameter.stacked_experts ? 1 : kDenseBlockBytes / parameter.unit_bytes(Form::native);
+    if (slice.empty()) plan.blocks.push_back({.parameter = index, .slice = slice, .parts = {}});
+    for (auto begin = slice.part.begin; begin < slice.part.end; begin += step) {
+      GatherBlock block{.parameter = index, .slice = slice, .parts = {}};
+      block.slice.part = {begin, std::min(begin + step, slice.part.end)};
+      block.parts = parameter.stacked_experts ? senders.of_expert(parameter, begin) : senders.of_dense(block.slice);
+      plan.blocks.push_back(std::move(block));
+    }
+  }
+  plan.batches = divide_into_batches(model, plan.blocks, batch_bytes);
+  return plan;
+}
+
+std::vector<PlannedSlice> slices_of(GatherPlan const& plan, Range batch) {
+  std::vector<PlannedSlice> slices;
+  for (auto i = batch.begin; i < batch.end; ++i) {
+    auto const& [parameter, slice, parts] = plan.blocks[i];
+    if (!slices.empty() && slices.back().parameter == parameter) {
+      slices.back().slice.part.end = slice.part.end;
+    } else {
+      slices.push_back({parameter, slice});
+    }
+  }
+  return slices;
+}
+
+std::vector<PlannedSlice> slices_sent_by(GatherPlan const& plan, int rank) {
+  std::vector<PlannedSlice> slices;
+  for (auto const& block : plan.blocks) {
+    for (auto const& part : block.parts) {
+      if (part.owner == rank) slices.push_back({block.parameter, part.slice});
+    }
+  }
+  return slices;
+}
+
+GatherRoute route_to(int receiver, int ranks) {
+  return {.roots = std::vector<int>(static_cast<std::size_t>(ranks), receiver), .receivers = {receiver}};
+}
+
+GatherRoute route_to_all(int ranks) {
+  std::vector<int> all(static_cast<std::size_t>(ranks));
+  std::iota(all.begin(), all.end(), 0);
+  return {.roots = all, .receivers = all};
+}
+
+GatherRoute route_to_hosts(std::vector<int> const& first_ranks) {
+  auto receivers = first_ranks;
+  std::ranges::sort(receivers);
+  auto const rest = std::ranges::unique(receivers);
+  receivers.erase(rest.begin(), rest.end());
+  return {.roots = first_ranks, .receivers = std::move(receivers)};
+}
+
+std::vector<GatherTraffic> gather_traffic(Model const& model, GatherPlan const& plan, GatherRoute const& route) {
+  std::vector<GatherTraffic> traffic(route.roots.size());
+  auto const at = [](int rank) { return static_cast<std::size_t>(rank); };
+  for (auto const& block : plan.blocks) {
+    for (auto const& [owner, slice] : block.parts) {
+      auto const bytes = model.parameters[block.parameter].bytes(slice, Form::native);
+      auto const root = route.roots[at(owner)];
+      if (root != owner) {
+        traffic[at(owner)].sent += bytes;
+        traffic[at(root)].received += bytes;
+      }
+      if (route.receivers.size() == 1) continue;
+      traffic[at(root)].sent += bytes;
+      for (auto const rank : route.receivers) traffic[at(rank)].received += rank == root ? 0 : bytes;
+    }
+  }
+  return traffic;
+}
+
+}  // namespace rankslice
