@@ -11,21 +11,26 @@ namespace rankslice {
 
 namespace {
 
-/// This rank's tensors without values. Their memory is not touched: its pages come as they are read.
-std::vector<ShardedTensor> allocate_tensors(Model const& model, LoadPlan const& plan, Mesh const& mesh) {
+Buffer allocate(std::uint64_t bytes, std::shared_ptr<Device> const& device) {
+  if (!device) return allocate_host(bytes);
+  return {.data = device->allocate(bytes), .bytes = bytes, .device = device};
+}
+
+/// This rank's tensors without values. Host memory is not touched: its pages come as they are read.
+std::vector<ShardedTensor> allocate_tensors(Model const& model, LoadPlan const& plan, Mesh const& mesh,
+                                            std::shared_ptr<Device> const& device) {
   std::vector<ShardedTensor> tensors;
   tensors.reserve(plan.slices.size());
   for (auto const& planned : plan.slices) {
     auto const& parameter = model.parameters[planned.parameter];
     auto& tensor = tensors.emplace_back(place_local_tensor(parameter, planned, mesh));
-    tensor.data = allocate_host(parameter.bytes(planned.slice, Form::native));
+    tensor.data = allocate(parameter.bytes(planned.slice, Form::native), device);
   }
   return tensors;
 }
 
 StateDict load_slices(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh,
                       MeshCoordinate const& coordinate, LoadOptions const& options, Communicator* world) {
-  if (options.device) throw DeviceError(options.device->name() + ": this version loads on the CPU only");
   auto const selected = options.keys ? select_tensors(source, options.keys) : source;
   auto const& model = selected->model;
   auto const& storage = selected->storage;
@@ -35,12 +40,13 @@ StateDict load_slices(std::shared_ptr<Checkpoint const> const& source, Mesh cons
   if (digesting) state.read = Digests(model);
   state.read.without_codes = storage.form == Form::native;
 
-  auto tensors = allocate_tensors(model, plan, mesh);
-  Transfer transfer(model, storage.form, watch(options.call, "load", plan.bytes_read, world));
+  auto tensors = allocate_tensors(model, plan, mesh, options.device);
+  Transfer transfer(model, storage.form, watch(options.call, "load", plan.bytes_read, world), options.device.get());
   read_pieces(storage, model, plan.slices, digesting ? &state.read : nullptr, [&](PieceRead const& read) {
     NativeBox<std::byte> const box{.data = tensors[read.item].data.data.get(), .slice = plan.slices[read.item].slice};
     transfer.read(read.piece, read.slice, read.files, box, read.sink);
   });
+  if (options.device) options.device->finish();
   for (auto& tensor : tensors) state.tensors.emplace(tensor.parameter.fqn, std::move(tensor));
   return state;
 }

@@ -11,6 +11,16 @@ namespace rankslice {
 
 namespace {
 
+/// Call step(slice) for the parts of a slice that are small enough for a buffer: its experts one by one, or a few MiB
+/// of a dense tensor.
+template <typename Step>
+void for_each_block(Parameter const& parameter, Slice const& slice, Step const& step) {
+  auto const most = parameter.stacked_experts ? 1 : 4_MiB / parameter.unit_bytes(Form::native);
+  for (auto begin = slice.part.begin; begin < slice.part.end; begin += most) {
+    step(Slice{.part = {begin, std::min(begin + most, slice.part.end)}, .rows = slice.rows});
+  }
+}
+
 /// Call step(first_element, bytes) for the parts of a slice that are contiguous in the global tensor and in its box.
 template <typename Step>
 void for_each_run(Parameter const& parameter, Slice const& slice, NativeBox<std::byte const> const& box,
@@ -49,7 +59,14 @@ void HeldTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {
         fmt::format("{}: this rank holds {}, not {}", tensor.parameter.fqn, to_string(held), to_string(wanted.slice)),
         tensor.parameter.fqn);
   }
-  use(wanted.slice, {.data = tensor.data.data.get(), .slice = held});
+  if (!tensor.data.device) return use(wanted.slice, {.data = tensor.data.data.get(), .slice = held});
+  auto const& parameter = tensor.parameter;
+  for_each_block(parameter, wanted.slice, [&](Slice const& slice) {
+    auto const row = (slice.part.begin - held.part.begin) * held.rows.size() + slice.rows.begin - held.rows.begin;
+    buffer_.resize(parameter.bytes(slice, Form::native));
+    tensor.data.device->download(tensor.data.data.get() + row * parameter.row_bytes(Form::native), buffer_);
+    use(slice, {.data = buffer_.data(), .slice = slice});
+  });
 }
 
 StreamedTensors::StreamedTensors(Storage const& storage, Model const& model)
@@ -59,12 +76,9 @@ StreamedTensors::StreamedTensors(Storage const& storage, Model const& model)
 
 void StreamedTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {
   auto const& parameter = model_.parameters[wanted.parameter];
-  auto const step = parameter.stacked_experts ? 1 : 4_MiB / parameter.unit_bytes(Form::native);
   ParameterDigest digest(model_, parameter);
   DigestSink const sink{.digest = &digest, .sums = &read_};
-  auto const& part = wanted.slice.part;
-  for (auto begin = part.begin; begin < part.end; begin += step) {
-    Slice const slice{.part = {begin, std::min(begin + step, part.end)}, .rows = wanted.slice.rows};
+  for_each_block(parameter, wanted.slice, [&](Slice const& slice) {
     buffer_.resize(std::max<std::size_t>(buffer_.size(), parameter.bytes(slice, Form::native)));
     NativeBox<std::byte> const box{.data = buffer_.data(), .slice = slice};
     reader_.for_each_piece({wanted.parameter, slice},
@@ -72,7 +86,7 @@ void StreamedTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& us
                              transfer_.read(piece, of_piece, files, box, sink);
                            });
     use(slice, {.data = box.data, .slice = slice});
-  }
+  });
 }
 
 DigestedTensors::DigestedTensors(NativeSource& from, Model const& model) : from_(from), model_(model), given_(model) {}

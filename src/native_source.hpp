@@ -9,7 +9,8 @@
 
 namespace rankslice {
 
-/// The tensors that this rank holds.
+/// The tensors that this rank holds. Those on a device come through a buffer of one expert, or a few MiB of a dense
+/// tensor.
 class HeldTensors final : public NativeSource {
  public:
   /// @throws PlanError when a tensor of the source is missing from `state`, or is not what it says.
@@ -19,6 +20,7 @@ class HeldTensors final : public NativeSource {
 
  private:
   std::vector<ShardedTensor const*> by_index_;
+  std::vector<std::byte> buffer_;
 };
 
 /// A stored checkpoint, streamed through a buffer of one expert, or a few MiB of a dense tensor. Digests what it reads.

@@ -14,13 +14,10 @@ namespace rankslice {
 namespace {
 
 constexpr auto kBlockBytes = 512_KiB;    // stays in the second-level cache between being read and being used
+constexpr auto kUploadBytes = 4_MiB;     // of a block for a device: the time of a copy outweighs that of starting it
 constexpr std::uint64_t kLineRows = 64;  // rows of a strip: they become whole cache lines of the transposed tensor
 
-/// Call step(begin, size) for the blocks of [0, total); blocks hold whole elements of up to 8 bytes.
-template <typename Step>
-void for_blocks(std::uint64_t total, Step const& step) {
-  for (std::uint64_t begin = 0; begin < total; begin += kBlockBytes) step(begin, std::min(kBlockBytes, total - begin));
-}
+std::uint64_t block_bytes(Device const* device) { return device != nullptr ? kUploadBytes : kBlockBytes; }
 
 /// How many rows of a box lie before one of them.
 std::uint64_t rows_before(Slice const& box, std::uint64_t part, std::uint64_t row) {
@@ -50,15 +47,20 @@ struct Block {
   std::uint64_t offset, bytes;
 };
 
-/// Call step(block) for the blocks of `wanted` in a piece of a file in `form`.
+/// Call step(block) for the blocks of `wanted` in a piece of a file in `form`. They have up to `most` bytes, a multiple
+/// of every element's.
 template <typename Step>
 void for_each_block(Parameter const& parameter, StoredPiece const& piece, Slice const& wanted, Form form,
-                    Step const& step) {
+                    std::uint64_t most, Step const& step) {
   for_each_run(parameter, wanted, [&](Slice const& run) {
     auto const offset = offset_of(parameter, piece, run, form);
-    for_blocks(parameter.bytes(run, form), [&](std::uint64_t begin, std::uint64_t size) {
-      step(Block{.run = run, .skipped = begin / parameter.unit_bytes(form), .offset = offset + begin, .bytes = size});
-    });
+    auto const total = parameter.bytes(run, form);
+    for (std::uint64_t begin = 0; begin < total; begin += most) {
+      step(Block{.run = run,
+                 .skipped = begin / parameter.unit_bytes(form),
+                 .offset = offset + begin,
+                 .bytes = std::min(most, total - begin)});
+    }
   });
 }
 
@@ -136,7 +138,7 @@ void Transfer::for_each_strip(StoredPiece const& piece, Slice const& wanted, Ste
   for (auto expert = wanted.part.begin; expert < wanted.part.end; ++expert) {
     Matrix const matrix(model_, piece, wanted, expert);
     auto const row_bytes = std::max<std::uint64_t>(1, matrix.read.size() * matrix.unit);
-    auto const most = std::max(kLineRows, kBlockBytes / row_bytes / kLineRows * kLineRows);
+    auto const most = std::max(kLineRows, block_bytes(device_) / row_bytes / kLineRows * kLineRows);
     for (std::uint64_t row = 0; row < matrix.rows; row += most) {
       step(matrix, Strip{row, std::min(most, matrix.rows - row)});
     }
@@ -205,7 +207,8 @@ void Transfer::read_scales(StoredPiece const& piece, Slice const& wanted, PieceF
 MatrixView Transfer::read_strip(Matrix const& matrix, Strip const& strip, FileReader& file, DigestSink const& sink) {
   auto const stride = matrix.read.size();
   auto const row_bytes = stride * matrix.unit;
-  auto const bytes = sized(staging_, strip.rows * row_bytes);
+  auto const size = strip.rows * row_bytes;
+  auto const bytes = converts(matrix.piece) ? sized(staging_, size) : last_stop(staging_, size);
   if (matrix.reads_whole_rows()) {
     file.read(bytes, matrix.offset(strip.row, 0));
   } else {
@@ -228,7 +231,7 @@ MatrixView Transfer::convert_strip(Matrix const& matrix, Strip const& strip, Mat
                                    DigestSink const& sink) {
   if (!converts(matrix.piece)) return in;
   auto const& parameter = parameter_of(matrix.piece);
-  auto const values = sized(converted_, in.rows * in.columns * matrix.native_unit);
+  auto const values = last_stop(converted_, in.rows * in.columns * matrix.native_unit);
   MatrixView const out{.data = values.data(), .rows = in.rows, .columns = in.columns, .stride = in.columns};
   if (matrix.piece.scales) {
     dequantise(in, strip.row, matrix.wanted.begin, scales_.of(matrix.expert), values.data(), parameter.dtype);
@@ -272,6 +275,11 @@ void Transfer::convert_block(StoredPiece const& piece, std::uint64_t offset, std
     }
   }
   add_converted(piece, offset, out, sink);
+}
+
+/// Where values are before they go to their place in memory.
+std::span<std::byte> Transfer::last_stop(std::vector<std::byte>& on_host, std::uint64_t bytes) {
+  return device_ != nullptr ? device_->staging(bytes) : sized(on_host, bytes);
 }
 
 /// Native values as the file has them: themselves, or computed back.
@@ -320,16 +328,24 @@ void Transfer::read(StoredPiece const& piece, Slice const& wanted, PieceFiles co
     return for_each_strip(piece, wanted, [&](Matrix const& matrix, Strip const& strip) {
       auto const stored = read_strip(matrix, strip, files.data, sink);
       auto const values = convert_strip(matrix, strip, stored, sink);
-      transpose(values, matrix.native_unit, matrix.address(out, strip.row), matrix.native_columns);
+      auto* const to = matrix.address(out, strip.row);
+      if (device_ != nullptr) {
+        device_->upload_transposed(values.data, values.rows, values.columns, values.stride, matrix.native_unit, to,
+                                   matrix.native_columns);
+      } else {
+        transpose(values, matrix.native_unit, to, matrix.native_columns);
+      }
     });
   }
   auto const& parameter = parameter_of(piece);
-  for_each_block(parameter, piece, wanted, form_, [&](Block const& block) {
+  for_each_block(parameter, piece, wanted, form_, block_bytes(device_), [&](Block const& block) {
     auto const native = native_block(parameter, out, block, form_);
-    auto const bytes = converts(piece) ? sized(staging_, block.bytes) : native;
+    auto const values = device_ != nullptr ? device_->staging(native.size()) : native;
+    auto const bytes = converts(piece) ? sized(staging_, block.bytes) : values;
     files.data.read(bytes, block.offset);
     add(piece, block.offset, bytes, sink);
-    if (converts(piece)) convert_block(piece, block.offset, bytes, native, sink);
+    if (converts(piece)) convert_block(piece, block.offset, bytes, values, sink);
+    if (device_ != nullptr) device_->upload(values, native.data());
     done(block.bytes);
   });
 }
@@ -355,7 +371,7 @@ void Transfer::write(StoredPiece const& piece, Slice const& wanted, NativeBox<st
     });
   }
   auto const& parameter = parameter_of(piece);
-  for_each_block(parameter, piece, wanted, form_, [&](Block const& block) {
+  for_each_block(parameter, piece, wanted, form_, kBlockBytes, [&](Block const& block) {
     write_run(piece, block.offset, narrow(piece, native_block(parameter, in, block, form_)), out, sink);
     done(block.bytes);
   });
@@ -369,7 +385,7 @@ void Transfer::digest(StoredPiece const& piece, Slice const& wanted, PieceFiles 
     });
   }
   auto const& parameter = parameter_of(piece);
-  for_each_block(parameter, piece, wanted, form_, [&](Block const& block) {
+  for_each_block(parameter, piece, wanted, form_, kBlockBytes, [&](Block const& block) {
     auto const bytes = sized(staging_, block.bytes);
     files.data.read(bytes, block.offset);
     add(piece, block.offset, bytes, sink);

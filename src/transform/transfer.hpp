@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "rankslice/checkpoint.hpp"
+#include "rankslice/device.hpp"
 #include "rankslice/digest.hpp"
 
 #include "io/file.hpp"
@@ -45,14 +46,21 @@ struct DigestSink {
 /// digested, converted and transposed is still in the cache from being read. One staging buffer for each of these
 /// steps, reused from block to block.
 ///
+/// On their way to a device, values make their last stop in its pinned staging memory, in blocks large enough for its
+/// bus, and are transposed there. Digests and conversions happen before: digests of what is read then also prove the
+/// upload, and each conversion is in one place, whose bits are the same whatever the values are for.
+///
 /// A piece says where the tensor lies; `wanted`, which lies inside it and inside the box, what of it is moved. Digests
 /// have the coordinates of the offsets that were really read or written.
 class Transfer {
  public:
-  /// `model` outlives the transfer.
-  Transfer(Model const& model, Form form, BlockDone done = {}) : model_(model), form_(form), done_(std::move(done)) {}
+  /// `model` and `device` outlive the transfer. With a device, `read` fills its memory, and what it started is done
+  /// when the device has finished.
+  Transfer(Model const& model, Form form, BlockDone done = {}, Device* device = nullptr)
+      : model_(model), form_(form), done_(std::move(done)), device_(device) {}
 
-  /// @throws IoError, FormatError; PlanError for codes of a piece without block scales, here and in `digest`
+  /// @throws IoError, FormatError; PlanError for codes of a piece without block scales, here and in `digest`;
+  /// DeviceError
   void read(StoredPiece const& piece, Slice const& wanted, PieceFiles const& files, NativeBox<std::byte> const& out,
             DigestSink const& sink);
   /// @throws IoError; PlanError for a converted parameter whose values cannot be computed back
@@ -80,6 +88,7 @@ class Transfer {
                                          DigestSink const& sink);
   void convert_block(StoredPiece const& piece, std::uint64_t offset, std::span<std::byte const> in,
                      std::span<std::byte> out, DigestSink const& sink);
+  [[nodiscard]] std::span<std::byte> last_stop(std::vector<std::byte>& on_host, std::uint64_t bytes);
   [[nodiscard]] std::span<std::byte const> narrow(StoredPiece const& piece, std::span<std::byte const> native);
   void write_strip(Matrix const& matrix, Strip const& strip, std::span<std::byte const> bytes, WriteBytes const& out,
                    DigestSink const& sink);
@@ -97,6 +106,7 @@ class Transfer {
   Model const& model_;
   Form form_;
   BlockDone done_;
+  Device* device_;
   std::vector<std::byte> staging_;    // as in the file
   std::vector<std::byte> converted_;  // on its way to or from the file
   std::vector<std::byte> widened_;    // as what was written will be read

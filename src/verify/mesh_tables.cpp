@@ -4,7 +4,10 @@
 
 #include <algorithm>
 
+#include "rankslice/device.hpp"
+
 #include "core/literals.hpp"
+#include "transform/device_digest.hpp"
 #include "transform/parameter_digest.hpp"
 #include "verify/compare.hpp"
 #include "verify/coverage.hpp"
@@ -23,18 +26,35 @@ void for_each_stacked(Model const& model, DigestTable& table, Step const& step) 
   }
 }
 
-/// Call step(first_element, bytes) for the runs of a local tensor that are contiguous in the global one.
+/// Call step(first_element, begin, end) for blocks of bytes of a local tensor that are contiguous in the global one.
 template <typename Step>
-void for_each_run(ShardedTensor const& tensor, Step const& step) {
+void for_each_block(ShardedTensor const& tensor, Step const& step) {
   auto const& parameter = tensor.parameter;
   auto const held = tensor.slice();
-  auto const bytes = tensor.data.span();
+  auto const unit = parameter.unit_bytes(Form::native);
   auto const runs =
       held.rows.size() == parameter.row_count() ? std::min<std::uint64_t>(1, held.part.size()) : held.part.size();
   for (std::uint64_t i = 0; i < runs; ++i) {
     auto const first_row = (held.part.begin + i) * parameter.row_count() + held.rows.begin;
-    step(first_row * parameter.columns(), bytes.subspan(i * (bytes.size() / runs), bytes.size() / runs));
+    auto const run_bytes = tensor.data.bytes / runs;
+    for (std::uint64_t begin = 0; begin < run_bytes; begin += kBlockBytes) {
+      auto const size = std::min<std::uint64_t>(kBlockBytes, run_bytes - begin);
+      step(first_row * parameter.columns() + begin / unit, i * run_bytes + begin, size);
+    }
   }
+}
+
+std::span<std::byte const> host_bytes(Buffer const& memory, std::uint64_t begin, std::uint64_t size,
+                                      std::vector<std::byte>& downloaded) {
+  if (!memory.device) return memory.span().subspan(begin, size);
+  downloaded.resize(size);
+  memory.device->download(memory.data.get() + begin, downloaded);
+  return downloaded;
+}
+
+/// Only the host computes values back to what they were converted from.
+bool digested_on_device(ShardedTensor const& tensor) {
+  return tensor.data.device && (!tensor.parameter.converted() || !tensor.parameter.invertible());
 }
 
 }  // namespace
@@ -94,18 +114,23 @@ Digests digest_held(StateDict const& state, CallOptions const& call, Communicato
   std::uint64_t total = 0;
   for (auto const& [fqn, tensor] : state.tensors) total += tensor.data.bytes;
   std::uint64_t done = 0;
+  auto const account = [&](std::uint64_t bytes) {
+    done += bytes;
+    if (call.stop.stop_requested()) throw Interrupted();
+    if (world != nullptr) world->progress();
+    if (call.progress) call.progress({.phase = "verify", .done = done, .total = total});
+  };
+  std::vector<std::byte> downloaded;
   for (auto const& [fqn, tensor] : state.tensors) {
     ParameterDigest digest(model, tensor.parameter);
-    for_each_run(tensor, [&](std::uint64_t first, std::span<std::byte const> run) {
-      auto const unit = tensor.parameter.unit_bytes(Form::native);
-      for (std::uint64_t begin = 0; begin < run.size(); begin += kBlockBytes) {
-        if (call.stop.stop_requested()) throw Interrupted();
-        auto const block = run.subspan(begin, std::min<std::uint64_t>(kBlockBytes, run.size() - begin));
-        digest.add_native(first + begin / unit, block, held);
-        done += block.size();
-        if (world != nullptr) world->progress();
-        if (call.progress) call.progress({.phase = "verify", .done = done, .total = total});
-      }
+    if (digested_on_device(tensor)) {
+      add_native_on_device(model, tensor.parameter, tensor.slice(), tensor.data, held);
+      account(tensor.data.bytes);
+      continue;
+    }
+    for_each_block(tensor, [&](std::uint64_t first_element, std::uint64_t begin, std::uint64_t size) {
+      digest.add_native(first_element, host_bytes(tensor.data, begin, size, downloaded), held);
+      account(size);
     });
   }
   return held;

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "plan/plan.hpp"
+#include "support/late_device.hpp"
 #include "support/raw_safetensors.hpp"
 #include "support/temp_dir.hpp"
 
@@ -15,6 +16,14 @@ namespace {
 
 constexpr std::uint64_t kGuard = 64;
 constexpr std::byte kUntouched{0xa5};
+
+std::shared_ptr<std::byte> upload(Device& device, Bytes const& bytes) {
+  auto memory = device.allocate(bytes.size());
+  auto const staged = device.staging(bytes.size());
+  std::ranges::copy(bytes, staged.begin());
+  device.upload(staged, memory.get());
+  return memory;
+}
 
 std::uint64_t sum_of_sizes(std::vector<Range> const& ranges) {
   return std::accumulate(ranges.begin(), ranges.end(), std::uint64_t{0},
@@ -86,6 +95,20 @@ struct Move {
   }
 };
 
+/// The box as a file of its own, with guards around it, of which only what is wanted is filled.
+Bytes expected_box(Move const& move, Slice const& box) {
+  auto const size = move.example.native_of(box).size();
+  Bytes expected(kGuard + size + kGuard, kUntouched);
+  StoredPiece const of_box{.slice = box, .extent = {.file = 0, .bytes = {kGuard, kGuard + size}}};
+  auto const values = move.example.native_of(move.wanted);
+  auto next = values.begin();
+  for (auto const bytes : bytes_of_slice(move.example, Form::native, of_box, move.wanted)) {
+    std::copy_n(next, bytes.size(), expected.begin() + std::ptrdiff_t(bytes.begin));
+    next += std::ptrdiff_t(bytes.size());
+  }
+  return expected;
+}
+
 void expect_read(Move const& move, Slice const& box) {
   auto const& [example, form, stored, wanted, digests] = move;
   auto const size = example.native_of(box).size();
@@ -101,20 +124,35 @@ void expect_read(Move const& move, Slice const& box) {
     append(planned, read_ranges(example.model, form, {&piece, slice}));
   });
 
-  // The box as a file of its own, of which only what is wanted is filled.
-  auto expected = Bytes(out.size(), kUntouched);
-  StoredPiece const of_box{.slice = box, .extent = {.file = 0, .bytes = {kGuard, kGuard + size}}};
-  auto const values = example.native_of(wanted);
-  auto next = values.begin();
-  for (auto const bytes : bytes_of_slice(example, Form::native, of_box, wanted)) {
-    std::copy_n(next, bytes.size(), expected.begin() + std::ptrdiff_t(bytes.begin));
-    next += std::ptrdiff_t(bytes.size());
-  }
+  auto const expected = expected_box(move, box);
   EXPECT_TRUE(out == expected) << "bytes differ";
   sums.expect(digests);
   EXPECT_EQ(reported.bytes, sum_of_sizes(reads));
   EXPECT_EQ(merged(file.reads()), merged(reads));
   EXPECT_EQ(merged(planned), merged(reads));
+}
+
+/// The same into the memory of a device, which digests it there.
+void expect_read_to_device(Move const& move, Slice const& box) {
+  auto const& [example, form, stored, wanted, digests] = move;
+  auto const expected = expected_box(move, box);
+  LateDevice device;
+  auto const memory = upload(device, Bytes(expected.size(), kUntouched));
+  Reported reported;
+  Sums sums(example);
+  MemoryReader file(stored.bytes);
+  Transfer transfer(example.model, form, reported.hook(), &device);
+  std::vector<Range> reads;
+  move.for_pieces([&](StoredPiece const& piece, Slice const& slice) {
+    transfer.read(piece, slice, {file}, {.data = memory.get() + kGuard, .slice = box}, sums.sink());
+    append(reads, move.reads_of(piece, slice));
+  });
+  Bytes out(expected.size());
+  device.download(memory.get(), out);
+  EXPECT_TRUE(out == expected) << "bytes differ";
+  sums.expect(digests);
+  EXPECT_EQ(reported.bytes, sum_of_sizes(reads));
+  EXPECT_EQ(merged(file.reads()), merged(reads));
 }
 
 void expect_digested(Move const& move) {
@@ -178,11 +216,13 @@ void expect_all_ways(ExampleParameter const& example, Form form, ExampleFile con
                                   << (form == Form::hf ? " hf " : " native ") << to_string(wanted));
   Move const move{example, form, stored, wanted, example.digests(wanted)};
   expect_read(move, wanted);
+  expect_read_to_device(move, wanted);
   expect_digested(move);
   expect_written(move, wanted);
   auto const more = larger(example, wanted);
   if (more == wanted) return;
   expect_read(move, more);
+  expect_read_to_device(move, more);
   expect_written(move, more);
 }
 
