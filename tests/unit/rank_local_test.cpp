@@ -319,10 +319,6 @@ TEST_F(RankLocal, AStateThatIsNotWhatItSaysIsNeitherProvedNorSaved) {
                  [&](StateDict& state) { std::swap(state.tensors.at(kDown), state.tensors.at(kOtherDown)); });
 }
 
-TEST_F(RankLocal, DevicesThatAreNotThereAreRefused) {
-  EXPECT_THROW(load_rank(make_mesh(1), 0, {.device = Device::cuda}), DeviceError);
-}
-
 TEST_F(RankLocal, NoMpiIsLoaded) {
   std::ifstream stream("/proc/self/maps");
   std::string const maps{std::istreambuf_iterator<char>(stream), {}};
