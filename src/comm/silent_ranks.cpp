@@ -4,7 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <string_view>
+#include <string>
 #include <vector>
 
 namespace rankslice {
@@ -19,13 +19,14 @@ std::string list(std::span<std::string const> names, std::size_t left_out) {
   return text;
 }
 
-std::string list_ranks(std::span<RankName const> ranks) {
+/// In their order.
+std::string list_ranks(std::span<int const> ranks) {
   std::vector<std::string> spans;
   while (!ranks.empty() && spans.size() < kMostNames) {
     std::size_t length = 1;
-    while (length < ranks.size() && ranks[length].rank == ranks[length - 1].rank + 1) ++length;
-    auto const first = ranks.front().rank;
-    auto const last = ranks[length - 1].rank;
+    while (length < ranks.size() && ranks[length] == ranks[length - 1] + 1) ++length;
+    auto const first = ranks.front();
+    auto const last = ranks[length - 1];
     spans.push_back(first == last ? fmt::format("{}", first) : fmt::format("{}-{}", first, last));
     ranks = ranks.subspan(length);
   }
@@ -44,7 +45,14 @@ std::string list_hosts(std::span<RankName const> ranks) {
 }  // namespace
 
 std::string describe_silence(std::span<RankName const> silent, std::chrono::milliseconds timeout) {
-  return fmt::format("no answer from rank(s) {} ({}) within {:.1f} s", list_ranks(silent), list_hosts(silent),
+  std::vector<int> ranks;
+  for (auto const& name : silent) ranks.push_back(name.rank);
+  return fmt::format("no answer from rank(s) {} ({}) within {:.1f} s", list_ranks(ranks), list_hosts(silent),
+                     std::chrono::duration<double>(timeout).count());
+}
+
+std::string describe_absence(std::span<int const> missing, std::string_view where, std::chrono::milliseconds timeout) {
+  return fmt::format("rank(s) {} did not come to {} within {:.1f} s", list_ranks(missing), where,
                      std::chrono::duration<double>(timeout).count());
 }
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <span>
 #include <string>
+#include <string_view>
 
 namespace rankslice {
 
@@ -16,5 +17,8 @@ struct RankName {
 /// "no answer from rank(s) 2, 5-7 (hosts h1, h3) within 3.0 s": at most six spans and six hosts, then "and N more".
 /// `silent` is in the order of the ranks.
 [[nodiscard]] std::string describe_silence(std::span<RankName const> silent, std::chrono::milliseconds timeout);
+/// "rank(s) 2, 5-7 did not come to WHERE within 3.0 s".
+[[nodiscard]] std::string describe_absence(std::span<int const> missing, std::string_view where,
+                                           std::chrono::milliseconds timeout);
 
 }  // namespace rankslice

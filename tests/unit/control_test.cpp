@@ -129,7 +129,8 @@ TEST_F(ControlTest, AgreesAsSoonAsTheLastCheckInIsThere) {
   auto const agreed = control->agree({});
   EXPECT_EQ(agreed.rank, 1);
   EXPECT_EQ(agreed.message, "full");
-  EXPECT_THAT(sent(ControlKind::verdict, 1), ElementsAre(testing::AllOf(testing::Ge(700ms), testing::Le(700ms + 2 * kPoll))));
+  EXPECT_THAT(sent(ControlKind::verdict, 1),
+              ElementsAre(testing::AllOf(testing::Ge(700ms), testing::Le(700ms + 2 * kPoll))));
   EXPECT_EQ(sent(ControlKind::verdict, 1), sent(ControlKind::verdict, 2));
 }
 
