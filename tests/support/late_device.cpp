@@ -28,16 +28,21 @@ std::uint64_t word_at(std::byte const* data, std::uint64_t bytes) {
 std::uint64_t weigh(DigestBox const& box, std::uint64_t entry) {
   auto const word_bytes = std::min<std::uint64_t>(4, box.element_bytes);
   auto const halves = box.element_bytes / word_bytes;
+  auto const line_factor = box.swapped ? fc_of : fr_of;
+  auto const position_factor = box.swapped ? fr_of : fc_of;
+  auto const line_halves = box.swapped ? halves : 1;  // columns count words
+  auto const position_halves = box.swapped ? 1 : halves;
+  std::vector<std::uint64_t> factors(box.length * position_halves);
+  for (std::uint64_t i = 0; i < factors.size(); ++i) {
+    factors[i] = position_factor(box.first_position * position_halves + i);
+  }
   std::uint64_t sum = 0;
   for (std::uint64_t line = 0; line < box.lines; ++line) {
-    for (std::uint64_t position = 0; position < box.length; ++position) {
-      auto const row = box.swapped ? box.first_position + position : box.first_line + line;
-      auto const column = box.swapped ? box.first_line + line : box.first_position + position;
-      auto const element = entry * box.entry_stride + line * box.line_stride + position;
-      for (std::uint64_t half = 0; half < halves; ++half) {
-        auto const word = word_at(box.data + element * box.element_bytes + half * word_bytes, word_bytes);
-        sum += fr_of(row) * fc_of(column * halves + half) * (word + 1);
-      }
+    auto const* const data = box.data + (entry * box.entry_stride + line * box.line_stride) * box.element_bytes;
+    for (std::uint64_t word = 0; word < box.length * halves; ++word) {
+      auto const value = word_at(data + word * word_bytes, word_bytes) + 1;
+      auto const on_line = (box.first_line + line) * line_halves + (box.swapped ? word % halves : 0);
+      sum += line_factor(on_line) * factors[box.swapped ? word / halves : word] * value;
     }
   }
   return sum;
