@@ -21,7 +21,7 @@ FROM ${DEBIAN}
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
-        libfmt9 libhdf5-103-1 libpcre2-8-0 libsimdjson14 openmpi-bin openssh-client \
+        libfmt9 libhdf5-103-1 libpcre2-8-0 libsimdjson14 libssl3 openmpi-bin openssh-client \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 --create-home rankslice
 COPY --from=build /rankslice/build/release/bin/rankslice /usr/local/bin/rankslice

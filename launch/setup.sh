@@ -25,6 +25,7 @@ say() { printf 'setup: %s\n' "$*"; }
 readonly build_packages=(
   g++ cmake ninja-build ccache pkg-config git ca-certificates python3 python3-venv
   libopenmpi-dev openmpi-bin libhdf5-dev libsimdjson-dev nlohmann-json3-dev libcli11-dev libfmt-dev libxxhash-dev libpcre2-dev
+  libssl-dev
   libgtest-dev libgmock-dev)
 readonly test_packages=(strace hdf5-tools)
 readonly optional_test_packages=(shellcheck slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge)

@@ -234,10 +234,15 @@ void add_verify(CLI::App& app, Options& o) {
          "still holds is left alone; any other needs --overwrite, which compares with none that it replaces")
       ->expected(0, 1);
   add_manifest_option(sub, o);
+  option(
+      sub, "--sha256", o.sha256,
+      "First read whole files, too, and compare them with this list, as sha256sum writes it [CKPT/SHA256SUMS, or else "
+      "the names of the blobs to which the files lead in a Hub cache]")
+      ->expected(0, 1);
   add_job_options(sub, o);
   sub.footer(
       "Examples:\n  mpirun -n 4 rankslice verify qwen.h5 --against Qwen3.6-35B-A3B\n"
-      "  mpirun -n 4 rankslice verify Qwen3.6-35B-A3B --write-manifest");
+      "  mpirun -n 4 rankslice verify Qwen3.6-35B-A3B --sha256 --write-manifest");
 }
 
 void add_to_hf(CLI::App& app, Options& o) {
@@ -294,9 +299,8 @@ void refuse_later_options(int argc, char** argv) {
   for (int i = 2; i < argc; ++i) {
     std::string_view const word(argv[i]);
     auto const name = word.substr(0, word.find('='));
-    for (auto const* later :
-         {"--sha256", "--dense", "--io", "--cache", "--hugepages", "--threads", "--resume", "--metrics-file", "--trace",
-          "--compare", "--master-port", "--max-bandwidth", "--grace", "--side-files"}) {
+    for (auto const* later : {"--dense", "--io", "--cache", "--hugepages", "--threads", "--resume", "--metrics-file",
+                              "--trace", "--compare", "--master-port", "--max-bandwidth", "--grace", "--side-files"}) {
       refuse(name == later, std::string(name));
     }
   }

@@ -47,6 +47,7 @@ struct Options {
   std::string gdn_dtype = "preserve";
   std::optional<std::string> write_manifest;  ///< Empty: in the input's own folder.
   std::string manifest;
+  std::optional<std::string> sha256;  ///< Empty: by the folder's own list, or the names of blobs.
 
   std::string preset;  ///< Empty: the command's own
   std::uint64_t seed = 0;

@@ -5,6 +5,7 @@
 #include "cli/commands.hpp"
 #include "cli/listing.hpp"
 #include "cli/manifest_output.hpp"
+#include "cli/sha256.hpp"
 #include "plan/plan.hpp"
 
 namespace rankslice::cli {
@@ -24,10 +25,12 @@ void verify(Job& job) {
   job.report_mesh(mesh);
   auto const plan = make_save_plan(checkpoint->model, mesh, mesh.coordinate(job.world.rank()));
   auto const bytes = plan_bytes(checkpoint->model, plan, checkpoint->storage.form);
+  auto const sums = find_asked_sums(job);
   if (options.dry_run) {
     job.console.say(fmt::format("verify would read {} on this rank", human_bytes(bytes)));
     return;
   }
+  if (sums) check_asked_sums(job, *sums);
 
   job.report["verify"]["level"] = options.verify;
   VerifyReport verified;
