@@ -1,0 +1,231 @@
+// Tensors brought together over ranks that are threads: what arrives, and how ranks that fail alone end all.
+
+#include "gathered_tensors.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <iterator>
+#include <optional>
+#include <vector>
+
+#include "rankslice/error.hpp"
+
+#include "core/literals.hpp"
+#include "plan/held.hpp"
+#include "support/hand_model.hpp"
+#include "support/thread_world.hpp"
+
+namespace rankslice::test {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr std::uint64_t kBatchBytes = 3000;  // a few experts
+
+/// What stands at a byte of a parameter, on whichever rank.
+std::byte value_at(std::uint32_t parameter, std::uint64_t byte) {
+  return static_cast<std::byte>((byte * 31 + parameter * 7 + byte / 251) & 0xff);
+}
+
+/// All bytes of the slices of a parameter.
+std::vector<std::byte> values_of(Model const& model, PlannedSlice const& item) {
+  auto const& parameter = model.parameters[item.parameter];
+  auto const row_bytes = parameter.row_bytes(Form::native);
+  std::vector<std::byte> bytes;
+  for (auto part = item.slice.part.begin; part < item.slice.part.end; ++part) {
+    auto const first = (part * parameter.row_count() + item.slice.rows.begin) * row_bytes;
+    for (std::uint64_t i = 0; i < item.slice.rows.size() * row_bytes; ++i) {
+      bytes.push_back(value_at(item.parameter, first + i));
+    }
+  }
+  return bytes;
+}
+
+/// What one rank of a mesh has: kept in memory, as a state dict does, or made when it is asked for, as files are read.
+class OwnTensors final : public NativeSource {
+ public:
+  OwnTensors(Model const& model, Mesh const& mesh, int rank, bool keeps) : model_(model), keeps_(keeps) {
+    for (std::uint32_t i = 0; i < model.parameters.size(); ++i) {
+      held_.push_back({i, held_slice(model.parameters[i], mesh, mesh.coordinate(rank))});
+      bytes_.push_back(values_of(model, held_.back()));
+    }
+  }
+  [[nodiscard]] bool keeps_boxes() const override { return keeps_; }
+
+  void for_each_box(PlannedSlice const& wanted, BoxStep const& use) override {
+    if (++asked_ == fails_at) throw IoError(ExitCode::io, "the disk is gone");
+    auto const& held = held_[wanted.parameter].slice;
+    ASSERT_EQ(intersection(held, wanted.slice), wanted.slice) << "asked for what it does not have";
+    if (keeps_) return use(wanted.slice, {.data = bytes_[wanted.parameter].data(), .slice = held});
+    // In two boxes, in memory that is used again.
+    auto const middle = (wanted.slice.part.begin + wanted.slice.part.end) / 2;
+    for (auto const& part : {Range{wanted.slice.part.begin, middle}, Range{middle, wanted.slice.part.end}}) {
+      Slice const slice{.part = part, .rows = wanted.slice.rows};
+      if (slice.empty()) continue;
+      box_ = values_of(model_, {wanted.parameter, slice});
+      use(slice, {.data = box_.data(), .slice = slice});
+    }
+  }
+
+  int fails_at = 0;  // of the calls, from 1 on
+
+ private:
+  Model const& model_;
+  bool keeps_;
+  std::vector<PlannedSlice> held_;
+  std::vector<std::vector<std::byte>> bytes_;
+  std::vector<std::byte> box_;
+  int asked_ = 0;
+};
+
+struct Job {
+  Model model = split_model(5, 24, 12);
+  Mesh mesh;
+  GatherRoute route;
+  bool keeps = true;
+  bool dense_everywhere = true;
+  bool all_well = true;  // else what comes last may be anything
+
+  [[nodiscard]] GatherPlan plan() const {
+    std::vector<PlannedSlice> wanted;
+    for (std::uint32_t i = 0; i < model.parameters.size(); ++i) wanted.push_back({i, model.parameters[i].whole()});
+    GatherOwners owners{.mesh = mesh, .dense_everywhere = dense_everywhere};
+    if (route.receivers.size() == 1) owners.receiver = route.receivers.front();
+    return plan_gather(model, wanted, owners, kBatchBytes);
+  }
+};
+
+/// What a rank received: every slice once, with the values that it has everywhere.
+void expect_all(Job const& job, std::vector<PlannedSlice> const& boxes) {
+  auto const plan = job.plan();
+  ASSERT_EQ(boxes.size(), plan.blocks.size());
+  for (std::size_t i = 0; i < boxes.size(); ++i) {
+    EXPECT_EQ(boxes[i].parameter, plan.blocks[i].parameter);
+    EXPECT_EQ(boxes[i].slice, plan.blocks[i].slice);
+  }
+}
+
+void gather_on(Communicator& world, Job const& job, OwnTensors& own, std::function<void()> const& block_done) {
+  auto const plan = job.plan();
+  GatherPaths const paths(job.route, world);
+  GatheredTensors gathered(job.model, plan, paths, own, [](std::uint64_t) {});
+  std::vector<PlannedSlice> boxes;
+  gathered.gather([&](std::vector<PlannedSlice> const& slices, NativeSource& source) {
+    for (auto const& item : slices) {
+      source.for_each_box(item, [&](Slice const& slice, NativeBox<std::byte const> const& box) {
+        auto const expected = values_of(job.model, {item.parameter, slice});
+        auto const& parameter = job.model.parameters[item.parameter];
+        auto const first = (slice.part.begin - box.slice.part.begin) * parameter.row_bytes(Form::native);
+        auto const* const found = box.data + (parameter.stacked_experts ? 0 : first);
+        EXPECT_TRUE(!job.all_well || std::equal(expected.begin(), expected.end(), found)) << to_string(slice);
+        boxes.push_back({item.parameter, slice});
+        block_done();
+      });
+    }
+  });
+  if (paths.receives()) expect_all(job, boxes);
+}
+
+std::vector<GatherRoute> routes_of(int ranks) {
+  std::vector<int> pairs;
+  for (int rank = 0; rank < ranks; ++rank) pairs.push_back(rank / 2 * 2);
+  return {route_to(ranks - 1, ranks), route_to_hosts(pairs), route_to_all(ranks)};
+}
+
+std::vector<Mesh> const kMeshes{{1, 1, 1}, {1, 1, 2}, {2, 1, 1}, {1, 2, 1}, {1, 1, 3}, {1, 2, 2}, {2, 2, 1}, {1, 1, 4}};
+
+TEST(GatheredTensors, BringEveryBlockInOrderByEveryRoute) {
+  for (auto const& mesh : kMeshes) {
+    for (auto const& route : routes_of(mesh.ranks())) {
+      for (auto const keeps : {true, false}) {
+        SCOPED_TRACE(testing::Message() << mesh.ep_replicate << " x " << mesh.ep_shard << " x " << mesh.ep << ", to "
+                                        << route.receivers.size() << (keeps ? ", kept" : ""));
+        Job const job{.mesh = mesh, .route = route, .keeps = keeps, .dense_everywhere = keeps};
+        run_ranks(mesh.ranks(), [&](Communicator& world) {
+          OwnTensors own(job.model, mesh, world.rank(), keeps);
+          gather_on(world, job, own, [] {});
+        });
+      }
+    }
+  }
+}
+
+/// What all ranks threw is the one error of one of them.
+void expect_same_error(std::vector<std::exception_ptr> const& thrown, ExitCode code, int rank,
+                       std::string const& words) {
+  for (auto const& each : thrown) {
+    ASSERT_TRUE(each);
+    try {
+      std::rethrow_exception(each);
+    } catch (Error const& error) {
+      EXPECT_EQ(error.code, code) << error.what();
+      EXPECT_EQ(error.rank, rank);
+      EXPECT_THAT(error.what(), HasSubstr(words));
+    }
+  }
+}
+
+TEST(GatheredTensors, ARankWhoseSourceFailsEndsAllWithItsErrorWhereverThatHappens) {
+  Mesh const mesh{.ep_replicate = 1, .ep_shard = 1, .ep = 4};
+  for (auto const& route : routes_of(4)) {
+    for (auto const failing : {0, 2, 3}) {
+      for (auto const call : {1, 2, 4}) {
+        SCOPED_TRACE(testing::Message() << "rank " << failing << ", call " << call << ", to "
+                                        << route.receivers.size());
+        Job const job{.mesh = mesh, .route = route, .keeps = false, .dense_everywhere = false, .all_well = false};
+        auto const thrown = exceptions_of_ranks(4, [&](Communicator& world) {
+          OwnTensors own(job.model, mesh, world.rank(), job.keeps);
+          if (world.rank() == failing) own.fails_at = call;
+          gather_on(world, job, own, [] {});
+        });
+        expect_same_error(thrown, ExitCode::io, failing, "the disk is gone");
+      }
+    }
+  }
+}
+
+TEST(GatheredTensors, ARankThatFailsWithABlockEndsAllWithItsErrorWhereverThatHappens) {
+  Mesh const mesh{.ep_replicate = 2, .ep_shard = 2, .ep = 1};
+  for (auto const& route : routes_of(4)) {
+    auto const failing = route.receivers.back();
+    for (auto const call : {1, 2, 7, 22}) {
+      SCOPED_TRACE(testing::Message() << "block " << call << ", to " << route.receivers.size());
+      Job const job{.mesh = mesh, .route = route};
+      auto const thrown = exceptions_of_ranks(4, [&](Communicator& world) {
+        OwnTensors own(job.model, mesh, world.rank(), job.keeps);
+        auto blocks = 0;
+        gather_on(world, job, own, [&] {
+          if (world.rank() == failing && ++blocks == call) throw VerifyError("it does not fit");
+        });
+      });
+      expect_same_error(thrown, ExitCode::difference, failing, "it does not fit");
+    }
+  }
+}
+
+std::vector<GatherBlock> first_batch(GatherPlan const& plan) {
+  return {plan.blocks.begin(), std::next(plan.blocks.begin(), static_cast<std::ptrdiff_t>(plan.batches[0].end))};
+}
+
+TEST(GatheredTensors, NoMoreThanTheBatchInWhichOneFailedIsStillSent) {
+  Job const job{.mesh = make_mesh(2), .route = route_to(0, 2)};
+  std::atomic<std::size_t> sent = 0;
+  (void)exceptions_of_ranks(2, [&](Communicator& world) {
+    auto const plan = job.plan();
+    ASSERT_GT(plan.batches.size(), 3U);
+    OwnTensors own(job.model, job.mesh, world.rank(), true);
+    GatherPaths const paths(job.route, world);
+    GatheredTensors gathered(job.model, plan, paths, own, [&](std::uint64_t) {
+      if (world.rank() == 1) ++sent;
+    });
+    gathered.gather([](std::vector<PlannedSlice> const&, NativeSource&) { throw VerifyError("at once"); });
+  });
+  auto const of_first = slices_sent_by({.blocks = first_batch(job.plan()), .batches = {}}, 1).size();
+  EXPECT_EQ(sent, of_first);
+}
+
+}  // namespace
+}  // namespace rankslice::test
