@@ -111,6 +111,20 @@ std::vector<std::span<std::byte const>> blocks_of(StateDict const& held) {
   return blocks;
 }
 
+void copy_blocks(std::vector<std::span<std::byte const>> const& blocks, std::uint64_t bytes, Alive const& alive) {
+  if (blocks.empty()) return;
+  std::vector<std::byte> memory(8_MiB);
+  std::uint64_t at = 0;
+  for (std::size_t i = 0; bytes > 0; i = (i + 1) % blocks.size()) {
+    auto const block = blocks[i].first(std::min<std::uint64_t>(blocks[i].size(), bytes));
+    if (at + block.size() > memory.size()) at = 0;
+    std::memcpy(memory.data() + at, block.data(), block.size());
+    at += block.size();
+    bytes -= block.size();
+    alive();
+  }
+}
+
 Range PlainWriter::share_of(File const& file) const {
   return balanced_part(file.size, static_cast<std::uint64_t>(ranks_), static_cast<std::uint64_t>(rank_));
 }

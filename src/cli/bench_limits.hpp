@@ -53,6 +53,9 @@ void read_memory(std::span<std::byte const> bytes);
 /// The memory of a state dict in blocks of at most 1 MiB.
 [[nodiscard]] std::vector<std::span<std::byte const>> blocks_of(StateDict const& held);
 
+/// Copy so many bytes of `blocks`, from the first one again when they are used up, into a few MiB that are used again.
+void copy_blocks(std::vector<std::span<std::byte const>> const& blocks, std::uint64_t bytes, Alive const& alive);
+
 /// Plain `pwrite` into files that exist at their full size, all ranks together: of each file each rank writes one
 /// stretch.
 class PlainWriter {

@@ -1,7 +1,9 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 
+#include "rankslice/gather.hpp"
 #include "rankslice/load.hpp"
 #include "rankslice/store.hpp"
 #include "rankslice/to_hf.hpp"
@@ -52,12 +54,15 @@ Run load_run(BenchSubject& subject, std::string name, std::string meaning, Verif
           .clean = [loaded] { *loaded = {}; }};
 }
 
+/// Who writes.
+enum class Writers { all, rank_0 };
+
 /// The three ways to write: ours, and the same bytes plainly, with and without waiting for the disk.
 class Writing {
  public:
-  Writing(BenchSubject& subject, std::vector<PlainWriter::File> files)
+  Writing(BenchSubject& subject, std::vector<PlainWriter::File> files, Writers writers = Writers::all)
       : subject_(subject),
-        plain_(std::make_shared<PlainWriter>(std::move(files), subject.world.rank(), subject.world.size())),
+        plain_(plain_writer(subject.world, std::move(files), writers)),
         blocks_(std::make_shared<std::vector<std::span<std::byte const>>>(blocks_of(subject.held))) {
     if (blocks_->empty()) throw PlanError("a rank holds nothing that it could write; measure with fewer ranks");
   }
@@ -86,6 +91,15 @@ class Writing {
   }
 
  private:
+  static std::shared_ptr<PlainWriter> plain_writer(Communicator const& world, std::vector<PlainWriter::File> files,
+                                                   Writers writers) {
+    if (writers == Writers::all) {
+      return std::make_shared<PlainWriter>(std::move(files), world.rank(), world.size());
+    }
+    if (world.rank() != 0) files.clear();
+    return std::make_shared<PlainWriter>(std::move(files), 0, 1);
+  }
+
   [[nodiscard]] std::function<void()> on_rank_0(std::function<void()> step) const {
     return [step = std::move(step), speaks = subject_.world.rank() == 0] {
       if (speaks) step();
@@ -161,18 +175,50 @@ Step to_hf_step(BenchSubject& subject) {
     files.push_back({.path = fmt::format("{}/plain-{}", subject.scratch, files.size()), .size = file.size});
   }
   auto const output = subject.scratch + "/exported";
-  Writing const writing(subject, std::move(files));
+  Writing const writing(subject, files);
+  Writing const by_one(subject, std::move(files), Writers::rank_0);
+  auto const exported = [&subject, output](bool gather) {
+    return [&subject, output, gather] {
+      to_hf(subject.held, output, subject.world, {.gather = gather, .call = subject.call});
+    };
+  };
+  return {.name = "to-hf",
+          .runs = {writing.ours("to-hf", "the held tensors as HF files: written, synced, read back and renamed", output,
+                                exported(false)),
+                   writing.ours("to-hf, streamed", "the same from the checkpoint's files, read on the way", output,
+                                [&subject, output] {
+                                  to_hf(*subject.checkpoint, output, subject.world, {.call = subject.call});
+                                }),
+                   writing.limit("pwrite, fsync", "as many bytes from memory into preallocated files of the same sizes",
+                                 PlainWriter::Sync::every_file),
+                   writing.limit("pwrite", "the same without waiting for the disk", PlainWriter::Sync::none),
+                   by_one.ours("to-hf --gather", "the held tensors as HF files: sent to rank 0, which does all of it",
+                               output, exported(true)),
+                   by_one.limit("pwrite, fsync, rank 0", "as many bytes from memory by rank 0 alone",
+                                PlainWriter::Sync::every_file),
+                   by_one.limit("pwrite, rank 0", "the same without waiting for the disk", PlainWriter::Sync::none)},
+          .comparisons = {{0, 2}, {0, 3}, {1, 2}, {1, 3}, {4, 5}, {4, 6}}};
+}
+
+Step gather_step(BenchSubject& subject) {
+  std::uint64_t bytes = 0;
+  if (subject.world.rank() == 0) {
+    for (auto const& tensor : subject.checkpoint->model.tensors) bytes += byte_size(tensor.dtype, tensor.shape);
+  }
+  auto const blocks = std::make_shared<std::vector<std::span<std::byte const>>>(blocks_of(subject.held));
   return {
-      .name = "to-hf",
-      .runs = {writing.ours("to-hf", "the held tensors as HF files: written, synced, read back and renamed", output,
-                            [&subject, output] { to_hf(subject.held, output, subject.world, {.call = subject.call}); }),
-               writing.ours(
-                   "to-hf, streamed", "the same from the checkpoint's files, read on the way", output,
-                   [&subject, output] { to_hf(*subject.checkpoint, output, subject.world, {.call = subject.call}); }),
-               writing.limit("pwrite, fsync", "as many bytes from memory into preallocated files of the same sizes",
-                             PlainWriter::Sync::every_file),
-               writing.limit("pwrite", "the same without waiting for the disk", PlainWriter::Sync::none)},
-      .comparisons = {{0, 2}, {0, 3}, {1, 2}, {1, 3}}};
+      .name = "gather",
+      .runs = {{.name = "gather",
+                .meaning = "the held tensors digested, sent to rank 0, handed out there as HF tensors, and proved",
+                .bytes = bytes,
+                .collective = true,
+                .work =
+                    [&subject] { gather(subject.held, subject.world, {.call = subject.call}, [](HfBlock const&) {}); }},
+               {.name = "memcpy",
+                .meaning = "as many bytes copied by rank 0 into memory that is used again",
+                .bytes = bytes,
+                .work = [blocks, bytes, &subject] { copy_blocks(*blocks, bytes, subject.alive); }}},
+      .comparisons = {{0, 1}}};
 }
 
 }  // namespace rankslice::cli

@@ -10,6 +10,7 @@ std::span<BenchStep const> bench_steps() {
       BenchStep{.name = "verify", .uses_held = true, .make = verify_step},
       BenchStep{.name = "store", .writes = true, .uses_held = true, .make = store_step},
       BenchStep{.name = "to-hf", .writes = true, .uses_held = true, .make = to_hf_step},
+      BenchStep{.name = "gather", .uses_held = true, .make = gather_step},
       BenchStep{.name = "transpose", .uses_held = true, .make = transpose_step},
       BenchStep{.name = "digest", .uses_held = true, .make = digest_step},
   };

@@ -46,6 +46,7 @@ struct BenchStep {
 [[nodiscard]] Step verify_step(BenchSubject& subject);
 [[nodiscard]] Step store_step(BenchSubject& subject);
 [[nodiscard]] Step to_hf_step(BenchSubject& subject);
+[[nodiscard]] Step gather_step(BenchSubject& subject);
 // … and bench_kernels.cpp.
 [[nodiscard]] Step transpose_step(BenchSubject& subject);
 [[nodiscard]] Step digest_step(BenchSubject& subject);

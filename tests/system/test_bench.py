@@ -26,7 +26,12 @@ COMPARED = {  # step: {what is measured: its limits}
     },
     "verify": {"verify": {"read memory"}},
     "store": {"store": PWRITE},
-    "to-hf": {"to-hf": PWRITE, "to-hf, streamed": PWRITE},
+    "to-hf": {
+        "to-hf": PWRITE,
+        "to-hf, streamed": PWRITE,
+        "to-hf --gather": {"pwrite, fsync, rank 0", "pwrite, rank 0"},
+    },
+    "gather": {"gather": {"memcpy"}},
     "transpose": {
         "transpose, fresh memory": {"memcpy, fresh memory"},
         "transpose, warm memory": {"memcpy, warm memory"},
@@ -112,6 +117,7 @@ def test_ours_and_its_limit_move_the_same_bytes(measured, tiny, tiny_tensors):
         "transpose": max(value.nbytes for key, value in tiny_tensors.items() if reference.is_stacked(key)),
     }
     expected["digest"] = expected["transpose"]
+    expected["gather"] = report["checkpoint"]["bytes"]
     for step in report["steps"]:
         assert {entry["bytes"] for entry in step["runs"]} == {expected[step["step"]]}, step["step"]
     assert report["checkpoint"]["bytes"] == sum(value.nbytes for value in tiny_tensors.values())
