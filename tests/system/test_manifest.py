@@ -160,6 +160,14 @@ def test_stores_have_digests_of_their_own(ckpt, tmp_path):
     assert reference_of(run_ok("verify", ckpt, "--against", tmp_path / "s.h5", "--json")) == "against"
 
 
+def test_a_store_that_was_made_without_verifying_does_not_borrow_its_digests(tmp_path):
+    ckpt = VARIANTS["fp8"].write(tmp_path / "ckpt")
+    run_ok("load", ckpt, "--verify", "off", "--store", tmp_path / "without.h5")
+    written(ckpt)
+    run_ok("load", ckpt, "--verify", "off", "--store", tmp_path / "with.h5")
+    assert (tmp_path / "with.h5").read_bytes() == (tmp_path / "without.h5").read_bytes()
+
+
 def test_values_that_a_manifest_does_not_know_are_read(tmp_path):
     """A store without codes can be compared by its values alone, which are not in a manifest."""
     ckpt = VARIANTS["fp8"].write(tmp_path / "ckpt")

@@ -159,6 +159,20 @@ TEST(Differences, OfConvertedValuesAreFoundBesideThoseOfTheSource) {
   EXPECT_THAT(mismatches[0].what, HasSubstr("store digest"));
 }
 
+TEST(Differences, OfValuesThatOneOfTheTwoDoesNotKnowAreNone) {
+  Digests expected(three_tensors());
+  expected.source = some_table();
+  expected.without_values = true;
+  auto found = expected;
+  found.without_values = false;
+  found.stored.of(kDense)[0] += 6;
+  EXPECT_THAT(differences(three_tensors(), NamedDigests{"manifest", expected}, NamedDigests{"read", found}, -1),
+              IsEmpty());
+  found.source.of(kDense)[0] += 1;
+  EXPECT_EQ(differences(three_tensors(), NamedDigests{"manifest", expected}, NamedDigests{"read", found}, -1).size(),
+            1U);
+}
+
 // ---- split experts ----
 
 constexpr std::size_t kSplitExperts = 4;
@@ -286,6 +300,18 @@ class InOrderOf : public testing::Test {
   Digests of_reference_;
   std::vector<Mismatch> mismatches_;
 };
+
+TEST_F(InOrderOf, ValuesThatTheOtherDoesNotKnowStayOurOwn) {
+  reference_ = checkpoint_of(three_tensors(), "/the/other");
+  of_reference_ = counted(three_tensors(), 100);
+  of_reference_.without_values = true;
+  auto const matched = in_order_of(target_, reference_, of_reference_, fallback_);
+  EXPECT_THAT(matched.mismatches, IsEmpty());
+  for (std::size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(numbers(matched.digests.source, i), numbers(of_reference_.source, i));
+    EXPECT_EQ(numbers(matched.digests.stored, i), numbers(fallback_.stored, i));
+  }
+}
 
 TEST_F(InOrderOf, TensorsAreMatchedByKeyWhateverTheirOrder) {
   auto theirs = three_tensors();

@@ -146,6 +146,9 @@ TEST(SelectTensors, DigestsStayWithTheirTensors) {
     }
   }
   auto const without = whole_checkpoint();
+  without->digests->without_values = without->digests->without_codes = true;
+  EXPECT_TRUE(select_tensors(without, containing("mtp"))->digests->without_values);
+  EXPECT_TRUE(select_tensors(without, containing("mtp"))->digests->without_codes);
   without->digests.reset();
   EXPECT_FALSE(select_tensors(without, containing("mtp"))->digests.has_value());
 }
