@@ -176,11 +176,15 @@ GatherReport gather(StateDict const& state, Communicator& world, GatherOptions c
 
   GatherPaths const paths(gathering.route, world);
   auto const done = watch(options.call, "gather", bytes_to_move(gathering, paths.receives(), world.rank()), &world);
+  auto const used = [&](std::uint64_t bytes) {  // those who receive may wait for this one in their own communicator
+    done(bytes);
+    if (paths.receivers() != nullptr) paths.receivers()->progress();
+  };
   auto const alive = watch({.stop = options.call.stop}, "gather", 0, &world);
   std::optional<HandOut> receiver;
   std::optional<GatheredTensors> gathered;
   on_every_rank(world, [&] {
-    receiver.emplace(target, use, done);
+    receiver.emplace(target, use, used);
     gathered.emplace(target.model, gathering.plan, paths, *held, paths.receives() ? alive : done);
   });
   gathered->gather(

@@ -146,9 +146,8 @@ void GatheredTensors::start_to_receivers(std::uint64_t number) {
       auto const bytes = is_root ? as_broadcast(here.parts[i]) : room;
       here.to_receivers.push_back(receivers->start_broadcast(bytes, paths_.place_of(root)));
     }
-    if (is_root && here.parts[i].data() != room.data()) {
-      if (block.parts.size() > 1) std::ranges::copy(here.parts[i], room.begin());
-    }
+    auto const is_elsewhere = is_root && here.parts[i].data() != room.data();
+    if (is_elsewhere && block.parts.size() > 1) std::ranges::copy(here.parts[i], room.begin());
   }
   auto const alone = block.parts.size() == 1 && !here.parts.front().empty();
   here.box = {.data = alone ? here.parts.front().data() : here.buffer.data(), .slice = block.slice};

@@ -58,7 +58,7 @@ ExportPlan agree_on_export(Checkpoint const& source, GatherOwners const& owners,
     plan.originals = storage_of(plan.target.model, from);
     plan.copied_from = from.path;
   });
-  require_same(fingerprint(plan.target.files.hf),
+  require_same(fingerprint(plan.target.files.hf) + (options.gather ? "1" : "0"),
                "would write other files than rank 0; options must be the same on every rank", world);
   return plan;
 }

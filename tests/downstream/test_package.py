@@ -220,7 +220,9 @@ def test_own_communicator_stores_and_gives_back_the_checkpoint(own_communicator,
     store, exported = tmp_path / "store.h5", tmp_path / "exported"
     result = mpirun(3, own_communicator, checkpoint, store, exported)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"2 ranks hold {tensor_count(checkpoint)} tensors and ")
+    tensors = tensor_count(checkpoint)
+    assert result.stdout.startswith(f"2 ranks hold {tensors} tensors and ")
+    assert result.stdout.endswith(f"each was handed {tensors} HF tensors\n")
     assert equal_folders(checkpoint, exported)
 
     with h5py.File(store) as file:

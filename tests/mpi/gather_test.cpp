@@ -239,7 +239,10 @@ TEST_F(GatherTest, HandsOutOnlySelectedTensors) {
   auto expected = read_raw_tensors(checkpoint());
   std::erase_if(expected, [](auto const& tensor) { return tensor.first.find("layers.1.") == std::string::npos; });
   ASSERT_FALSE(expected.empty());
-  expect_gathered(load_all(), expected, {.keys = key_selection(".*layers[.]1[.]")});
+  auto const keys = key_selection(".*layers[.]1[.]");
+  expect_gathered(load_all(), expected, {.keys = keys});
+  auto const source = open_checkpoint(checkpoint(), world());
+  expect_gathered(load(source, make_mesh(world().size()), world(), {.keys = keys}), expected);
 }
 
 TEST_F(GatherTest, HandsOutStatesThatWereNotLoaded) {

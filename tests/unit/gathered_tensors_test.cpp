@@ -153,6 +153,21 @@ TEST(GatheredTensors, BringEveryBlockInOrderByEveryRoute) {
   }
 }
 
+TEST(GatheredTensors, NeedOnlyMessagesOrToAllRanksOnlyBroadcasts) {
+  Mesh const mesh{.ep_replicate = 1, .ep_shard = 2, .ep = 2};
+  auto const gather_over = [&](GatherRoute const& route, Offers offers) {
+    Job const job{.mesh = mesh, .route = route};
+    run_ranks(4,
+              [&](Communicator& world) {
+                OwnTensors own(job.model, mesh, world.rank(), job.keeps);
+                gather_on(world, job, own, [] {});
+              },
+              {.offers = offers});
+  };
+  for (auto const& route : routes_of(4)) gather_over(route, Offers::messages);
+  gather_over(route_to_all(4), Offers::collectives);
+}
+
 /// What all ranks threw is the one error of one of them.
 void expect_same_error(std::vector<std::exception_ptr> const& thrown, ExitCode code, int rank,
                        std::string const& words) {

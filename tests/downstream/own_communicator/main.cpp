@@ -1,22 +1,41 @@
 // A program with an MPI of its own lets some of its ranks load a checkpoint together: here all but rank 0, which stands
-// for one that drives the job. They verify it, write it as a native store, and give the checkpoint back.
+// for one that drives the job. They verify it, write it as a native store, and give the checkpoint back: as files, and
+// tensor by tensor to each of them.
 //
 //   mpirun -n 3 own_communicator CHECKPOINT STORE.h5 EXPORTED
 
 #include <mpi.h>
+#include <rankslice/gather.hpp>
 #include <rankslice/load.hpp>
 #include <rankslice/mpi.hpp>
 #include <rankslice/store.hpp>
 #include <rankslice/to_hf.hpp>
 #include <rankslice/verify.hpp>
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <iostream>
+#include <map>
+#include <span>
 #include <string>
+#include <vector>
 
 struct Paths {
   std::string checkpoint;
   std::string store;
   std::string exported;
+};
+
+// Stands for whoever takes the weights, an inference engine for example.
+struct Engine {
+  std::map<std::string, std::vector<std::byte>> tensors;
+
+  void fill(std::string const& key, std::uint64_t first_byte, std::span<std::byte const> bytes) {
+    auto& tensor = tensors[key];
+    tensor.resize(first_byte + bytes.size());
+    std::copy(bytes.begin(), bytes.end(), tensor.begin() + static_cast<std::ptrdiff_t>(first_byte));
+  }
 };
 
 // Returns an exit code: the same on all ranks of `comm`, as is an error, whichever of them it came from.
@@ -29,9 +48,13 @@ int load_together(MPI_Comm comm, Paths const& paths) try {
   report.throw_if_bad();
   rankslice::save_store(state, paths.store, *loaders);
   rankslice::to_hf(state, paths.exported, *loaders);
+  Engine engine;
+  rankslice::gather(
+      state, *loaders, {.receivers = rankslice::Receivers::all_ranks},
+      [&](rankslice::HfBlock const& block) { engine.fill(block.tensor.key, block.bytes.begin, block.data); });
   if (loaders->rank() == 0)
     std::cout << loaders->size() << " ranks hold " << report.tensors << " tensors and " << report.experts
-              << " expert blocks\n";
+              << " expert blocks; each was handed " << engine.tensors.size() << " HF tensors\n";
   return 0;
 } catch (rankslice::Error const& error) {
   int rank = 0;
