@@ -1,0 +1,283 @@
+#include <fmt/format.h>
+
+#include <cstring>
+#include <exception>
+#include <functional>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "rankslice/nccl.hpp"
+
+#include "comm/gpu_cards.hpp"
+#include "comm/nccl_calls.hpp"
+#include "comm/nccl_gpu.hpp"
+#include "comm/nccl_queue.hpp"
+#include "comm/silent_ranks.hpp"
+
+namespace rankslice {
+namespace {
+
+using Kind = NcclOperation::Kind;
+
+constexpr std::size_t kLeastStaging = 256;
+
+/// What a rank does alone, as an error that it can tell the others.
+template <typename Step>
+void or_device_error(Step const& step) {
+  try {
+    step();
+  } catch (NcclFailure const& failure) {
+    throw DeviceError(failure.what());
+  }
+}
+
+/// Rank 0's, on every rank. Collective.
+ncclUniqueId share_id(Communicator& base) {
+  ncclUniqueId id{};
+  on_every_rank(base, [&] {
+    if (base.rank() == 0) or_device_error([&] { check_nccl(ncclGetUniqueId(&id)); });
+  });
+  base.broadcast(std::as_writable_bytes(std::span(id.internal)), 0);
+  return id;
+}
+
+class NcclCommunicator final : public Communicator {
+ public:
+  /// `owned` is `base`, or null where that is the caller's. Collective, on ranks that may use NCCL.
+  NcclCommunicator(Communicator& base, std::unique_ptr<Communicator> owned, NcclOptions const& options, RankName name);
+  ~NcclCommunicator() override;
+  NcclCommunicator(NcclCommunicator const&) = delete;
+  NcclCommunicator& operator=(NcclCommunicator const&) = delete;
+
+  [[nodiscard]] int rank() const override { return base_.rank(); }
+  [[nodiscard]] int size() const override { return base_.size(); }
+  [[nodiscard]] std::string_view kind() const override { return "nccl"; }
+  [[nodiscard]] std::string const& host(int rank) const override { return base_.host(rank); }
+  [[nodiscard]] bool takes_device_memory() const override { return true; }
+
+  void all_reduce(std::span<std::uint64_t> values, Reduce op) override;
+  void broadcast(std::span<std::byte> bytes, int root) override { start_broadcast(bytes, root)->wait(); }
+  [[nodiscard]] std::vector<std::vector<std::byte>> gather(std::span<std::byte const> bytes, int root) override;
+  [[nodiscard]] std::unique_ptr<PendingTransfer> start_send(std::span<std::byte const> bytes, int to) override;
+  [[nodiscard]] std::unique_ptr<PendingTransfer> start_receive(std::span<std::byte> bytes, int from) override;
+  [[nodiscard]] std::unique_ptr<PendingTransfer> start_broadcast(std::span<std::byte> bytes, int root) override;
+  [[nodiscard]] std::unique_ptr<Communicator> split(int color) override;
+
+  void begin_step() override { base_.begin_step(); }
+  [[nodiscard]] Outcome agree(Outcome const& mine) override;
+  void progress() override;
+  void wait_until(std::function<bool()> const& done) override;
+  [[noreturn]] void abort(ExitCode code, std::string const& message) override;
+
+ private:
+  class Transfer;
+
+  [[nodiscard]] std::shared_ptr<NcclOperation> add(NcclOperation operation);
+  void expect_alive() const;
+  void check_root(int root) const;
+  void check_peer(int peer) const;
+  void launch_all();
+  [[noreturn]] void give_up(ExitCode code, std::string const& message);
+
+  std::unique_ptr<Communicator> owned_;
+  Communicator& base_;
+  NcclOptions options_;
+  RankName name_;
+  std::optional<NcclQueue> queue_;  // before `comm_`, which works on its memory until its end
+  NcclComm comm_;
+  bool failed_together_ = false;  ///< The last agreement was on a failure.
+  std::exception_ptr failure_;    ///< What ended this communicator.
+};
+
+class NcclCommunicator::Transfer final : public PendingTransfer {
+ public:
+  Transfer(NcclCommunicator& world, std::shared_ptr<NcclOperation> operation)
+      : world_(world), operation_(std::move(operation)) {}
+  ~Transfer() override {
+    try {
+      wait();
+    } catch (...) {  // the communicator is done for, and says so at its next call
+    }
+  }
+  Transfer(Transfer const&) = delete;
+  Transfer& operator=(Transfer const&) = delete;
+
+  void wait() override {
+    if (operation_->done()) return;
+    world_.wait_until([this] { return operation_->done(); });
+  }
+
+ private:
+  NcclCommunicator& world_;
+  std::shared_ptr<NcclOperation> operation_;
+};
+
+NcclCommunicator::NcclCommunicator(Communicator& base, std::unique_ptr<Communicator> owned, NcclOptions const& options,
+                                   RankName name)
+    : owned_(std::move(owned)), base_(base), options_(options), name_(std::move(name)) {
+  on_every_rank(base_, [&] { or_device_error([&] { queue_.emplace(comm_, options.device, options.staging_bytes); }); });
+  auto const id = share_id(base_);
+  try {
+    OnGpu const here(options.device);
+    comm_.start_init(size(), id, rank());
+  } catch (NcclFailure const& failure) {
+    give_up(failure.code, failure.what());
+  }
+  wait_until([this] { return comm_.settled(); });
+}
+
+// Collective, as the end of an NCCL communicator is. Where an exception that the ranks did not agree on takes this rank
+// out alone, the others will not come.
+NcclCommunicator::~NcclCommunicator() {
+  bool const alone = std::uncaught_exceptions() > 0 && !failed_together_;
+  try {
+    if (!failure_ && !alone) {
+      comm_.start_finalize();
+      base_.wait_until([&] { return comm_.settled(); });
+      comm_.destroy();
+    }
+  } catch (...) {  // nothing is lost, as all transfers were waited for: `comm_` ends with an abort
+  }
+}
+
+void NcclCommunicator::all_reduce(std::span<std::uint64_t> values, Reduce op) {
+  auto const bytes = std::as_writable_bytes(values);
+  Transfer(*this, add({.kind = Kind::reduce, .bytes = bytes, .op = op})).wait();
+}
+
+std::vector<std::vector<std::byte>> NcclCommunicator::gather(std::span<std::byte const> bytes, int root) {
+  launch_all();
+  return base_.gather(bytes, root);
+}
+
+std::unique_ptr<PendingTransfer> NcclCommunicator::start_send(std::span<std::byte const> bytes, int to) {
+  check_peer(to);
+  std::span const unchanged(const_cast<std::byte*>(bytes.data()), bytes.size());
+  return std::make_unique<Transfer>(*this, add({.kind = Kind::send, .bytes = unchanged, .peer = to}));
+}
+
+std::unique_ptr<PendingTransfer> NcclCommunicator::start_receive(std::span<std::byte> bytes, int from) {
+  check_peer(from);
+  return std::make_unique<Transfer>(*this, add({.kind = Kind::receive, .bytes = bytes, .peer = from}));
+}
+
+std::unique_ptr<PendingTransfer> NcclCommunicator::start_broadcast(std::span<std::byte> bytes, int root) {
+  check_root(root);
+  return std::make_unique<Transfer>(*this, add({.kind = Kind::broadcast, .bytes = bytes, .peer = root}));
+}
+
+std::unique_ptr<Communicator> NcclCommunicator::split(int color) {
+  launch_all();
+  auto part = base_.split(color);
+  auto& ranks = *part;
+  return std::make_unique<NcclCommunicator>(ranks, std::move(part), options_, name_);
+}
+
+Outcome NcclCommunicator::agree(Outcome const& mine) {
+  launch_all();
+  auto agreed = base_.agree(mine);
+  failed_together_ = agreed.code != ExitCode::done;
+  return agreed;
+}
+
+void NcclCommunicator::progress() {
+  expect_alive();
+  base_.progress();
+  if (queue_->idle()) return;
+  try {
+    queue_->advance();
+  } catch (NcclFailure const& failure) {
+    give_up(failure.code, failure.what());
+  }
+}
+
+/// Every wait: `base` polls, listens to the others and keeps the deadline.
+void NcclCommunicator::wait_until(std::function<bool()> const& done) {
+  expect_alive();
+  std::optional<NcclFailure> failure;
+  try {
+    base_.wait_until([&] {
+      try {
+        queue_->advance();
+        return done();
+      } catch (NcclFailure const& error) {
+        failure = error;
+        return true;
+      }
+    });
+  } catch (...) {
+    failure_ = std::current_exception();
+    comm_.abort();
+    throw;
+  }
+  if (failure) give_up(failure->code, failure->what());
+}
+
+void NcclCommunicator::abort(ExitCode code, std::string const& message) {
+  comm_.abort();
+  try {
+    base_.abort(code, message);
+  } catch (...) {
+    failure_ = std::current_exception();
+    throw;
+  }
+}
+
+void NcclCommunicator::give_up(ExitCode code, std::string const& message) {
+  abort(code, fmt::format("rank {} (host {}, GPU {}): {}", name_.rank, name_.host, options_.device, message));
+}
+
+/// Nobody looks after NCCL during the calls of `base`, and other ranks may need what was started before them.
+void NcclCommunicator::launch_all() {
+  expect_alive();
+  if (!queue_->all_launched()) wait_until([&] { return queue_->all_launched(); });
+}
+
+std::shared_ptr<NcclOperation> NcclCommunicator::add(NcclOperation operation) {
+  expect_alive();
+  operation.on_gpu = !operation.bytes.empty() && lies_on_gpu(operation.bytes, options_.device);
+  auto added = std::make_shared<NcclOperation>(operation);
+  queue_->add(added);
+  return added;
+}
+
+void NcclCommunicator::expect_alive() const {
+  if (failure_) std::rethrow_exception(failure_);
+}
+
+void NcclCommunicator::check_root(int root) const {
+  if (root < 0 || root >= size()) throw UsageError(fmt::format("root rank {} among {} ranks", root, size()));
+}
+
+void NcclCommunicator::check_peer(int peer) const {
+  if (peer < 0 || peer >= size() || peer == rank()) {
+    throw UsageError(fmt::format("rank {} as another rank than {} among {} ranks", peer, rank(), size()));
+  }
+}
+
+std::optional<NcclRefusal> find_refusal(Communicator& base, NcclOptions const& options) {
+  if (options.staging_bytes < kLeastStaging) {
+    throw UsageError(
+        fmt::format("NCCL needs at least {} bytes for staging, not {}", kLeastStaging, options.staging_bytes));
+  }
+  return refuse_nccl(exchange_cards(base, gpu_card(base.host(base.rank()), options)));
+}
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_nccl_communicator(Communicator& base, NcclOptions const& options) {
+  if (auto const refusal = find_refusal(base, options)) {
+    DeviceError error(refusal->message);
+    error.rank = refusal->rank;
+    throw error;
+  }
+  return std::make_unique<NcclCommunicator>(base, nullptr, options, RankName{base.rank(), base.host(base.rank())});
+}
+
+std::string why_no_nccl(Communicator& base, NcclOptions const& options) {
+  auto const refusal = find_refusal(base, options);
+  return refusal ? refusal->message : "";
+}
+
+}  // namespace rankslice
