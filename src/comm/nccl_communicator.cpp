@@ -20,7 +20,7 @@ namespace {
 
 using Kind = NcclOperation::Kind;
 
-constexpr std::size_t kLeastStaging = 256;
+constexpr std::size_t kLeastStaging = 4096;
 
 /// What a rank does alone, as an error that it can tell the others.
 template <typename Step>
@@ -220,8 +220,8 @@ void NcclCommunicator::abort(ExitCode code, std::string const& message) {
     base_.abort(code, message);
   } catch (...) {
     failure_ = std::current_exception();
-    throw;
   }
+  std::rethrow_exception(failure_);
 }
 
 void NcclCommunicator::give_up(ExitCode code, std::string const& message) {

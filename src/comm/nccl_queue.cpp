@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <utility>
 
 namespace rankslice {
@@ -9,8 +10,7 @@ namespace {
 
 using Kind = NcclOperation::Kind;
 
-constexpr std::size_t kMostPieces = 256;  // of GPU memory in one direction of a round
-constexpr std::size_t kAlignment = 16;    // what NCCL copies fastest
+constexpr std::size_t kMostMessages = 64;  // that share a piece
 
 ncclRedOp_t nccl_op(Reduce op) {
   switch (op) {
@@ -24,24 +24,37 @@ ncclRedOp_t nccl_op(Reduce op) {
   return ncclNumOps;
 }
 
-std::size_t aligned(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+std::size_t part(std::size_t bytes, std::size_t parts) {
+  return bytes / parts / StagingRing::kAlignment * StagingRing::kAlignment;
+}
+
+/// What one round has for one direction of one peer: a piece, or several small messages.
+struct Share {
+  std::size_t bytes = 0;
+  std::size_t messages = 0;
+
+  [[nodiscard]] bool has_room(std::size_t more, std::size_t most) const {
+    return messages == 0 || (messages < kMostMessages && bytes + more <= most);
+  }
+  void add(std::size_t more) {
+    bytes += more;
+    ++messages;
+  }
+  void close() { messages = kMostMessages; }
+};
 
 }  // namespace
 
-struct NcclQueue::Room {
-  std::span<std::byte> pinned;
-  std::size_t pieces_left = kMostPieces;
-};
-
 NcclQueue::NcclQueue(NcclComm& comm, int device, std::size_t staging_bytes)
-    : comm_(comm), piece_bytes_(staging_bytes / 4 / kAlignment * kAlignment) {
+    : comm_(comm), piece_bytes_(part(staging_bytes, 32)), collective_piece_bytes_(part(staging_bytes, 4)) {
   OnGpu const here(device);
   cudaStream_t stream = nullptr;
   check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   stream_.reset(stream);
   void* pinned = nullptr;
-  check_cuda(cudaHostAlloc(&pinned, 4 * piece_bytes_, cudaHostAllocDefault));
+  check_cuda(cudaHostAlloc(&pinned, staging_bytes, cudaHostAllocDefault));
   pinned_.reset(pinned);
+  ring_ = StagingRing({static_cast<std::byte*>(pinned), staging_bytes});
   for (auto& round : rounds_) {
     cudaEvent_t event = nullptr;
     check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
@@ -58,9 +71,9 @@ void NcclQueue::advance() {
   if (launching_) mark_launched();
   finish_arrived();
   while (!waiting_.empty() && under_way_ < rounds_.size()) {
-    auto const next = (oldest_ + under_way_) % rounds_.size();
-    fill(rounds_[next], next);
-    launch(rounds_[next]);
+    auto pieces = next_pieces();
+    if (!find_room(pieces)) return;
+    hand_over(rounds_[(oldest_ + under_way_) % rounds_.size()], std::move(pieces));
     ++under_way_;
     launching_ = true;
     if (!comm_.settled()) return;
@@ -68,44 +81,59 @@ void NcclQueue::advance() {
   }
 }
 
-void NcclQueue::fill(Round& round, std::size_t half) {
-  std::span const pinned(static_cast<std::byte*>(pinned_.get()) + 2 * half * piece_bytes_, 2 * piece_bytes_);
-  Room to_send{.pinned = pinned.first(piece_bytes_)};
-  Room to_receive{.pinned = pinned.last(piece_bytes_)};
+NcclQueue::Pieces NcclQueue::next_pieces() const {
+  auto const& first = waiting_.front();
+  if (!first->is_collective()) return next_transfers();
+  auto const rest = first->bytes.subspan(first->launched);
+  return {{.operation = first, .bytes = rest.first(std::min(rest.size(), collective_piece_bytes_))}};
+}
+
+NcclQueue::Pieces NcclQueue::next_transfers() const {
+  Pieces pieces;
+  std::map<std::pair<Kind, int>, Share> shares;
   for (auto const& operation : waiting_) {
-    if (operation->is_collective()) {
-      if (round.pieces.empty()) std::ignore = take_piece(operation, round, to_send);
-      break;
+    if (operation->is_collective()) break;
+    auto& share = shares[{operation->kind, operation->peer}];
+    auto rest = operation->bytes.subspan(operation->launched);
+    while (!rest.empty()) {
+      auto const size = std::min(rest.size(), piece_bytes_);
+      if (!share.has_room(size, piece_bytes_)) {
+        share.close();  // what comes later must not overtake it
+        break;
+      }
+      share.add(size);
+      pieces.push_back({.operation = operation, .bytes = rest.first(size)});
+      rest = rest.subspan(size);
     }
-    take_all(operation, round, operation->kind == Kind::send ? to_send : to_receive);
   }
-  while (!waiting_.empty() && waiting_.front()->launched == waiting_.front()->bytes.size()) waiting_.pop_front();
+  return pieces;
 }
 
-/// Once something has no room, nothing after it in the same direction has: order is kept.
-void NcclQueue::take_all(std::shared_ptr<NcclOperation> const& operation, Round& round, Room& room) const {
-  while (operation->launched < operation->bytes.size() && room.pieces_left > 0) {
-    if (!take_piece(operation, round, room)) room.pieces_left = 0;
+/// Either for all of them, or, where nothing is under way that could make room, for the first ones.
+bool NcclQueue::find_room(Pieces& pieces) {
+  auto const before = ring_.mark();
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    if (pieces[i].operation->on_gpu) continue;
+    pieces[i].staged = ring_.take(pieces[i].bytes.size());
+    if (pieces[i].staged != nullptr) continue;
+    if (under_way_ > 0) {
+      ring_.forget_since(before);
+      return false;
+    }
+    pieces.resize(i);
   }
-}
-
-bool NcclQueue::take_piece(std::shared_ptr<NcclOperation> const& operation, Round& round, Room& room) const {
-  auto const rest = operation->bytes.subspan(operation->launched);
-  Piece piece{.operation = operation, .bytes = rest.first(std::min(rest.size(), piece_bytes_))};
-  if (!operation->on_gpu) {
-    if (piece.bytes.size() > room.pinned.size()) return false;
-    piece.staged = room.pinned.data();
-    room.pinned = room.pinned.subspan(std::min(aligned(piece.bytes.size()), room.pinned.size()));
-    // What a broadcast brings replaces it, except on the root.
-    if (operation->kind != Kind::receive) std::memcpy(piece.staged, piece.bytes.data(), piece.bytes.size());
-  }
-  --room.pieces_left;
-  operation->launched += piece.bytes.size();
-  round.pieces.push_back(std::move(piece));
   return true;
 }
 
-void NcclQueue::launch(Round const& round) {
+void NcclQueue::hand_over(Round& round, Pieces pieces) {
+  round.pieces = std::move(pieces);
+  round.ring_mark = ring_.mark();
+  for (auto const& piece : round.pieces) {
+    piece.operation->launched += piece.bytes.size();
+    bool const is_read = piece.operation->kind != Kind::receive;
+    if (piece.staged != nullptr && is_read) std::memcpy(piece.staged, piece.bytes.data(), piece.bytes.size());
+  }
+  std::erase_if(waiting_, [](auto const& operation) { return operation->launched == operation->bytes.size(); });
   check_nccl(ncclGroupStart());
   auto result = ncclSuccess;
   for (auto const& piece : round.pieces) {
@@ -154,6 +182,7 @@ void NcclQueue::finish_arrived() {
       }
       piece.operation->finished += piece.bytes.size();
     }
+    ring_.give_back_until(round.ring_mark);
     round.pieces.clear();
     oldest_ = (oldest_ + 1) % rounds_.size();
     --under_way_;

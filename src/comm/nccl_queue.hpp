@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <memory>
 #include <span>
@@ -10,10 +11,11 @@
 #include "rankslice/communicator.hpp"
 
 #include "comm/nccl_calls.hpp"
+#include "comm/staging_ring.hpp"
 
 namespace rankslice {
 
-/// One call of NCCL: bytes that are sent, received, broadcast in place, or reduced in place as uint64.
+/// Bytes that are sent, received, broadcast in place, or reduced in place as uint64.
 struct NcclOperation {
   enum class Kind : std::uint8_t { send, receive, broadcast, reduce };
 
@@ -33,13 +35,15 @@ struct NcclOperation {
 
 /// The operations of one communicator, in the order in which they were added, on a stream of their own.
 ///
-/// Note [Rounds]. NCCL carries out what is on a stream in order, and blocks it until the other rank comes; only the
-/// calls of one group move independently. So the queue launches rounds: one group of all sends and receives that wait,
-/// or a single collective call, since groups of those must look the same on every rank. Bytes of host memory pass
-/// through pinned memory, which a round has one piece of for what it sends and one for what it receives; two rounds
-/// take turns, so that one is copied while the other travels. Both sides of a transfer must cut it into the same
-/// pieces, whether their memory is the GPU's or the host's. Nothing here waits: `advance` does what can be done, and
-/// whoever waits calls it again and again.
+/// Note [Rounds]. NCCL carries out what is on a stream in order, and each call blocks it until the other ranks come;
+/// only the calls of one group move independently. So the queue launches rounds, several of which lie on the stream at
+/// once: a piece of a collective call, alone, since groups of those must look the same on every rank; or one group of
+/// sends and receives, with one piece for each direction of each peer. No pair of ranks is then ahead of another by
+/// more than the ranks are by rounds, so that ranks which exchange whatever they have cannot wait for each other in a
+/// circle. Both sides of a transfer cut it into the same pieces, whether it is in the GPU's memory or the host's.
+/// Bytes of host memory pass through pinned memory, which NCCL reads and writes in place. When that is short, a round
+/// waits for those before it.
+/// Nothing here waits: `advance` does what can be done, and whoever waits calls it again and again.
 class NcclQueue {
  public:
   /// Allocates on `device`. `comm` is borrowed. @throws NcclFailure
@@ -58,26 +62,28 @@ class NcclQueue {
     std::span<std::byte> bytes;   ///< The caller's.
     std::byte* staged = nullptr;  ///< Where NCCL finds them; null: in place.
   };
+  using Pieces = std::vector<Piece>;
   struct Round {
     UniqueCudaEvent arrived;
-    std::vector<Piece> pieces;
+    Pieces pieces;
+    std::size_t ring_mark = 0;
   };
-  /// The pinned memory of one direction of one round.
-  struct Room;
 
-  void fill(Round& round, std::size_t half);
-  void take_all(std::shared_ptr<NcclOperation> const& operation, Round& round, Room& room) const;
-  [[nodiscard]] bool take_piece(std::shared_ptr<NcclOperation> const& operation, Round& round, Room& room) const;
-  void launch(Round const& round);
+  [[nodiscard]] Pieces next_pieces() const;
+  [[nodiscard]] Pieces next_transfers() const;
+  [[nodiscard]] bool find_room(Pieces& pieces);
+  void hand_over(Round& round, Pieces pieces);
   [[nodiscard]] ncclResult_t post(Piece const& piece);
   void mark_launched();
   void finish_arrived();
 
   NcclComm& comm_;
-  std::size_t piece_bytes_;
+  std::size_t piece_bytes_;             ///< Of what is sent and received.
+  std::size_t collective_piece_bytes_;  ///< Larger: many ranks pass a piece on before the next one comes.
   UniqueCudaStream stream_;
   UniquePinnedMemory pinned_;
-  std::array<Round, 2> rounds_;
+  StagingRing ring_;
+  std::array<Round, 16> rounds_;
   std::deque<std::shared_ptr<NcclOperation>> waiting_;
   std::size_t oldest_ = 0;     ///< The round that was launched first of those under way.
   std::size_t under_way_ = 0;  ///< Rounds.

@@ -1,0 +1,490 @@
+// The NCCL communicator over a stand-in for NCCL (support/nccl_stand_in): its control flow, never a GPU.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "rankslice/nccl.hpp"
+
+#include "support/communicator_conformance.hpp"
+#include "support/nccl_stand_in/nccl_stand_in.hpp"
+#include "support/thread_world.hpp"
+
+namespace rankslice {
+namespace {
+
+using namespace std::chrono_literals;
+using test::be_stand_in_rank;
+using test::exceptions_of_ranks;
+using test::reset_stand_in;
+using test::run_ranks;
+using test::stand_in_counts;
+using test::stand_in_misuse;
+using test::StandInRank;
+using test::ThreadWorld;
+using testing::AllOf;
+using testing::Each;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::Pair;
+using testing::UnorderedElementsAre;
+
+/// A rank with the GPU of its number.
+StandInRank own_gpu(Communicator const& base) { return {.gpus = {base.rank()}}; }
+
+using MakeRank = std::function<StandInRank(Communicator const&)>;
+
+/// Runs it on NCCL's communicator of each rank, with the stand-in as `make_rank` says; nothing is misused or left.
+void run_nccl_ranks(int ranks, RankMain const& rank_main, NcclOptions const& options = {},
+                    MakeRank const& make_rank = own_gpu) {
+  reset_stand_in();
+  run_ranks(ranks, [&](Communicator& base) {
+    be_stand_in_rank(make_rank(base));
+    rank_main(*make_nccl_communicator(base, options));
+  });
+  EXPECT_THAT(stand_in_misuse(), IsEmpty());
+  EXPECT_THAT(stand_in_counts().aborts, IsEmpty());
+}
+
+Implementation over_stand_in(std::string const& name, int ranks, NcclOptions const& options) {
+  return {.name = name + std::to_string(ranks),
+          .run = [=](RankMain const& rank_main) { run_nccl_ranks(ranks, rank_main, options); }};
+}
+
+Implementation part_over_stand_in(int ranks) {
+  return {.name = "Part" + std::to_string(ranks), .run = [=](RankMain const& rank_main) {
+            run_nccl_ranks(ranks, [&](Communicator& world) { rank_main(*world.split(world.rank() % 2)); });
+          }};
+}
+
+std::vector<Implementation> implementations() {
+  std::vector<Implementation> all;
+  for (int ranks = 1; ranks <= 4; ++ranks) {
+    all.push_back(over_stand_in("World", ranks, {}));
+    all.push_back(over_stand_in("SmallPieces", ranks, {.staging_bytes = 64 * 1024}));
+  }
+  all.push_back(part_over_stand_in(4));
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(NcclStandIn, CommunicatorConformance, testing::ValuesIn(implementations()),
+                         [](auto const& suite) { return suite.param.name; });
+
+/// What each rank's error says of itself.
+struct Failed {
+  ExitCode code = ExitCode::done;
+  int rank = -1;
+  std::string message;
+};
+
+/// Every rank's failure, by rank, of a run that fails on every one of them.
+std::vector<Failed> failures(int ranks, RankMain const& rank_main, MakeRank const& make_rank,
+                             ThreadWorld const& world = {}, NcclOptions const& options = {}) {
+  reset_stand_in();
+  auto const thrown = exceptions_of_ranks(
+      ranks,
+      [&](Communicator& base) {
+        be_stand_in_rank(make_rank(base));
+        rank_main(*make_nccl_communicator(base, options));
+      },
+      world);
+  std::vector<Failed> failed;
+  for (auto const& one : thrown) {
+    try {
+      if (one) std::rethrow_exception(one);
+      failed.emplace_back();
+    } catch (Error const& error) {
+      failed.push_back({error.code, error.rank, error.what()});
+    }
+  }
+  EXPECT_THAT(stand_in_misuse(), IsEmpty());
+  return failed;
+}
+
+void reduce_twice(Communicator& world) {
+  std::vector<std::uint64_t> values{1};
+  world.all_reduce(values, Reduce::sum);
+  world.all_reduce(values, Reduce::sum);
+}
+
+TEST(NcclCommunicator, IsWhatItSaysAndTakesItsRanksFromItsBase) {
+  run_nccl_ranks(3, [](Communicator& world) {
+    EXPECT_EQ(world.kind(), "nccl");
+    EXPECT_EQ(world.size(), 3);
+    EXPECT_TRUE(world.takes_device_memory());
+    EXPECT_EQ(world.split(0)->kind(), "nccl");
+  });
+  EXPECT_EQ(stand_in_counts().destroyed, 6);  // the world's and the part's, on 3 ranks, and none was aborted
+}
+
+TEST(NcclCommunicator, WaitsForASlowStart) {
+  run_nccl_ranks(2, reduce_twice, {}, [](Communicator const& base) {
+    return StandInRank{.gpus = {base.rank()}, .init_polls = 100 * base.rank()};
+  });
+  EXPECT_EQ(stand_in_counts().operations, 4);
+}
+
+TEST(NcclCommunicator, GivesUpAStartThatNeverEndsAtTheDeadline) {
+  ThreadWorld world;
+  world.change = [](Collectives& functions) { functions.timeout = 300ms; };
+  auto const failed = failures(
+      2, [](Communicator&) { FAIL() << "it started"; },
+      [](Communicator const& base) { return StandInRank{.gpus = {base.rank()}, .init_never_ends = true}; }, world);
+  for (int rank = 0; rank < 2; ++rank) {
+    EXPECT_EQ(failed.at(static_cast<std::size_t>(rank)).code, ExitCode::timeout);
+    EXPECT_THAT(failed.at(static_cast<std::size_t>(rank)).message, HasSubstr("rank " + std::to_string(rank)));
+  }
+  EXPECT_THAT(stand_in_counts().aborts, ElementsAre(Pair(0, 1), Pair(1, 1)));
+}
+
+TEST(NcclCommunicator, TellsWhyItDidNotStart) {
+  auto const failed = failures(2, reduce_twice, [](Communicator const& base) {
+    return StandInRank{.gpus = {base.rank()}, .init_error = base.rank() == 1 ? ncclInternalError : ncclSuccess};
+  });
+  EXPECT_EQ(failed.at(1).code, ExitCode::unavailable);
+  EXPECT_THAT(failed.at(1).message, AllOf(HasSubstr("rank 1 (host "),
+                                          HasSubstr("GPU 0): NCCL: internal error: the stand-in was told to fail")));
+  EXPECT_EQ(failed.at(0).code, ExitCode::timeout);  // whose partner is gone
+  EXPECT_THAT(stand_in_counts().aborts, ElementsAre(Pair(0, 1), Pair(1, 1)));
+}
+
+TEST(NcclCommunicator, EveryRankAbortsOnceAfterAnErrorThatComesLater) {
+  for (auto const failing : {0, 1, 2}) {
+    auto const failed = failures(
+        3,
+        [](Communicator& world) {
+          reduce_twice(world);
+          FAIL() << "the second reduction ended";
+        },
+        [=](Communicator const& base) {
+          return StandInRank{.gpus = {base.rank()}, .fails_at = base.rank() == failing ? 1 : -1};
+        });
+    for (int rank = 0; rank < 3; ++rank) {
+      auto const& one = failed.at(static_cast<std::size_t>(rank));
+      EXPECT_EQ(one.code, rank == failing ? ExitCode::unavailable : ExitCode::timeout);
+      EXPECT_THAT(one.message, HasSubstr(rank == failing ? "NCCL: internal error" : "NCCL: remote process exited"));
+      EXPECT_THAT(one.message, HasSubstr("rank " + std::to_string(rank) + " (host "));
+    }
+    EXPECT_THAT(stand_in_counts().aborts, ElementsAre(Pair(0, 1), Pair(1, 1), Pair(2, 1)));
+  }
+}
+
+TEST(NcclCommunicator, GivesUpAnOperationThatNeverEndsAtTheDeadline) {
+  ThreadWorld world;
+  world.change = [](Collectives& functions) { functions.timeout = 300ms; };
+  auto const failed = failures(
+      2,
+      [](Communicator& comm) {
+        reduce_twice(comm);
+        FAIL() << "the second reduction ended";
+      },
+      [](Communicator const& base) { return StandInRank{.gpus = {base.rank()}, .lost_from = 1}; }, world);
+  EXPECT_EQ(failed.at(0).code, ExitCode::timeout);
+  EXPECT_EQ(failed.at(1).code, ExitCode::timeout);
+  EXPECT_THAT(stand_in_counts().aborts, ElementsAre(Pair(0, 1), Pair(1, 1)));
+}
+
+TEST(NcclCommunicator, GivesUpAtTheDeadlineWhenAnotherRankNeverComes) {
+  ThreadWorld world;
+  world.change = [](Collectives& functions) { functions.timeout = 300ms; };
+  auto const failed = failures(
+      2,
+      [](Communicator& comm) {
+        if (comm.rank() == 1) throw CommError(ExitCode::io, "alone");  // and its end waits for nobody
+        reduce_twice(comm);
+      },
+      own_gpu, world);
+  EXPECT_EQ(failed.at(0).code, ExitCode::timeout);
+  EXPECT_EQ(failed.at(1).message, "alone");
+  EXPECT_THAT(stand_in_counts().aborts, ElementsAre(Pair(0, 1), Pair(1, 1)));
+}
+
+TEST(NcclCommunicator, EveryCallAfterAFailureThrowsItAgain) {
+  auto const failed = failures(
+      2,
+      [](Communicator& world) {
+        std::vector<std::byte> bytes(1);
+        auto const first = [&] {
+          try {
+            reduce_twice(world);
+          } catch (CommError const& error) {
+            return std::string(error.what());
+          }
+          return std::string();
+        }();
+        auto const other = 1 - world.rank();
+        auto const again = testing::ThrowsMessage<CommError>(testing::Eq(first));
+        EXPECT_THAT([&] { world.broadcast(bytes, 0); }, again);
+        EXPECT_THAT([&] { std::ignore = world.start_send(bytes, other); }, again);
+        EXPECT_THAT([&] { std::ignore = world.start_receive(bytes, other); }, again);
+        EXPECT_THAT([&] { std::ignore = world.gather(bytes, 0); }, again);
+        EXPECT_THAT([&] { std::ignore = world.split(0); }, again);
+        EXPECT_THAT([&] { std::ignore = world.agree({}); }, again);
+        EXPECT_THAT([&] { world.progress(); }, again);
+        EXPECT_THAT([&] { world.wait_until([] { return true; }); }, again);
+      },
+      [](Communicator const& base) { return StandInRank{.gpus = {base.rank()}, .fails_at = 1}; });
+  EXPECT_THAT(stand_in_counts().aborts, ElementsAre(Pair(0, 1), Pair(1, 1)));
+}
+
+TEST(NcclCommunicator, ATransferThatNobodyWaitedForDoesNotEndTheProgramWhenItFails) {
+  auto const failed = failures(
+      2,
+      [](Communicator& world) {
+        std::vector<std::byte> bytes(100);
+        if (world.rank() == 0) std::ignore = world.start_send(bytes, 1);
+        if (world.rank() == 1) std::ignore = world.start_receive(bytes, 0);
+        std::ignore = world.agree({});
+      },
+      [](Communicator const& base) { return StandInRank{.gpus = {base.rank()}, .fails_at = 0}; });
+  for (auto const& one : failed) EXPECT_THAT(one.message, HasSubstr("NCCL: "));
+  EXPECT_THAT(stand_in_counts().aborts, ElementsAre(Pair(0, 1), Pair(1, 1)));
+}
+
+TEST(NcclCommunicator, EndsInPeaceAfterAFailureThatTheRanksAgreedOn) {
+  auto const failed = failures(
+      2,
+      [](Communicator& world) {
+        on_every_rank(world, [&] {
+          if (world.rank() == 1) throw IoError(ExitCode::io, "no space left");
+        });
+      },
+      own_gpu);
+  for (auto const& one : failed) EXPECT_EQ(one.message, "no space left");
+  EXPECT_EQ(stand_in_counts().destroyed, 2);
+  EXPECT_THAT(stand_in_counts().aborts, IsEmpty());
+}
+
+TEST(NcclCommunicator, AbortsWhenItsUserDoes) {
+  auto const failed = failures(
+      2,
+      [](Communicator& world) {
+        barrier(world);
+        world.abort(ExitCode::io, "enough");
+      },
+      own_gpu);
+  for (auto const& one : failed) {
+    EXPECT_EQ(one.code, ExitCode::io);
+    EXPECT_EQ(one.message, "enough");
+  }
+  EXPECT_THAT(stand_in_counts().aborts, ElementsAre(Pair(0, 1), Pair(1, 1)));
+}
+
+/// All ranks are refused alike, before NCCL starts.
+void expect_refused(MakeRank const& make_rank, int rank, testing::Matcher<std::string> const& message,
+                    NcclOptions const& options = {}) {
+  auto const failed = failures(
+      3, [](Communicator&) { FAIL() << "it started"; }, make_rank, {}, options);
+  for (auto const& one : failed) {
+    EXPECT_EQ(one.code, ExitCode::unavailable);
+    EXPECT_EQ(one.rank, rank);
+    EXPECT_THAT(one.message, message);
+  }
+  EXPECT_THAT(stand_in_counts().aborts, IsEmpty());
+  EXPECT_EQ(stand_in_counts().destroyed, 0);
+}
+
+TEST(NcclCommunicator, RefusesARankWithoutADriver) {
+  expect_refused(
+      [](Communicator const& base) {
+        return StandInRank{.gpus = {base.rank()}, .driver = base.rank() == 2 ? 0 : CUDART_VERSION};
+      },
+      2, HasSubstr("it has no NVIDIA driver"));
+}
+
+TEST(NcclCommunicator, RefusesADriverThatIsTooOld) {
+  expect_refused([](Communicator const& base) { return StandInRank{.gpus = {base.rank()}, .driver = 12040}; }, 0,
+                 HasSubstr("its NVIDIA driver is for CUDA 12.4, and this program needs"));
+}
+
+TEST(NcclCommunicator, RefusesARankThatSeesNoGpu) {
+  expect_refused([](Communicator const& base) { return base.rank() == 1 ? StandInRank{.gpus = {}} : own_gpu(base); }, 1,
+                 AllOf(HasSubstr("no GPU is visible to it"), HasSubstr("CUDA_VISIBLE_DEVICES")));
+}
+
+TEST(NcclCommunicator, RefusesAGpuThatIsNotThere) {
+  expect_refused(own_gpu, 0, HasSubstr("GPU 1 was asked for, and 1 are visible to it"), {.device = 1});
+}
+
+TEST(NcclCommunicator, RefusesAGpuOfTwoRanks) {
+  expect_refused([](Communicator const& base) { return StandInRank{.gpus = {base.rank() % 2}}; }, 0,
+                 AllOf(HasSubstr("ranks 0 and 2 (host "), HasSubstr("GPU-00000000-0000-0000-0000-000000000000")));
+}
+
+TEST(NcclCommunicator, RefusesDifferentVersionsOfNccl) {
+  expect_refused(
+      [](Communicator const& base) {
+        return StandInRank{.gpus = {base.rank()}, .nccl_version = NCCL_VERSION_CODE + (base.rank() == 1 ? 1 : 0)};
+      },
+      1, HasSubstr("rank 1 (host "));
+}
+
+TEST(NcclCommunicator, SaysBeforehandWhyThereWouldBeNone) {
+  reset_stand_in();
+  run_ranks(2, [](Communicator& base) {
+    be_stand_in_rank(own_gpu(base));
+    EXPECT_EQ(why_no_nccl(base), "");
+    be_stand_in_rank({.gpus = {7}});
+    EXPECT_THAT(why_no_nccl(base), HasSubstr("ranks 0 and 1"));
+  });
+}
+
+TEST(NcclCommunicator, RefusesToStageNothing) {
+  reset_stand_in();
+  run_ranks(1,
+            [](Communicator& base) { EXPECT_THROW(make_nccl_communicator(base, {.staging_bytes = 0}), UsageError); });
+}
+
+/// Bytes of a rank in memory of its GPU.
+class GpuBytes {
+ public:
+  explicit GpuBytes(std::vector<std::byte> const& bytes) : size_(bytes.size()) {
+    void* memory = nullptr;
+    EXPECT_EQ(cudaMalloc(&memory, size_), cudaSuccess);
+    memory_.reset(static_cast<std::byte*>(memory));
+    std::memcpy(memory, bytes.data(), size_);  // the stand-in's GPU memory is the host's
+  }
+
+  [[nodiscard]] std::span<std::byte> span() const { return {memory_.get(), size_}; }
+  [[nodiscard]] std::vector<std::byte> copy() const { return {span().begin(), span().end()}; }
+
+ private:
+  struct Free {
+    void operator()(std::byte* memory) const { cudaFree(memory); }
+  };
+  std::size_t size_;
+  std::unique_ptr<std::byte, Free> memory_;
+};
+
+TEST(NcclCommunicator, MemoryOfTheGpuAndOfTheHostMeet) {
+  // 5 KiB in pieces of 1 KiB, whatever the memory is on either side.
+  constexpr std::size_t kBytes = 5 * 1024 + 3;
+  run_nccl_ranks(2,
+                 [](Communicator& world) {
+                   auto const last = bytes_of_rank(1 - world.rank(), kBytes);
+                   GpuBytes const sent(bytes_of_rank(world.rank(), kBytes));
+                   std::vector<std::byte> received(kBytes);
+                   auto const receive = world.start_receive(received, 1 - world.rank());
+                   world.start_send(sent.span(), 1 - world.rank())->wait();
+                   receive->wait();
+                   EXPECT_EQ(received, last);
+
+                   GpuBytes const mine(bytes_of_rank(world.rank(), kBytes));
+                   auto theirs = bytes_of_rank(world.rank(), kBytes);
+                   world.broadcast(world.rank() == 0 ? mine.span() : std::span(theirs), 0);
+                   EXPECT_EQ(theirs, bytes_of_rank(0, kBytes));
+                   theirs = bytes_of_rank(1, kBytes);
+                   world.broadcast(world.rank() == 0 ? mine.span() : std::span(theirs), 1);
+                   if (world.rank() == 0) {
+                     EXPECT_EQ(mine.copy(), bytes_of_rank(1, kBytes));
+                   }
+                 },
+                 {.staging_bytes = 4096});
+}
+
+TEST(NcclCommunicator, RefusesMemoryOfAnotherGpu) {
+  run_nccl_ranks(
+      1,
+      [](Communicator& world) {
+        cudaSetDevice(1);
+        GpuBytes const elsewhere(std::vector<std::byte>(8));
+        cudaSetDevice(0);
+        EXPECT_THAT([&] { world.broadcast(elsewhere.span(), 0); },
+                    testing::ThrowsMessage<UsageError>(HasSubstr("memory of GPU 1")));
+      },
+      {},
+      [](Communicator const&) {
+        return StandInRank{.gpus = {0, 1}};
+      });
+}
+
+TEST(NcclCommunicator, LeavesTheCallersGpuAsItIs) {
+  run_nccl_ranks(
+      1,
+      [](Communicator& world) {
+        cudaSetDevice(0);
+        reduce_twice(world);
+        int device = -1;
+        cudaGetDevice(&device);
+        EXPECT_EQ(device, 0);
+      },
+      {.device = 1},
+      [](Communicator const&) {
+        return StandInRank{.gpus = {0, 1}};
+      });
+}
+
+TEST(NcclCommunicator, AllMaySendToAllInAnyOrder) {
+  // Each rank begins with another one: without groups, or with groups that favour a peer, they would wait in a circle.
+  constexpr std::size_t kBytes = 50'000;
+  run_nccl_ranks(4,
+                 [](Communicator& world) {
+                   std::vector<std::vector<std::byte>> received(4, std::vector<std::byte>(kBytes));
+                   auto const mine = bytes_of_rank(world.rank(), kBytes);
+                   std::vector<std::unique_ptr<PendingTransfer>> transfers;
+                   for (int step = 1; step < 4; ++step) {
+                     auto const other = (world.rank() + step) % 4;
+                     transfers.push_back(world.start_send(mine, other));
+                     transfers.push_back(world.start_receive(received[static_cast<std::size_t>(other)], other));
+                   }
+                   transfers.clear();  // waits
+                   for (int from = 0; from < 4; ++from) {
+                     if (from == world.rank()) continue;
+                     EXPECT_EQ(received[static_cast<std::size_t>(from)], bytes_of_rank(from, kBytes));
+                   }
+                 },
+                 {.staging_bytes = 64 * 1024});
+  EXPECT_EQ(stand_in_counts().largest_group, 6);  // a piece for each direction of each peer
+}
+
+TEST(NcclCommunicator, SmallMessagesToOnePeerShareARound) {
+  run_nccl_ranks(2, [](Communicator& world) {
+    std::vector<std::vector<std::byte>> messages;
+    for (int i = 0; i < 10; ++i) messages.push_back(bytes_of_rank(world.rank() == 0 ? i : 99, 100));
+    std::vector<std::unique_ptr<PendingTransfer>> transfers;
+    for (auto& message : messages) {
+      transfers.push_back(world.rank() == 0 ? world.start_send(message, 1) : world.start_receive(message, 0));
+    }
+    transfers.clear();  // waits
+    for (int i = 0; i < 10; ++i) EXPECT_EQ(messages[static_cast<std::size_t>(i)], bytes_of_rank(i, 100));
+  });
+  EXPECT_EQ(stand_in_counts().largest_group, 10);
+}
+
+TEST(NcclCommunicator, AnAgreementDoesNotKeepWhatWasStartedBeforeItWaiting) {
+  run_nccl_ranks(2,
+                 [](Communicator& world) {
+                   auto bytes = bytes_of_rank(world.rank(), 50'000);
+                   if (world.rank() == 0) {
+                     auto const send = world.start_send(bytes, 1);
+                     std::ignore = world.agree({});
+                   } else {
+                     std::vector<std::byte> received(50'000);
+                     world.start_receive(received, 0)->wait();
+                     EXPECT_EQ(received, bytes_of_rank(0, 50'000));
+                     std::ignore = world.agree({});
+                   }
+                 },
+                 {.staging_bytes = 4096});
+}
+
+TEST(NcclCommunicator, ProgressCarriesTransfersOn) {
+  run_nccl_ranks(2, [](Communicator& world) {
+    auto bytes = bytes_of_rank(0, 1000);
+    std::vector<std::byte> received(1000);
+    auto const transfer = world.rank() == 0 ? world.start_send(bytes, 1) : world.start_receive(received, 0);
+    while (stand_in_counts().operations < 2) world.progress();
+    transfer->wait();
+    EXPECT_TRUE(world.rank() == 0 || received == bytes);
+  });
+}
+
+}  // namespace
+}  // namespace rankslice
