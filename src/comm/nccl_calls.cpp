@@ -19,14 +19,14 @@ void check_nccl(ncclResult_t result) {
                     fmt::format("NCCL: {}{}{}", ncclGetErrorString(result), details.empty() ? "" : ": ", details));
 }
 
-void check_cuda(cudaError_t error) {
+void check_stream(cudaError_t error) {
   if (error == cudaSuccess) return;
   throw NcclFailure(ExitCode::unavailable, fmt::format("CUDA: {}", cudaGetErrorString(error)));
 }
 
 OnGpu::OnGpu(int device) {
-  check_cuda(cudaGetDevice(&before_));
-  check_cuda(cudaSetDevice(device));
+  check_stream(cudaGetDevice(&before_));
+  check_stream(cudaSetDevice(device));
 }
 
 bool lies_on_gpu(std::span<std::byte const> bytes, int device) {

@@ -10,8 +10,6 @@
 
 #include "rankslice/error.hpp"
 
-#include "core/unique_handle.hpp"
-
 namespace rankslice {
 
 /// NCCL, or CUDA under it, failed on this rank, maybe because of another: NCCL's own text, and what it means.
@@ -24,29 +22,8 @@ class NcclFailure : public std::runtime_error {
 
 /// @throws NcclFailure unless the call succeeded, or goes on in the background
 void check_nccl(ncclResult_t result);
-/// @throws NcclFailure
-void check_cuda(cudaError_t error);
-
-struct CudaStreamTraits {
-  using Handle = cudaStream_t;
-  static Handle null() noexcept { return nullptr; }
-  static void close(Handle stream) noexcept { cudaStreamDestroy(stream); }
-};
-using UniqueCudaStream = UniqueHandle<CudaStreamTraits>;
-
-struct CudaEventTraits {
-  using Handle = cudaEvent_t;
-  static Handle null() noexcept { return nullptr; }
-  static void close(Handle event) noexcept { cudaEventDestroy(event); }
-};
-using UniqueCudaEvent = UniqueHandle<CudaEventTraits>;
-
-struct PinnedMemoryTraits {
-  using Handle = void*;
-  static Handle null() noexcept { return nullptr; }
-  static void close(Handle memory) noexcept { cudaFreeHost(memory); }
-};
-using UniquePinnedMemory = UniqueHandle<PinnedMemoryTraits>;
+/// The same for CUDA's calls about the stream that NCCL works on.
+void check_stream(cudaError_t error);
 
 /// The calling thread's current GPU, until the end of the scope.
 class OnGpu {

@@ -6,24 +6,10 @@
 
 #include <string>
 
+#include "rankslice/cuda.hpp"
+
 namespace rankslice {
 namespace {
-
-std::string cuda_version(int code) { return fmt::format("{}.{}", code / 1000, code % 1000 / 10); }
-
-std::string why_no_gpu(cudaError_t error) {
-  int driver = 0;
-  cudaDriverGetVersion(&driver);  // 0 without a driver
-  if (driver == 0) return "it has no NVIDIA driver (in a container: start it with the GPUs)";
-  if (error == cudaErrorInsufficientDriver) {
-    return fmt::format("its NVIDIA driver is for CUDA {}, and this program needs {}", cuda_version(driver),
-                       cuda_version(CUDART_VERSION));
-  }
-  if (error == cudaErrorNoDevice) {
-    return "no GPU is visible to it: CUDA_VISIBLE_DEVICES hides them all, or the job was given none";
-  }
-  return fmt::format("CUDA: {}", cudaGetErrorString(error));
-}
 
 /// As nvidia-smi writes it.
 std::string uuid_text(cudaUUID_t const& uuid) {
@@ -36,20 +22,18 @@ std::string uuid_text(cudaUUID_t const& uuid) {
 }
 
 void describe_gpu(GpuCard& card, int device) {
-  auto error = cudaGetDeviceCount(&card.visible_gpus);
-  if (error != cudaSuccess || card.visible_gpus == 0) {
-    card.visible_gpus = 0;
-    card.why_none = why_no_gpu(error == cudaSuccess ? cudaErrorNoDevice : error);
-    return;
-  }
-  if (device < 0 || device >= card.visible_gpus) {
-    card.why_none = fmt::format("GPU {} was asked for, and {} are visible to it", device, card.visible_gpus);
+  auto const gpus = visible_gpus();
+  card.visible_gpus = gpus.count;
+  card.why_none = gpus.why_none;
+  if (gpus.count == 0) return;
+  if (device < 0 || device >= gpus.count) {
+    card.why_none = fmt::format("GPU {} was asked for, and {} are visible to it", device, gpus.count);
     return;
   }
   cudaDeviceProp properties{};
-  error = cudaGetDeviceProperties(&properties, device);
+  auto const error = cudaGetDeviceProperties(&properties, device);
   if (error != cudaSuccess) {
-    card.why_none = why_no_gpu(error);
+    card.why_none = fmt::format("CUDA: {}", cudaGetErrorString(error));
     return;
   }
   card.gpu = uuid_text(properties.uuid);

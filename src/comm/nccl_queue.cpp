@@ -49,15 +49,15 @@ NcclQueue::NcclQueue(NcclComm& comm, int device, std::size_t staging_bytes)
     : comm_(comm), piece_bytes_(part(staging_bytes, 32)), collective_piece_bytes_(part(staging_bytes, 4)) {
   OnGpu const here(device);
   cudaStream_t stream = nullptr;
-  check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  check_stream(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   stream_.reset(stream);
   void* pinned = nullptr;
-  check_cuda(cudaHostAlloc(&pinned, staging_bytes, cudaHostAllocDefault));
+  check_stream(cudaHostAlloc(&pinned, staging_bytes, cudaHostAllocDefault));
   pinned_.reset(pinned);
   ring_ = StagingRing({static_cast<std::byte*>(pinned), staging_bytes});
   for (auto& round : rounds_) {
     cudaEvent_t event = nullptr;
-    check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    check_stream(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     round.arrived.reset(event);
   }
 }
@@ -166,7 +166,7 @@ ncclResult_t NcclQueue::post(Piece const& piece) {
 /// The newest round is on the stream: only now may anything else be put there.
 void NcclQueue::mark_launched() {
   auto const newest = (oldest_ + under_way_ - 1) % rounds_.size();
-  check_cuda(cudaEventRecord(rounds_[newest].arrived.get(), stream_.get()));
+  check_stream(cudaEventRecord(rounds_[newest].arrived.get(), stream_.get()));
   launching_ = false;
 }
 
@@ -175,7 +175,7 @@ void NcclQueue::finish_arrived() {
     auto& round = rounds_[oldest_];
     auto const state = cudaEventQuery(round.arrived.get());
     if (state == cudaErrorNotReady) return;
-    check_cuda(state);
+    check_stream(state);
     for (auto const& piece : round.pieces) {
       if (piece.staged != nullptr && piece.operation->kind != Kind::send) {
         std::memcpy(piece.bytes.data(), piece.staged, piece.bytes.size());

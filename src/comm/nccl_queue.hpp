@@ -12,6 +12,7 @@
 
 #include "comm/nccl_calls.hpp"
 #include "comm/staging_ring.hpp"
+#include "device/cuda_check.hpp"
 
 namespace rankslice {
 
@@ -81,7 +82,7 @@ class NcclQueue {
   std::size_t piece_bytes_;             ///< Of what is sent and received.
   std::size_t collective_piece_bytes_;  ///< Larger: many ranks pass a piece on before the next one comes.
   UniqueCudaStream stream_;
-  UniquePinnedMemory pinned_;
+  UniquePinned pinned_;
   StagingRing ring_;
   std::array<Round, 16> rounds_;
   std::deque<std::shared_ptr<NcclOperation>> waiting_;

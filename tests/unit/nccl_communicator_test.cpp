@@ -296,17 +296,17 @@ TEST(NcclCommunicator, RefusesARankWithoutADriver) {
       [](Communicator const& base) {
         return StandInRank{.gpus = {base.rank()}, .driver = base.rank() == 2 ? 0 : CUDART_VERSION};
       },
-      2, HasSubstr("it has no NVIDIA driver"));
+      2, AllOf(HasSubstr("rank 2 (host "), HasSubstr("there is no NVIDIA driver")));
 }
 
 TEST(NcclCommunicator, RefusesADriverThatIsTooOld) {
   expect_refused([](Communicator const& base) { return StandInRank{.gpus = {base.rank()}, .driver = 12040}; }, 0,
-                 HasSubstr("its NVIDIA driver is for CUDA 12.4, and this program needs"));
+                 HasSubstr("the NVIDIA driver is for CUDA 12.4, and this program"));
 }
 
 TEST(NcclCommunicator, RefusesARankThatSeesNoGpu) {
   expect_refused([](Communicator const& base) { return base.rank() == 1 ? StandInRank{.gpus = {}} : own_gpu(base); }, 1,
-                 AllOf(HasSubstr("no GPU is visible to it"), HasSubstr("CUDA_VISIBLE_DEVICES")));
+                 HasSubstr("CUDA_VISIBLE_DEVICES"));
 }
 
 TEST(NcclCommunicator, RefusesAGpuThatIsNotThere) {

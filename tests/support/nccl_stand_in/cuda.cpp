@@ -97,6 +97,7 @@ cudaError_t cudaSetDevice(int device) {
 }
 
 char const* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "stand-in error"; }
+char const* cudaGetErrorName(cudaError_t error) { return error == cudaSuccess ? "cudaSuccess" : "cudaError"; }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned int /*flags*/) {
