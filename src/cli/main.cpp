@@ -17,6 +17,7 @@
 #include "rankslice/store.hpp"
 
 #include "cli/commands.hpp"
+#include "cli/gpu_ranks.hpp"
 #include "cli/launch.hpp"
 
 namespace rankslice::cli {
@@ -45,7 +46,8 @@ class StartDeadline {
 /// one rank and does not touch MPI.
 class Ranks {
  public:
-  /// @throws CommError `bad_launch` when the launcher speaks of more ranks than MPI knows.
+  /// @throws CommError `bad_launch` when the launcher speaks of more ranks than MPI knows; DeviceError when they are to
+  /// use NCCL and cannot.
   explicit Ranks(Options const& options) {
     auto const env = launch_environment();
     if (env.has_mpi || options.comm == "mpi") {
@@ -56,9 +58,10 @@ class Ranks {
       world_ = make_solo_communicator();
     }
     require_one_job(env, world_->size(), mpi_ != nullptr);
+    gpus_ = connect_gpus(options, *world_);
   }
 
-  [[nodiscard]] Communicator& world() { return *world_; }
+  [[nodiscard]] Communicator& world() { return gpus_ ? *gpus_ : *world_; }
 
   /// End all ranks: for errors that the others do not know of.
   [[noreturn]] void abort(ExitCode code) {
@@ -89,6 +92,7 @@ class Ranks {
 
   std::unique_ptr<Mpi> mpi_;  // outlives the communicator
   std::unique_ptr<Communicator> world_;
+  std::unique_ptr<Communicator> gpus_;  ///< NCCL's over `world_`, where it is used.
 };
 
 using Command = void (*)(Job&);

@@ -96,7 +96,7 @@ void add_selection_options(CLI::App& app, Options& o, std::string_view keys_of =
 }
 
 void add_rank_options(CLI::App& app, Options& o) {
-  option(app, "--comm", o.comm, "auto or mpi; nccl is not in this version")
+  option(app, "--comm", o.comm, "How ranks talk: auto takes NCCL where tensors go to GPUs and each rank has its own")
       ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
       ->capture_default_str();
   option(app, "--timeout", o.timeout_s, "Seconds that a rank may go without progress before all give up")
@@ -333,7 +333,7 @@ void check_command_name(CLI::App const& app, int argc, char** argv) {
 
 void check_options(Options const& o) {
   if (o.device == "cuda") throw DeviceError("--device cuda: not in this version; tensors are loaded on the CPU");
-  if (o.comm == "nccl") throw DeviceError("--comm nccl: not in this version; ranks talk through MPI");
+  if (o.comm == "nccl" && o.rank) throw UsageError("--comm nccl: a rank-local load talks to nobody");
   (void)key_selection(o.include, o.exclude);  // refuses bad patterns before any file is opened
   refuse(o.verify == "coverage" || o.verify == "reread", "--verify " + o.verify);
   if (o.write_manifest && o.verify != "full" && o.verify != "reread") {

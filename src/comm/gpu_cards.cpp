@@ -30,14 +30,6 @@ std::optional<std::size_t> first_that(std::span<GpuCard const> cards, Predicate 
   return std::nullopt;
 }
 
-std::optional<NcclRefusal> refuse_wishes(std::span<GpuCard const> cards) {
-  auto const other = first_that(cards, [&](GpuCard const& card) { return card.wants != cards[0].wants; });
-  if (!other) return std::nullopt;
-  return refusal(*other,
-                 fmt::format("{} is to use {}, but {} {}: give all ranks the same --comm", rank_text(cards, *other),
-                             cards[*other].wants, rank_text(cards, 0), cards[0].wants));
-}
-
 std::optional<NcclRefusal> refuse_missing_gpus(std::span<GpuCard const> cards) {
   std::size_t missing = 0;
   for (auto const& card : cards) missing += card.gpu.empty() ? 1U : 0U;
@@ -95,7 +87,6 @@ std::optional<NcclRefusal> refuse_shared_gpus(std::span<GpuCard const> cards) {
 
 std::string pack(GpuCard const& card) {
   return nlohmann::json{{"host", card.host},
-                        {"wants", card.wants},
                         {"gpu", card.gpu},
                         {"why_none", card.why_none},
                         {"visible_gpus", card.visible_gpus},
@@ -110,7 +101,6 @@ GpuCard unpack(std::span<std::byte const> bytes) {
   auto const* const text = reinterpret_cast<char const*>(bytes.data());
   auto const card = nlohmann::json::parse(text, text + bytes.size());
   return {.host = card.at("host"),
-          .wants = card.at("wants"),
           .gpu = card.at("gpu"),
           .why_none = card.at("why_none"),
           .visible_gpus = card.at("visible_gpus"),
@@ -124,8 +114,7 @@ GpuCard unpack(std::span<std::byte const> bytes) {
 
 std::optional<NcclRefusal> refuse_nccl(std::span<GpuCard const> cards) {
   using Refuse = std::optional<NcclRefusal> (*)(std::span<GpuCard const>);
-  for (Refuse const refuse :
-       {refuse_wishes, refuse_missing_gpus, refuse_versions, refuse_staging, refuse_shared_gpus}) {
+  for (Refuse const refuse : {refuse_missing_gpus, refuse_versions, refuse_staging, refuse_shared_gpus}) {
     if (auto refused = refuse(cards)) return refused;
   }
   return std::nullopt;

@@ -14,7 +14,6 @@ namespace rankslice {
 /// What a rank tells the others about itself before NCCL starts.
 struct GpuCard {
   std::string host;
-  std::string wants = "nccl";       ///< The kind of communicator that it was told to use.
   std::string gpu;                  ///< The UUID of its GPU; empty where it has none.
   std::string why_none;             ///< Why it has none.
   int visible_gpus = 0;             ///< On its host, to it.

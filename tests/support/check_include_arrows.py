@@ -15,7 +15,7 @@ ARROWS = {
     "core": set(),
     "device": {"core"},
     "io": {"core"},
-    "comm": {"core"},
+    "comm": {"device", "core"},
     "model": {"core"},
     "format": {"io", "core"},
     "transform": {"io", "core"},

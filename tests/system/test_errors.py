@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 
 import h5py
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import checkpoints
 import reference
 from checkpoints import edit_header, edit_json, file_of
-from program import OnRank, expect, leftovers, run, run_ok
+from program import MPIEXEC, PROGRAM, OnRank, expect, leftovers, run, run_ok
 
 INDEX = "model.safetensors.index.json"
 GATE_UP = "model.language_model.layers.2.mlp.experts.gate_up_proj"
@@ -344,6 +345,20 @@ def test_wrong_usage(arguments, mini, tmp_path):
 @pytest.mark.parametrize("arguments", UNAVAILABLE, ids=" ".join)
 def test_a_gpu_that_is_asked_for_is_not_silently_replaced(arguments, mini, tmp_path):
     expect(69, *filled(arguments, mini, tmp_path), says=arguments[-1])
+
+
+def test_nccl_without_gpus_is_refused_on_every_rank_and_said_once(mini, tmp_path):
+    result = run("load", mini, "--comm", "nccl", ranks=3, on_rank=OnRank(tmp_path, codes=True))
+    assert result.rank_codes == {0: 69, 1: 69, 2: 69}
+    assert result.stderr.count("--comm nccl: ") == 1 and "--comm mpi" in result.stderr
+
+
+def test_nccl_for_some_ranks_only_is_refused_on_all(mini):
+    rank = [PROGRAM, "load", mini, "-q"]
+    told = [MPIEXEC, "--allow-run-as-root", "--oversubscribe", "-n", "1", "-x", "RANKSLICE_COMM=nccl", *rank]
+    result = subprocess.run([*told, ":", "-n", "1", *rank], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 69
+    assert result.stderr.count("--comm nccl was given to some of the ranks only") == 1
 
 
 def test_what_is_the_default_may_be_said(mini):

@@ -104,10 +104,6 @@ std::vector<Refused> refused() {
        },
        0,
        {"rank 0 (host a) found NCCL 2.27.3, older than the 2.28.9", "libnccl.so.2"}},
-      {"OtherCommunicator",
-       [](auto& cards) { cards[3].wants = "mpi"; },
-       3,
-       {"rank 3 (host b) is to use mpi, but rank 0 (host a) nccl", "the same --comm"}},
       {"OtherPieces",
        [](auto& cards) { cards[1].staging_bytes = 8192; },
        1,
@@ -141,7 +137,6 @@ TEST(GpuCards, EveryRankHasEveryonesCard) {
       EXPECT_EQ(cards[rank].host, "h" + std::to_string(rank));
       EXPECT_EQ(cards[rank].gpu, "GPU-" + std::to_string(rank));
       EXPECT_EQ(cards[rank].why_none, "none of \"them\"");
-      EXPECT_EQ(cards[rank].wants, "nccl");
       EXPECT_EQ(cards[rank].visible_gpus, 2);
       EXPECT_EQ(cards[rank].nccl_version, 23007);
       EXPECT_EQ(cards[rank].built_with, 22809);
