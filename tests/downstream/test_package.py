@@ -283,13 +283,13 @@ def test_with_components_it_gives_those_and_the_core(package, tmp_path):
 def package_of_core(package, tmp_path_factory):
     """The package as it would be without the other components."""
     prefix = shutil.copytree(package, tmp_path_factory.mktemp("core") / "prefix")
-    for part in ("hdf5", "mpi", "torch"):
+    for part in ("hdf5", "mpi", "torch", "cuda", "nccl"):
         for file in config_folder(prefix).glob(f"rankslice-{part}-targets*"):
             file.unlink()
     return prefix
 
 
-@pytest.mark.parametrize("part", ["hdf5", "mpi", "torch"])
+@pytest.mark.parametrize("part", ["hdf5", "mpi", "torch", "cuda", "nccl"])
 def test_a_component_that_was_not_built_is_refused_with_the_option_that_builds_it(part, package_of_core, tmp_path):
     said = refusal(find_package(tmp_path / part, package_of_core, f"0.1 REQUIRED COMPONENTS core {part}"))
     assert f"{config_folder(package_of_core)} was built without its component '{part}'." in said
@@ -303,8 +303,8 @@ def test_an_optional_component_may_be_missing(package_of_core, tmp_path):
 
 
 def test_what_is_no_component_is_refused(package, tmp_path):
-    said = refusal(find_package(tmp_path / "cuda", package, "REQUIRED COMPONENTS cuda"))
-    assert "rankslice has no component 'cuda'. It has: core hdf5 mpi torch." in said
+    said = refusal(find_package(tmp_path / "rocm", package, "REQUIRED COMPONENTS rocm"))
+    assert "rankslice has no component 'rocm'. It has: core hdf5 mpi torch cuda nccl." in said
 
 
 def test_another_minor_version_is_refused(package, tmp_path):
