@@ -165,6 +165,7 @@ Json summarize(Checkpoint const& checkpoint, bool asked_for_dtype) {
                   {"side_files", checkpoint.hf.side_files.size()},
                   {"left_out", checkpoint.hf.left_out},
                   {"fingerprint", checkpoint.fingerprint},
+                  {"digests", checkpoint.digests ? Json(checkpoint.digests_from) : Json(nullptr)},
                   {"problems", oddities(checkpoint)}});
   return summary;
 }
@@ -183,7 +184,9 @@ Json family_of(CheckpointParts const& parts) {
 /// not even its headers can be read.
 std::optional<Json> summarize_unmapped(Job const& job, Error const& error) {
   try {
-    auto parts = read_checkpoint_parts(job.options.input, job.open_options());
+    auto options = job.open_options();
+    options.without_manifest = true;  // which may be all that is wrong
+    auto parts = read_checkpoint_parts(job.options.input, options);
     auto const catalog = make_catalog(parts.hf, parts.hf_folder, parts.warnings);
     Json summary{{"schema", "rankslice.inspect/1"},
                  {"path", parts.path},
@@ -285,6 +288,7 @@ void print(Json const& summary) {
     print_load(summary["load"]);
     print_line("side files", std::to_string(number(summary["side_files"])));
     if (!summary["left_out"].empty()) print_line("left out", joined(summary["left_out"], ", "));
+    print_line("digests", summary["digests"].is_null() ? "none recorded" : "of the " + text(summary["digests"]));
   }
   if (!summary["problems"].empty()) return print_lines("odd", summary["problems"]);
   print_line("odd", summary.contains("error") ? "see the error" : "nothing");

@@ -151,6 +151,14 @@ def test_it_may_lie_elsewhere(mini, tmp_path):
     expect(66, "load", mini, "--manifest", tmp_path / "none.json", says=tmp_path / "none.json", ranks=2)
 
 
+def test_inspect_tells_of_it(ckpt, mini, mini_store):
+    for path, recorded in [(ckpt, "manifest"), (mini, None), (mini_store, "store")]:
+        assert run_ok("inspect", path, "--json").json["digests"] == recorded
+    (ckpt / NAME).write_text("{")
+    result = expect(65, "inspect", ckpt, "--json", says=ckpt / NAME)
+    assert result.json["family"] == "qwen3_5_moe"  # all else is still told
+
+
 def test_stores_have_digests_of_their_own(ckpt, tmp_path):
     run_ok("load", ckpt, "--store", tmp_path / "s.h5", ranks=2)
     assert reference_of(run_ok("verify", tmp_path / "s.h5", "--json")) == "store"
