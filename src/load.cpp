@@ -1,5 +1,7 @@
 #include "rankslice/load.hpp"
 
+#include <fmt/format.h>
+
 #include "io/memory.hpp"
 #include "plan/plan.hpp"
 #include "state/consistency.hpp"
@@ -36,7 +38,7 @@ StateDict load_slices(std::shared_ptr<Checkpoint const> const& source, Mesh cons
   auto const& storage = selected->storage;
   auto const plan = make_load_plan(model, storage.form, mesh, coordinate);
   StateDict state{.tensors = {}, .mesh = mesh, .coordinate = coordinate, .source = selected, .read = {}};
-  auto const digesting = options.verify == VerifyLevel::full;
+  auto const digesting = digests(options.verify);
   if (digesting) state.read = Digests(model);
   state.read.without_codes = storage.form == Form::native;
 
@@ -61,6 +63,7 @@ StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh
 StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh, Communicator& world,
                LoadOptions const& options) {
   require_same_mesh(mesh, world);
+  require_same_options(fmt::format("verify level {}", name(options.verify)), world);
   StateDict state;
   on_every_rank(world, [&] { state = load_slices(source, mesh, mesh.coordinate(world.rank()), options, &world); });
   return state;

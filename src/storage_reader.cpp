@@ -34,14 +34,19 @@ class DigestsInProgress {
 
 }  // namespace
 
-StorageReader::StorageReader(Storage const& storage, Model const& model, std::vector<std::vector<Range>> runs)
-    : storage_(storage), model_(model), runs_(std::move(runs)), open_(storage.files.size()) {}
+StorageReader::StorageReader(Storage const& storage, Model const& model, std::vector<std::vector<Range>> runs,
+                             OpenFile open)
+    : storage_(storage),
+      model_(model),
+      runs_(std::move(runs)),
+      open_file_(std::move(open)),
+      open_(storage.files.size()) {}
 
 FileReader& StorageReader::file(std::uint32_t index) {
   auto& slot = open_[index];
   if (!slot.reader) {
     auto const& known = storage_.files[index];
-    slot.reader = open_reader(known.path);
+    slot.reader = open_file_(known.path);
     slot.identity = slot.reader->identity();
     if (slot.identity.size != known.size) {
       throw FormatError(fmt::format("{}: expected {} bytes, as when its header was read, found {}", known.path,
@@ -75,9 +80,9 @@ void StorageReader::check_unchanged() const {
 }
 
 void read_pieces(Storage const& storage, Model const& model, std::vector<PlannedSlice> const& plan, Digests* sums,
-                 std::function<void(PieceRead const& read)> const& step) {
+                 std::function<void(PieceRead const& read)> const& step, OpenFile const& open) {
   auto const pieces = in_file_order(storage, model, plan);
-  StorageReader reader(storage, model, merged_runs(storage, model, pieces));
+  StorageReader reader(storage, model, merged_runs(storage, model, pieces), open);
   DigestsInProgress digests(model, plan, pieces);
   for (auto const& [item, located] : pieces) {
     step({.item = item,
@@ -91,12 +96,13 @@ void read_pieces(Storage const& storage, Model const& model, std::vector<Planned
 }
 
 Digests digest_slices(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& storage,
-                      BlockDone const& done) {
+                      BlockDone const& done, OpenFile const& open) {
   Digests sums(model);
   sums.without_codes = storage.form == Form::native;
   Transfer transfer(model, storage.form, done);
-  read_pieces(storage, model, plan, &sums,
-              [&](PieceRead const& read) { transfer.digest(read.piece, read.slice, read.files, read.sink); });
+  read_pieces(
+      storage, model, plan, &sums,
+      [&](PieceRead const& read) { transfer.digest(read.piece, read.slice, read.files, read.sink); }, open);
   return sums;
 }
 

@@ -16,13 +16,17 @@ namespace rankslice {
 /// Called for every piece that holds something of a slice, with what it holds of it.
 using PieceStep = std::function<void(StoredPiece const& piece, Slice const& slice, PieceFiles const& files)>;
 
+/// How the files of a storage are opened.
+using OpenFile = std::function<std::unique_ptr<FileReader>(std::string const& path)>;
+
 /// The files of a storage, opened when first needed, and watched: a file that is not the size the headers speak of, or
 /// that is replaced or written to while it is read, is an error.
 class StorageReader {
  public:
   /// Both outlive the reader. `runs`: what will be read of each file, if that is known: small ranges that touch are
   /// then read together.
-  StorageReader(Storage const& storage, Model const& model, std::vector<std::vector<Range>> runs = {});
+  StorageReader(Storage const& storage, Model const& model, std::vector<std::vector<Range>> runs = {},
+                OpenFile open = open_reader);
 
   /// @throws IoError, FormatError, PlanError when the storage lacks something of the slice.
   void for_each_piece(PlannedSlice const& wanted, PieceStep const& step);
@@ -37,7 +41,7 @@ class StorageReader {
   void check_unchanged() const;
 
  private:
-  struct OpenFile {
+  struct OpenedFile {
     std::unique_ptr<FileReader> reader;
     FileIdentity identity;
   };
@@ -45,7 +49,8 @@ class StorageReader {
   Model const& model_;
   std::vector<std::vector<Range>> runs_;  // by file index, as the files
   ReadWindows windows_;
-  std::vector<OpenFile> open_;
+  OpenFile open_file_;
+  std::vector<OpenedFile> open_;
 };
 
 /// A piece as it is read for one of the slices of a plan.
@@ -61,10 +66,10 @@ struct PieceRead {
 /// touch are read together. Digests go to `sums`, if given. Then the files are still what they were.
 /// @throws IoError, FormatError; PlanError when the storage lacks something of a slice.
 void read_pieces(Storage const& storage, Model const& model, std::vector<PlannedSlice> const& plan, Digests* sums,
-                 std::function<void(PieceRead const& read)> const& step);
+                 std::function<void(PieceRead const& read)> const& step, OpenFile const& open = open_reader);
 
 /// Digest the slices of a plan as `storage` holds them.
 [[nodiscard]] Digests digest_slices(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& storage,
-                                    BlockDone const& done);
+                                    BlockDone const& done, OpenFile const& open = open_reader);
 
 }  // namespace rankslice

@@ -11,11 +11,13 @@
 #include "gathered_tensors.hpp"
 #include "hf_files.hpp"
 #include "native_source.hpp"
+#include "reread.hpp"
 #include "shared_output.hpp"
 #include "slice_writer.hpp"
 #include "state/consistency.hpp"
 #include "verify/compare.hpp"
 #include "verify/mesh_tables.hpp"
+#include "verify/shared_mismatches.hpp"
 #include "watch.hpp"
 
 namespace rankslice {
@@ -117,15 +119,15 @@ class Export {
     return written;
   }
 
-  /// Side files, the index, and the final name. `form`: in which what was not copied was read; nothing of memory.
-  [[nodiscard]] ExportReport publish(std::optional<Form> form) {
+  /// Side files, the index, and the final name. `streamed`: bytes that were read of the tensors; none of memory.
+  [[nodiscard]] ExportReport publish(std::uint64_t streamed) {
     auto const& hf = plan_.target.files.hf;
     on_every_rank(world_, [&] {
       if (world_.rank() == 0) add_other_files(hf, output_.path(), alive_);
     });
     output_.publish();
     return {.headers = hf.headers,
-            .bytes_read = bytes_read(form),
+            .bytes_read = streamed + originals_read(),
             .bytes_written = bytes_.wanted + copied_bytes_,
             .files = hf.files.size()};
   }
@@ -168,13 +170,9 @@ class Export {
   }
 
   /// Originals count once for comparing and once for copying.
-  [[nodiscard]] std::uint64_t bytes_read(std::optional<Form> form) const {
-    auto const& [computed, compared, copied] = plan_.slices;
-    auto bytes = plan_bytes(model_, copied, Form::hf);
-    if (form) bytes += plan_bytes(model_, plan_.gather ? plan_.sent : computed, *form);
-    if (!compared_) return bytes;
-    if (form) bytes += plan_bytes(model_, compared, *form);
-    return bytes + plan_bytes(model_, compared, Form::hf);
+  [[nodiscard]] std::uint64_t originals_read() const {
+    auto const copied = plan_bytes(model_, plan_.slices.copied, Form::hf);
+    return compared_ ? copied + plan_bytes(model_, plan_.slices.compared, Form::hf) : copied;
   }
 
   Model const& model_;
@@ -249,6 +247,27 @@ void write_converted(Model const& model, ExportPlan const& plan, StreamedTensors
   });
 }
 
+/// What of a checkpoint a rank streams to write its part of an export, or to send it to who writes.
+std::vector<PlannedSlice> streamed_slices(Checkpoint const& source, ExportPlan const& plan, int ranks, int rank) {
+  auto const mesh = make_mesh(ranks);
+  auto slices = plan_export(plan.target, mesh, mesh.coordinate(rank));
+  auto streamed = plan.gather ? slices_sent_by(*plan.gather, rank) : std::move(slices.computed);
+  auto const compares = plan.originals && source.storage.form == Form::native;
+  if (compares) streamed.insert(streamed.end(), slices.compared.begin(), slices.compared.end());
+  return streamed;
+}
+
+/// What was streamed is the same when another rank reads it. Collective. @throws VerifyError
+Reread reread_streamed(Checkpoint const& source, ExportPlan const& plan, Digests const& read, CallOptions const& call,
+                       Communicator& world) {
+  auto const streamed_by = [&](int rank) { return streamed_slices(source, plan, world.size(), rank); };
+  VerifyReport report;
+  read_again(source, streamed_by, read, world, call, report);
+  share_mismatches(report, world);
+  on_every_rank(world, [&] { report.throw_if_bad(); });
+  return report.reread.value();
+}
+
 }  // namespace
 
 ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communicator& world,
@@ -271,15 +290,16 @@ ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communica
     require_equal(plan.target.model, NamedTable{"held", expected.source}, NamedTable{"written", written.source});
     if (!plan.target.converted) require_fitting(*state.source, plan.target.taken, expected, written);
   });
-  return output.publish(std::nullopt);
+  return output.publish(0);
 }
 
 ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Communicator& world,
                    ExportOptions const& options, VerifyLevel verify) {
   auto const& model = checkpoint.model;
+  require_same_options(fmt::format("verify level {}", name(verify)), world);
   auto const plan =
       agree_on_export(checkpoint, {.mesh = make_mesh(world.size()), .dense_everywhere = false}, world, options);
-  if (verify == VerifyLevel::full) require_equal_copies(checkpoint, world, options.call);
+  if (digests(verify)) require_equal_copies(checkpoint, world, options.call);
 
   StreamedTensors streamed(checkpoint.storage, model);
   std::optional<Digests> originals;
@@ -289,7 +309,7 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
   Export output(plan, std::move(originals), out_dir, world, options);
   plan.target.converted ? write_converted(model, plan, streamed, output, world)
                         : write_as_read(checkpoint, plan, streamed, output, world);
-  if (verify == VerifyLevel::full && checkpoint.digests) {
+  if (digests(verify) && checkpoint.digests) {
     auto read = streamed.read();
     auto const recorded = without_left_out(tensors_to_read(plan.target, model), *checkpoint.digests);
     sum_over_ranks({&read}, world);
@@ -297,7 +317,14 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
       require_equal(model, NamedDigests{checkpoint.digests_from, recorded}, NamedDigests{"read", read});
     });
   }
-  return output.publish(checkpoint.storage.form);
+  std::optional<Reread> reread;
+  if (verify == VerifyLevel::reread) {
+    reread = reread_streamed(checkpoint, plan, streamed.read(), options.call, world);
+  }
+  auto const streamed_here = streamed_slices(checkpoint, plan, world.size(), world.rank());
+  auto report = output.publish(stored_bytes(checkpoint.storage, model, streamed_here).read);
+  report.reread = reread;
+  return report;
 }
 
 }  // namespace rankslice

@@ -8,6 +8,7 @@
 #include "copies.hpp"
 #include "hf_files.hpp"
 #include "plan/plan.hpp"
+#include "reread.hpp"
 #include "state/consistency.hpp"
 #include "storage_reader.hpp"
 #include "verify/compare.hpp"
@@ -97,6 +98,21 @@ Comparable only_whole(StateDict const& state, Digests const& recorded) {
   return digests;
 }
 
+std::string describe(VerifyOptions const& options) {
+  auto const* const against = options.against;
+  return fmt::format("verify level {}{}", name(options.level),
+                     against != nullptr ? fmt::format(", against {} ({})", against->path, model_fingerprint(*against))
+                                        : std::string());
+}
+
+/// What each rank of the mesh of a state read when it was loaded.
+ReadByRank slices_loaded(StateDict const& state) {
+  return [&state](int rank) {
+    auto const& source = *state.source;
+    return make_load_plan(source.model, source.storage.form, state.mesh, state.mesh.coordinate(rank)).slices;
+  };
+}
+
 void verify_contents(StateDict const& state, MeshTables& mesh, Communicator& world, VerifyOptions const& options,
                      VerifyReport& report) {
   Digests held;
@@ -108,7 +124,32 @@ void verify_contents(StateDict const& state, MeshTables& mesh, Communicator& wor
   auto read = state.read;
   mesh.reduce(read.source, "read", report.mismatches);
   mesh.reduce(read.stored, "read", report.mismatches);
+  if (options.level == VerifyLevel::reread) {
+    read_again(*state.source, slices_loaded(state), state.read, world, options.call, report);
+  }
   compare_with_references(*state.source, read, options, world, state.mesh, report);
+}
+
+/// What one of several ranks reads when they read a checkpoint together.
+std::vector<PlannedSlice> share_of(Checkpoint const& checkpoint, int ranks, int rank) {
+  auto const mesh = make_mesh(ranks);
+  return make_save_plan(checkpoint.model, mesh, mesh.coordinate(rank));
+}
+
+/// The digests of this rank's share. Collective.
+Digests digest_share(Checkpoint const& checkpoint, Communicator& world, CallOptions const& call) {
+  Digests share;
+  on_every_rank(world, [&] {
+    auto const slices = share_of(checkpoint, world.size(), world.rank());
+    auto const bytes = plan_bytes(checkpoint.model, slices, checkpoint.storage.form);
+    share = digest_slices(checkpoint.model, slices, checkpoint.storage, watch(call, "verify", bytes, &world));
+  });
+  return share;
+}
+
+void sum_over(Communicator& world, Digests& digests) {
+  world.all_reduce(digests.source.values(), Reduce::sum);
+  world.all_reduce(digests.stored.values(), Reduce::sum);
 }
 
 }  // namespace
@@ -116,7 +157,7 @@ void verify_contents(StateDict const& state, MeshTables& mesh, Communicator& wor
 VerifyReport verify(StateDict const& state, VerifyOptions const& options) {
   VerifyReport report;
   report.level = options.level;
-  if (options.level != VerifyLevel::full) return report;
+  if (!digests(options.level)) return report;
   require_consistent(state);
   for (auto const& [fqn, tensor] : state.tensors) {
     ++report.tensors;
@@ -130,6 +171,9 @@ VerifyReport verify(StateDict const& state, VerifyOptions const& options) {
   auto const rank = state.mesh.rank(state.coordinate);
   auto const held = digest_held(state, options.call, nullptr);
   add(report, differences(model, NamedDigests{"read", state.read}, {"held", held}, rank));
+  if (options.level == VerifyLevel::reread) {
+    read_again(*state.source, slices_loaded(state)(rank), state.read, rank, options.call, report);
+  }
   if (state.source->digests) {
     report.reference = state.source->digests_from;
     auto const comparable = only_whole(state, *state.source->digests);
@@ -142,6 +186,7 @@ VerifyReport verify(StateDict const& state, VerifyOptions const& options) {
 VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions const& options) {
   VerifyReport report;
   report.level = options.level;
+  require_same_options(describe(options), world);
   if (options.level == VerifyLevel::off) return report;
   on_every_rank(world, [&] { require_consistent(state, world); });
   for (auto const& [fqn, tensor] : state.tensors) {
@@ -149,40 +194,40 @@ VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions c
     if (tensor.parameter.stacked_experts) report.experts += tensor.parameter.shape[0];
   }
   if (check_alike(state, world, report.mismatches)) {  // else the ranks would take different steps
-    if (options.level == VerifyLevel::full) require_equal_copies(*state.source, world, options.call);
+    if (digests(options.level)) require_equal_copies(*state.source, world, options.call);
     MeshTables mesh(state, world);
     check_coverage(state, mesh, report.mismatches);
-    if (options.level == VerifyLevel::full) verify_contents(state, mesh, world, options, report);
+    if (digests(options.level)) verify_contents(state, mesh, world, options, report);
   }
   share_mismatches(report, world);
   return report;
 }
 
 Digests digest(Checkpoint const& checkpoint, Communicator& world, CallOptions const& call) {
-  auto const& model = checkpoint.model;
-  Digests sums;
-  on_every_rank(world, [&] {
-    auto const mesh = make_mesh(world.size());
-    auto const plan = make_save_plan(model, mesh, mesh.coordinate(world.rank()));
-    auto const bytes = plan_bytes(model, plan, checkpoint.storage.form);
-    sums = digest_slices(model, plan, checkpoint.storage, watch(call, "verify", bytes, &world));
-  });
-  world.all_reduce(sums.source.values(), Reduce::sum);
-  world.all_reduce(sums.stored.values(), Reduce::sum);
-  return sums;
+  auto read = digest_share(checkpoint, world, call);
+  sum_over(world, read);
+  return read;
 }
 
 VerifyReport verify(Checkpoint const& checkpoint, Communicator& world, VerifyOptions const& options) {
   VerifyReport report;
   report.level = options.level;
+  require_same_options(describe(options), world);
   if (options.level == VerifyLevel::off) return report;
+  require_same(model_fingerprint(checkpoint), "has another checkpoint than rank 0: " + checkpoint.path, world);
   report.tensors = checkpoint.model.parameters.size();
   for (auto const& parameter : checkpoint.model.parameters) {
     if (parameter.stacked_experts) report.experts += parameter.part_count();
   }
   if (options.level == VerifyLevel::coverage) return report;  // opening it has proved that much
   require_equal_copies(checkpoint, world, options.call);
-  report.read = digest(checkpoint, world, options.call);
+  auto read = digest_share(checkpoint, world, options.call);
+  if (options.level == VerifyLevel::reread) {
+    auto const read_by = [&](int rank) { return share_of(checkpoint, world.size(), rank); };
+    read_again(checkpoint, read_by, read, world, options.call, report);
+  }
+  sum_over(world, read);
+  report.read = std::move(read);
   on_every_rank(world, [&] {
     if (world.rank() == 0) check_side_files(checkpoint.hf, watch({.stop = options.call.stop}, "verify", 0, &world));
   });

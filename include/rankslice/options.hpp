@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <stop_token>
 #include <string>
 #include <string_view>
@@ -20,7 +21,15 @@ enum class VerifyLevel : std::uint8_t {
   off,
   coverage,  ///< Every rank has the same keys, shapes and dtypes; the slices tile each tensor.
   full,      ///< … and what was read is what is held, and is the reference where there is one.
+  reread,    ///< … and another rank reads the same when it reads the same bytes again.
 };
+
+/// "off", "coverage", "full", "reread"
+[[nodiscard]] std::string_view name(VerifyLevel level);
+/// The inverse of `name`; nothing for an unknown one.
+[[nodiscard]] std::optional<VerifyLevel> parse_verify_level(std::string_view name);
+/// Whether a level needs the digests of what is read while loading.
+[[nodiscard]] constexpr bool digests(VerifyLevel level) { return level >= VerifyLevel::full; }
 
 /// What every long call accepts.
 struct CallOptions {

@@ -1,9 +1,11 @@
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "rankslice/state_dict.hpp"
 #include "rankslice/store.hpp"
+#include "rankslice/verify.hpp"
 
 namespace rankslice {
 
@@ -44,6 +46,7 @@ struct ExportReport {
   std::uint64_t bytes_read = 0;
   std::uint64_t bytes_written = 0;  ///< Tensor bytes that this rank wrote.
   std::uint64_t files = 0;
+  std::optional<Reread> reread{};  ///< Of `VerifyLevel::reread`.
 };
 
 /// Reassemble the global Hugging Face checkpoint from the ranks' shards: the source's headers, index and side files,
@@ -61,8 +64,9 @@ struct ExportReport {
 ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communicator& world,
                    ExportOptions const& options = {});
 
-/// The same, streamed from an opened checkpoint or store through a bounded buffer; with `verify` its recorded digests
-/// must be met. Collective, with the same options on every rank. @throws as above
+/// The same, streamed from an opened checkpoint or store through a bounded buffer. What is written is compared with
+/// what was read, whatever `verify` is; from `full` on the recorded digests must be met, and for `reread` another rank
+/// must read the same. Collective, with the same options on every rank. @throws as above
 ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Communicator& world,
                    ExportOptions const& options = {}, VerifyLevel verify = VerifyLevel::full);
 

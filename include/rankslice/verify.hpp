@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,9 +27,20 @@ struct Mismatch {
   std::string what;  ///< "layer 3, expert 17, rank 2: read …, held …"
 };
 
+/// Who read the bytes again, of all ranks the least that one can say.
+struct Reread {
+  bool another_rank = false;  ///< … than read them first.
+  bool another_host = false;
+  bool past_page_cache = false;  ///< From the file system itself. Asked of it wherever the host is the same one.
+  std::uint64_t bytes = 0;       ///< By all ranks together.
+};
+
 struct VerifyReport {
   VerifyLevel level = VerifyLevel::off;
-  std::string reference = "none";  ///< "none", "store", "manifest", "against"
+  /// The strongest that was compared with, though all that there are were: "against", of other files; "store" or
+  /// "manifest", what was recorded before; "reread", the same bytes once more; "none".
+  std::string reference = "none";
+  std::optional<Reread> reread{};  ///< Of `VerifyLevel::reread`.
   /// Of `against`: of tensors whose values do not give back what they were computed from, quantised weights before all,
   /// only the values were compared, as one of the two has no digests of their codes and scales.
   bool without_codes = false;

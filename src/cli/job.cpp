@@ -58,6 +58,13 @@ void spare_input(std::string const& output, std::string const& input) {
   }
 }
 
+Json describe_reread(Reread const& reread) {
+  return {{"by", reread.another_rank ? "another rank" : "the same rank"},
+          {"on", reread.another_host ? "another host" : "the same host"},
+          {"past_page_cache", reread.past_page_cache},
+          {"bytes", reread.bytes}};
+}
+
 }  // namespace
 
 bool same_place(std::string const& a, std::string const& b) {
@@ -120,7 +127,7 @@ Job::Job(Options const& job_options, Communicator& job_world, std::string const&
             {"choices",
              {{"dense", "each-rank"},
               {"io", "pread"},
-              {"digest", options.verify == "off" ? "off" : "while reading"},
+              {"digest", digests(options.verify_level()) ? "while reading" : "off"},
               {"device", "cpu"},
               {"comm", world.kind()}}},
             {"dry_run", options.dry_run},
@@ -274,8 +281,9 @@ void Job::report_headers(HeaderOrigin headers) {
 
 void Job::report_verify(VerifyReport const& verified) {
   auto& entry = report["verify"];
-  entry["level"] = verified.level == VerifyLevel::off ? "off" : "full";
+  entry["level"] = name(verified.level);
   entry["reference"] = verified.reference;
+  if (verified.reread) entry["reread"] = describe_reread(*verified.reread);
   if (verified.without_codes) entry["codes"] = "not compared";
   entry["tensors"] = verified.tensors;
   entry["experts"] = verified.experts;

@@ -137,9 +137,18 @@ void list_plan(Job& job, Checkpoint const& source, Mesh const& mesh) {
 
 std::string describe(VerifyReport const& verified, double seconds) {
   if (verified.level == VerifyLevel::off) return "verify   off";
-  return fmt::format("verify   {:.2f} s  {}, {}: no difference; reference: {}{}", seconds,
-                     counted(verified.tensors, "tensor"), counted(verified.experts, "expert block"), verified.reference,
+  auto const what = fmt::format("verify   {:.2f} s  {}, {}", seconds, counted(verified.tensors, "tensor"),
+                                counted(verified.experts, "expert block"));
+  if (verified.level == VerifyLevel::coverage) return what + ": all there; no bytes compared (--verify coverage)";
+  return fmt::format("{}: no difference; reference: {}{}{}", what, verified.reference,
+                     verified.reread ? "; " + describe(*verified.reread) : "",
                      verified.without_codes ? "; codes and scales not compared" : "");
+}
+
+std::string describe(Reread const& reread) {
+  return fmt::format(
+      "{} read again by {} on {}{}", human_bytes(reread.bytes), reread.another_rank ? "another rank" : "the same rank",
+      reread.another_host ? "another host" : "the same host", reread.past_page_cache ? ", past the page cache" : "");
 }
 
 void throw_if_bad(Communicator& world, VerifyReport const& verified) {

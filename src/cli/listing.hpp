@@ -12,8 +12,9 @@ void list_plan(Job& job, Checkpoint const& source, Mesh const& mesh);
 
 [[nodiscard]] Json mesh_json(Mesh const& mesh);
 
-/// One line for people.
+/// One line for people, and what it says of bytes that were read again.
 [[nodiscard]] std::string describe(VerifyReport const& verified, double seconds);
+[[nodiscard]] std::string describe(Reread const& reread);
 
 /// An error of all ranks alike, told once. Collective; `verified` is the same on all ranks.
 void throw_if_bad(Communicator& world, VerifyReport const& verified);

@@ -130,6 +130,7 @@ int run(Options const& options, Communicator& world, Ranks* ranks) {
   try {
     job.prepare_report();
     on_every_rank(world, [&] { check_options(options); });
+    require_same_options(options, world);
     find_command(options.command)(job);
     on_every_rank(world, [&] { job.finish(); });
     return static_cast<int>(ExitCode::done);

@@ -110,7 +110,10 @@ void add_job_options(CLI::App& app, Options& o, std::string_view keys_of = "sour
   option(app, "--device", o.device, "auto or cpu; cuda is not in this version")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
-  option(app, "--verify", o.verify, "What is proved: off or full")
+  option(app, "--verify", o.verify,
+         "What is proved: off, coverage (who holds what), full (what was read is held, and as recorded), or reread "
+         "(the same, "
+         "and another rank reads the bytes again)")
       ->check(CLI::IsMember({"off", "coverage", "full", "reread"}))
       ->capture_default_str();
   add_rank_options(app, o);
@@ -335,7 +338,6 @@ void check_options(Options const& o) {
   if (o.device == "cuda") throw DeviceError("--device cuda: not in this version; tensors are loaded on the CPU");
   if (o.comm == "nccl" && o.rank) throw UsageError("--comm nccl: a rank-local load talks to nobody");
   (void)key_selection(o.include, o.exclude);  // refuses bad patterns before any file is opened
-  refuse(o.verify == "coverage" || o.verify == "reread", "--verify " + o.verify);
   if (o.write_manifest && o.verify != "full" && o.verify != "reread") {
     throw UsageError(fmt::format("--write-manifest reads every byte, which --verify {} does not", o.verify));
   }
@@ -361,7 +363,7 @@ std::chrono::milliseconds Options::timeout() const {
   return std::chrono::milliseconds(std::max<std::int64_t>(1, static_cast<std::int64_t>(timeout_s * 1000)));
 }
 
-VerifyLevel Options::verify_level() const { return verify == "off" ? VerifyLevel::off : VerifyLevel::full; }
+VerifyLevel Options::verify_level() const { return parse_verify_level(verify).value(); }
 
 std::optional<DType> Options::open_dtype() const {
   return parse_torch_dtype(dtype);  // nothing for preserve

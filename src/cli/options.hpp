@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "rankslice/communicator.hpp"
 #include "rankslice/dtype.hpp"
 #include "rankslice/options.hpp"
 
@@ -73,5 +74,10 @@ struct Options {
 /// @throws UsageError for what makes no sense together or is not in this version, DeviceError for devices and
 /// communicators that this version lacks
 void check_options(Options const& options);
+
+/// Each process reads its own command line and environment: see that they ask for the same. What concerns only the
+/// process that says it (its lines on stderr, where its report goes) may differ. Collective. @throws UsageError naming
+/// the rank and an option.
+void require_same_options(Options const& options, Communicator& world);
 
 }  // namespace rankslice::cli

@@ -86,7 +86,9 @@ void to_hf(Job& job) {
   job.report["bytes"]["written"] = written.front();
   VerifyReport verified;  // an export that differs is an error, so there is nothing else to report
   verified.level = options.verify_level();
-  verified.reference = checkpoint->digests && verified.level == VerifyLevel::full ? checkpoint->digests_from : "none";
+  verified.reread = exported.reread;
+  if (verified.reread) verified.reference = "reread";
+  if (digests(verified.level) && checkpoint->digests) verified.reference = checkpoint->digests_from;
   for (auto const& parameter : target.model.parameters) {
     if (std::ranges::none_of(parameter.tensors, [&](std::uint32_t tensor) { return target.taken[tensor]; })) continue;
     ++verified.tensors;

@@ -38,7 +38,7 @@ void verify(Job& job) {
     verified = rankslice::verify(*checkpoint, job.world,
                                  {.level = options.verify_level(), .against = against.get(), .call = job.call()});
   });
-  auto const read = verified.level == VerifyLevel::off ? 0 : bytes;
+  auto const read = digests(verified.level) ? bytes : 0;
   job.report_ranks({.wanted = read, .read = read}, 0);
   job.report_verify(verified);
   throw_if_bad(job.world, verified);

@@ -76,6 +76,11 @@ void require_same(std::string const& fingerprint, std::string const& problem, Co
   });
 }
 
+void require_same_options(std::string const& options, Communicator& world) {
+  require_same(xxh3_128(std::as_bytes(std::span(options))),
+               fmt::format("its options are not those of rank 0, as they must be: {}", options), world);
+}
+
 std::string model_fingerprint(Checkpoint const& source) {
   auto text = fmt::format("{} {}", source.fingerprint, source.family);
   for (auto const& parameter : source.model.parameters) {

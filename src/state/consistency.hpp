@@ -23,6 +23,10 @@ void require_same_mesh(Mesh const& mesh, Communicator& world);
 /// @throws PlanError, which says `problem`, of a rank that has not.
 void require_same(std::string const& fingerprint, std::string const& problem, Communicator& world);
 
+/// Every rank passes the same options of a call; `options` is what they say ("verify level full"). Ranks that differ
+/// would take different steps, and wait for one another. Collective. @throws PlanError naming a rank that differs
+void require_same_options(std::string const& options, Communicator& world);
+
 /// What the ranks must have alike of a state's source: the Hugging Face files, and what they are taken for: the family,
 /// and names, dtypes, layouts and global shapes of the parameters. 32 hex digits.
 [[nodiscard]] std::string model_fingerprint(Checkpoint const& source);

@@ -1,8 +1,12 @@
 #!/bin/sh
 # Starts one rank of a job under test: notes its pid in $ON_RANK_DIR, and traces it with "strace $ON_RANK_STRACE" when it
 # is among $ON_RANK_TRACED. With $ON_RANK_CODES it notes the exit code instead of leaving with it, because a launcher
-# stops the other ranks as soon as one has left with an error.
+# stops the other ranks as soon as one has left with an error. On rank 1 it sets the variable "$ON_RANK_1_SETS" (NAME=value).
 rank=${OMPI_COMM_WORLD_RANK:-0}
+if [ "$rank" = 1 ] && [ -n "$ON_RANK_1_SETS" ]; then
+  # shellcheck disable=SC2163 # the name is in the value
+  export "$ON_RANK_1_SETS"
+fi
 case " $ON_RANK_TRACED " in
   # -D: the tracer is the child, so the program keeps this pid and stays the launcher's own child.
   *" $rank "* | *" all "*)

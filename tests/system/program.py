@@ -37,6 +37,7 @@ class OnRank:
     traced: str = ""  # ranks, or "all"
     strace: str = ""
     codes: bool = False
+    rank_1_sets: str = ""  # NAME=value, in the environment of rank 1 only
 
     def environment(self):
         return {
@@ -44,6 +45,7 @@ class OnRank:
             "ON_RANK_TRACED": self.traced,
             "ON_RANK_STRACE": self.strace,
             "ON_RANK_CODES": "1" if self.codes else "",
+            "ON_RANK_1_SETS": self.rank_1_sets,
         }
 
     def pid(self, rank, timeout=20):

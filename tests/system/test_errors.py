@@ -302,10 +302,6 @@ def test_a_store_that_ends_early_is_refused(store, size):
 
 # Wrong usage --------------------------------------------------------------------------------------------------------
 
-LATER = [
-    ["load", "CKPT", "--verify", "coverage"],
-    ["load", "CKPT", "--verify", "reread"],
-]
 WRONG = [
     ["load", "CKPT", "--nonsense"],
     ["nonsense"],
@@ -328,12 +324,6 @@ UNAVAILABLE = [["load", "CKPT", "--device", "cuda"], ["load", "CKPT", "--comm", 
 
 def filled(arguments, mini, tmp_path):
     return [{"CKPT": mini, "OUT": tmp_path / "out"}.get(argument, argument) for argument in arguments]
-
-
-@pytest.mark.parametrize("arguments", LATER, ids=" ".join)
-def test_what_comes_later_is_refused_as_such(arguments, mini, tmp_path):
-    expect(2, *filled(arguments, mini, tmp_path), says="not in this version")
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("arguments", WRONG, ids=lambda arguments: " ".join(arguments) or "nothing")

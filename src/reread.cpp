@@ -1,0 +1,120 @@
+#include "reread.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "io/direct_reader.hpp"
+#include "storage_reader.hpp"
+#include "verify/compare.hpp"
+#include "verify/second_readers.hpp"
+#include "watch.hpp"
+
+namespace rankslice {
+
+namespace {
+
+/// Opens files past the page cache where the file system does that, and remembers where it did not.
+class DirectFiles {
+ public:
+  [[nodiscard]] std::unique_ptr<FileReader> open(std::string const& path) {
+    auto reader = open_direct_reader(path, block_);
+    if (reader) return reader;
+    all_direct_ = false;
+    return open_reader(path);
+  }
+  [[nodiscard]] bool all_direct() const { return all_direct_; }
+
+ private:
+  DirectBlock block_;
+  bool all_direct_ = true;
+};
+
+/// One more reading of what another rank, or this one, has read.
+struct SecondReading {
+  Digests digests;
+  Reread how;
+};
+
+SecondReading read_slices(Checkpoint const& source, std::vector<PlannedSlice> const& slices, bool past_page_cache,
+                          CallOptions const& call, Communicator* world) {
+  auto const bytes = stored_bytes(source.storage, source.model, slices).read;
+  SecondReading second;
+  second.how.bytes = bytes;
+  DirectFiles direct;
+  auto const open = [&](std::string const& path) { return past_page_cache ? direct.open(path) : open_reader(path); };
+  auto const done = watch(call, "verify", bytes, world);
+  second.digests = digest_slices(source.model, slices, source.storage, done, open);
+  second.how.past_page_cache = past_page_cache && direct.all_direct();
+  return second;
+}
+
+void compare(Model const& model, Digests const& read, Digests const& again, std::string const& again_by, int rank,
+             VerifyReport& report) {
+  auto const found = differences(model, NamedDigests{again_by, again}, {"read", read}, rank);
+  report.mismatches.insert(report.mismatches.end(), found.begin(), found.end());
+}
+
+/// Hand a table to the rank whose bytes it is of, and get one's own.
+void exchange(DigestTable& table, int to, int from, Communicator& world) {
+  auto received = table;
+  auto const receiving = world.start_receive(std::as_writable_bytes(received.values()), from);
+  auto const sending = world.start_send(std::as_bytes(table.values()), to);
+  receiving->wait();
+  sending->wait();
+  table = std::move(received);
+}
+
+/// The least that all ranks can say.
+Reread agree(Reread const& mine, Communicator& world) {
+  std::vector<std::uint64_t> least{mine.another_rank ? 1U : 0U, mine.another_host ? 1U : 0U,
+                                   mine.past_page_cache ? 1U : 0U};
+  std::vector<std::uint64_t> bytes{mine.bytes};
+  world.all_reduce(least, Reduce::min);
+  world.all_reduce(bytes, Reduce::sum);
+  return {.another_rank = least[0] != 0,
+          .another_host = least[1] != 0,
+          .past_page_cache = least[2] != 0,
+          .bytes = bytes.front()};
+}
+
+std::vector<std::string> hosts_of(Communicator const& world) {
+  std::vector<std::string> hosts;
+  for (int rank = 0; rank < world.size(); ++rank) hosts.push_back(world.host(rank));
+  return hosts;
+}
+
+}  // namespace
+
+void read_again(Checkpoint const& source, ReadByRank const& slices_of, Digests const& read, Communicator& world,
+                CallOptions const& call, VerifyReport& report) {
+  auto const hosts = hosts_of(world);
+  auto const second_reader = second_readers(hosts);
+  auto const mine = world.rank();
+  auto const reader = second_reader[static_cast<std::size_t>(mine)];
+  auto const first = static_cast<int>(std::ranges::find(second_reader, mine) - second_reader.begin());
+  auto const same_host = hosts[static_cast<std::size_t>(first)] == hosts[static_cast<std::size_t>(mine)];
+  SecondReading second;
+  on_every_rank(world, [&] { second = read_slices(source, slices_of(first), same_host, call, &world); });
+  second.how.another_rank = first != mine;
+  second.how.another_host = !same_host;
+  if (first != mine) {
+    on_every_rank(world, [&] {
+      exchange(second.digests.source, first, reader, world);
+      exchange(second.digests.stored, first, reader, world);
+    });
+  }
+  report.reread = agree(second.how, world);
+  report.reference = "reread";
+  compare(source.model, read, second.digests, fmt::format("read again by rank {}", reader), mine, report);
+}
+
+void read_again(Checkpoint const& source, std::vector<PlannedSlice> const& slices, Digests const& read, int rank,
+                CallOptions const& call, VerifyReport& report) {
+  auto const second = read_slices(source, slices, true, call, nullptr);
+  report.reread = second.how;
+  report.reference = "reread";
+  compare(source.model, read, second.digests, "read again", rank, report);
+}
+
+}  // namespace rankslice
