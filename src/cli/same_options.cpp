@@ -31,6 +31,7 @@ std::string describe(Options const& o) {
                                                                               {"--save-shards", o.save_shards},
                                                                               {"--against", o.against},
                                                                               {"--source", o.source},
+           {"--manifest", o.manifest},
                                                                               {"--export-layout", o.export_layout},
                                                                               {"--gdn-dtype", o.gdn_dtype},
                                                                               {"--preset", o.preset},
@@ -45,7 +46,6 @@ std::string describe(Options const& o) {
     say(name, flag);
   }
   say("--write-manifest", o.write_manifest.value_or("not given"));
-  say("--manifest", o.manifest.value_or("not given"));
   say("--ep", o.ep);
   say("--ep-shard", o.ep_shard);
   say("--repeats", o.repeats);

@@ -91,7 +91,7 @@ void match(KnownTensor const& mine, KnownTensor const& theirs, MatchedDigests& m
 
 /// The entries of one tensor that differ.
 void append_differences(Model const& model, std::size_t index, NamedTable const& expected, NamedTable const& found,
-                        int rank, std::vector<Mismatch>& mismatches) {
+                        int rank, DigestTable const& known, std::vector<Mismatch>& mismatches) {
   auto const& tensor = model.tensors[index];
   auto const stacked = model.parameters[tensor.parameter].stacked_experts;
   auto const want = expected.table.of(index);
@@ -102,7 +102,7 @@ void append_differences(Model const& model, std::size_t index, NamedTable const&
     auto what = fmt::format("{}: {} digest {:016x}, {} {:016x}", describe(tensor, expert), expected.name, want[e],
                             found.name, have[e]);
     if (stacked) {
-      auto const owner = owner_of(have[e], {static_cast<std::uint32_t>(index), e}, model, expected.table);
+      auto const owner = owner_of(have[e], {static_cast<std::uint32_t>(index), e}, model, known);
       if (owner) what += fmt::format(" (holds the values of {})", name_owner(model, tensor, *owner));
     }
     if (rank >= 0) what = fmt::format("rank {}: {}", rank, what);
@@ -113,25 +113,28 @@ void append_differences(Model const& model, std::size_t index, NamedTable const&
 
 }  // namespace
 
-std::vector<Mismatch> differences(Model const& model, NamedTable const& expected, NamedTable const& found, int rank) {
+std::vector<Mismatch> differences(Model const& model, NamedTable const& expected, NamedTable const& found, int rank,
+                                  DigestTable const* known) {
+  auto const& values = known != nullptr ? *known : expected.table;
   std::vector<Mismatch> mismatches;
   for (std::size_t i = 0; i < model.tensors.size(); ++i)
-    append_differences(model, i, expected, found, rank, mismatches);
+    append_differences(model, i, expected, found, rank, values, mismatches);
   return mismatches;
 }
 
-std::vector<Mismatch> differences(Model const& model, NamedDigests const& expected, NamedDigests const& found,
-                                  int rank) {
+std::vector<Mismatch> differences(Model const& model, NamedDigests const& expected, NamedDigests const& found, int rank,
+                                  Digests const* known) {
   auto const only_invertible = expected.digests.without_codes || found.digests.without_codes;
+  auto const& values = known != nullptr ? *known : expected.digests;
   std::vector<Mismatch> mismatches;
   for (std::size_t i = 0; i < model.tensors.size(); ++i) {
     if (only_invertible && !model.parameters[model.tensors[i].parameter].invertible()) continue;
     append_differences(model, i, {expected.name, expected.digests.source}, {found.name, found.digests.source}, rank,
-                       mismatches);
+                       values.source, mismatches);
   }
   if (expected.digests.without_values || found.digests.without_values) return mismatches;
   auto const converted = differences(model, NamedTable{expected.name, expected.digests.stored},
-                                     NamedTable{found.name, found.digests.stored}, rank);
+                                     NamedTable{found.name, found.digests.stored}, rank, &values.stored);
   mismatches.insert(mismatches.end(), converted.begin(), converted.end());
   return mismatches;
 }

@@ -21,14 +21,14 @@ struct NamedDigests {
 };
 
 /// Where two tables differ: one entry per tensor and expert. A swapped expert is recognised, as q(e) does not depend
-/// on e. `rank` is who found it, or -1 for sums over all ranks.
+/// on e, among those of `known`, or else of `expected`. `rank` is who found it, or -1 for sums over all ranks.
 [[nodiscard]] std::vector<Mismatch> differences(Model const& model, NamedTable const& expected, NamedTable const& found,
-                                                int rank);
+                                                int rank, DigestTable const* known = nullptr);
 
 /// The same for the source and the converted values of each tensor, as far as both of them know these
 /// (`Digests::without_codes`, `without_values`).
 [[nodiscard]] std::vector<Mismatch> differences(Model const& model, NamedDigests const& expected,
-                                                NamedDigests const& found, int rank);
+                                                NamedDigests const& found, int rank, Digests const* known = nullptr);
 
 /// Add to digests of the native form the source digests that they lack: those of `known`, if that has the same values.
 void add_codes_of(Model const& model, Digests const& known, Digests& digests);
