@@ -8,6 +8,7 @@
 #include "storage_reader.hpp"
 #include "verify/compare.hpp"
 #include "verify/second_readers.hpp"
+#include "verify/traffic.hpp"
 #include "watch.hpp"
 
 namespace rankslice {
@@ -101,7 +102,7 @@ void read_again(Checkpoint const& source, ReadByRank const& slices_of, Digests c
   if (first != mine) {
     on_every_rank(world, [&] {
       exchange(second.digests.source, first, reader, world);
-      exchange(second.digests.stored, first, reader, world);
+      if (converts(source.model)) exchange(second.digests.stored, first, reader, world);
     });
   }
   report.reread = agree(second.how, world);

@@ -15,6 +15,7 @@
 #include "verify/coverage.hpp"
 #include "verify/mesh_tables.hpp"
 #include "verify/shared_mismatches.hpp"
+#include "verify/traffic.hpp"
 #include "watch.hpp"
 
 namespace rankslice {
@@ -122,7 +123,7 @@ void verify_contents(StateDict const& state, MeshTables& mesh, Communicator& wor
   });
   auto read = state.read;
   mesh.reduce(read.source, "read", report.mismatches);
-  mesh.reduce(read.stored, "read", report.mismatches);
+  if (converts(state.source->model)) mesh.reduce(read.stored, "read", report.mismatches);
   // What a rank holds by mistake may have been read by any.
   add(report, differences(state.source->model, NamedDigests{"read", state.read}, {"held", held}, world.rank(), &read));
   if (options.level == VerifyLevel::reread) {

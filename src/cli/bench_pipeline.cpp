@@ -49,7 +49,8 @@ Run load_run(BenchSubject& subject, std::string name, std::string meaning, Verif
               [=, &subject] {
                 *loaded =
                     load(subject.checkpoint, subject.mesh, subject.world, {.verify = level, .call = subject.call});
-                if (verifies) throw_if_bad(subject.world, verify(*loaded, subject.world, {.call = subject.call}));
+                if (verifies)
+                  throw_if_bad(subject.world, verify(*loaded, subject.world, {.level = level, .call = subject.call}));
               },
           .clean = [loaded] { *loaded = {}; }};
 }
@@ -120,12 +121,17 @@ Step load_step(BenchSubject& subject) {
                         "the opened checkpoint becomes the state dict in the native layout", VerifyLevel::off, false),
                load_run(subject, "load, digesting", "the same, and every byte digested as it is read",
                         VerifyLevel::full, false),
-               load_run(subject, "load, verify", "the same, then `verify` of what is held", VerifyLevel::full, true),
+               load_run(subject, "load --verify coverage", "loading without digests, and who holds what",
+                        VerifyLevel::coverage, true),
+               load_run(subject, "load --verify full", "loading with digests, then those of what is held",
+                        VerifyLevel::full, true),
+               load_run(subject, "load --verify reread", "the same, and every byte read again", VerifyLevel::reread,
+                        true),
                read_run(subject, "pread, 4 KiB pages", "the owned extents into fresh memory, as they are",
                         allocate_small_pages),
                read_run(subject, "pread, 2 MiB pages", "the same into fresh memory on huge pages",
                         allocate_huge_pages)},
-      .comparisons = {{0, 3}, {0, 4}, {1, 0}, {2, 0}}};
+      .comparisons = {{0, 5}, {0, 6}, {1, 0}, {2, 0}, {3, 0}, {4, 0}}};
 }
 
 Step verify_step(BenchSubject& subject) {

@@ -17,4 +17,10 @@ struct LaunchEnvironment {
 /// @throws CommError `bad_launch`, with the likely cause.
 void require_one_job(LaunchEnvironment const& env, int world_size, bool mpi);
 
+/// Refuse to load alone as `rank` when a launcher started several processes and this is another one of them: they would
+/// all load as that rank. @throws CommError `bad_launch`, with the likely cause.
+void require_own_rank(LaunchEnvironment const& env, int rank);
+/// Whether this process says so, of all those that are refused.
+[[nodiscard]] bool speaks_for_wrong_ranks(LaunchEnvironment const& env, int rank);
+
 }  // namespace rankslice::cli

@@ -7,6 +7,7 @@
 #include "cli/model_facts.hpp"
 #include "core/block_scales.hpp"
 #include "plan/plan.hpp"
+#include "verify/traffic.hpp"
 
 namespace rankslice::cli {
 
@@ -18,6 +19,19 @@ Range experts_of(Checkpoint const& source, Mesh const& mesh, MeshCoordinate cons
   auto const found = std::ranges::find(parameters, true, &Parameter::stacked_experts);
   if (found == parameters.end()) return {};
   return balanced_part(found->part_count(), static_cast<std::uint64_t>(mesh.ep), static_cast<std::uint64_t>(at.ep));
+}
+
+/// What verifying a load passes between ranks, for each of them.
+Json traffic_json(Model const& model, int ranks) {
+  Json levels;
+  for (auto const level : {VerifyLevel::coverage, VerifyLevel::full, VerifyLevel::reread}) {
+    auto const traffic = verify_traffic(model, level);
+    levels[std::string(name(level))] = {{"summed_bytes", traffic.summed},
+                                        {"broadcast_bytes", traffic.broadcast},
+                                        {"sent_bytes", ranks > 1 ? traffic.sent : 0},
+                                        {"wire_bytes_per_rank", traffic.wire_bytes(ranks)}};
+  }
+  return levels;
 }
 
 void list_all(Job const& job, Checkpoint const& source, Mesh const& mesh) {
@@ -63,7 +77,8 @@ void list_all(Job const& job, Checkpoint const& source, Mesh const& mesh) {
                       {"quantisation", summarize_quantisation(source)},
                       {"conversions", conversions},
                       {"rank", list},
-                      {"bytes", {{"wanted", all.wanted}, {"read", all.read}, {"owned", all.owned}}}};
+                      {"bytes", {{"wanted", all.wanted}, {"read", all.read}, {"owned", all.owned}}},
+                      {"verify", traffic_json(source.model, mesh.ranks())}};
   print_data(document.dump(2) + "\n");
 }
 

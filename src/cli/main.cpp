@@ -161,14 +161,22 @@ int fail_alone(Options const& options, Error const& error, bool speaks) {
   return static_cast<int>(error.code);
 }
 
+int run_alone(Options const& options) {
+  auto const env = launch_environment();
+  try {
+    if (options.command == "load") require_own_rank(env, *options.rank);
+  } catch (Error const& error) {
+    return fail_alone(options, error, speaks_for_wrong_ranks(env, *options.rank));
+  }
+  auto const world = make_solo_communicator();
+  return run(options, *world, nullptr);
+}
+
 int start(Options const& options) {
   catch_signals();
   allow_many_files();
   disable_hdf5_exit_handler();
-  if (!uses_ranks(options)) {
-    auto const world = make_solo_communicator();
-    return run(options, *world, nullptr);
-  }
+  if (!uses_ranks(options)) return run_alone(options);
   std::optional<Ranks> ranks;
   try {
     ranks.emplace(options);

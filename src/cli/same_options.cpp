@@ -31,7 +31,7 @@ std::string describe(Options const& o) {
                                                                               {"--save-shards", o.save_shards},
                                                                               {"--against", o.against},
                                                                               {"--source", o.source},
-           {"--manifest", o.manifest},
+                                                                              {"--manifest", o.manifest},
                                                                               {"--export-layout", o.export_layout},
                                                                               {"--gdn-dtype", o.gdn_dtype},
                                                                               {"--preset", o.preset},

@@ -81,11 +81,6 @@ void MeshTables::reduce(DigestTable& table, std::string_view what, std::vector<M
 }
 
 void MeshTables::compare_replicas(DigestTable const& table, std::string_view what, std::vector<Mismatch>& mismatches) {
-  std::vector<std::uint64_t> low(table.values().begin(), table.values().end());
-  auto high = low;
-  world_.all_reduce(low, Reduce::min);
-  world_.all_reduce(high, Reduce::max);
-  if (low == high) return;  // on all ranks or on none
   auto of_rank_0 = table;
   world_.broadcast(std::as_writable_bytes(of_rank_0.values()), 0);
   auto const mine = fmt::format("{} here", what);

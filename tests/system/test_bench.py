@@ -22,7 +22,9 @@ COMPARED = {  # step: {what is measured: its limits}
     "load": {
         "load --verify off": PREAD,
         "load, digesting": {"load --verify off"},
-        "load, verify": {"load --verify off"},
+        "load --verify coverage": {"load --verify off"},
+        "load --verify full": {"load --verify off"},
+        "load --verify reread": {"load --verify off"},
     },
     "verify": {"verify": {"read memory"}},
     "store": {"store": PWRITE},
@@ -125,13 +127,14 @@ def test_ours_and_its_limit_move_the_same_bytes(measured, tiny, tiny_tensors):
 
 @pytest.mark.usefixtures("strace")
 def test_all_kinds_of_loading_read_the_very_same_bytes(tiny, tiny_tensors, tmp_path):
-    """Once to warm the cache, three times ours, and twice plainly."""
+    """Once to warm the cache, five times ours, and twice plainly; and for `reread` once what another rank read."""
     on_rank = traced("bench", tiny, "--repeats", 1, "--steps", "load", folder=tmp_path, ranks=2)
     everything = tensor_bytes(tiny)
     for rank in range(2):
         counts = times_read(on_rank, rank, reference.shard_files(tiny))
         for file, owned in own_bytes(tiny, tiny_tensors, Mesh(1, 2), rank).items():
-            assert np.array_equal(counts[file] * everything[file], 6 * owned), f"rank {rank}, {file}"
+            others = counts[file].astype(int)[everything[file]] - 8 * owned[everything[file]]
+            assert others.min() >= 0 and others.max() <= 3, f"rank {rank}, {file}"  # in aligned blocks, which overlap
 
 
 @pytest.mark.usefixtures("strace")

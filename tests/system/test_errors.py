@@ -372,6 +372,28 @@ def test_many_jobs_of_one_rank_instead_of_one_job(mini, variable, tmp_path):
     assert not (tmp_path / "s.h5").exists()
 
 
+@pytest.mark.parametrize("variable, cause", [("SLURM_STEP_NUM_TASKS", "srun --mpi=pmix"), ("WORLD_SIZE", "--rank $RANK --ranks $WORLD_SIZE"), ("PMI_SIZE", "another MPI library")])
+def test_one_rank_worlds_are_told_their_likely_cause_by_one_of_them(mini, variable, cause):
+    expect(78, "verify", mini, env={variable: "2", "RANK": "0"}, says=cause)
+    assert not expect(78, "verify", mini, env={variable: "2", "RANK": "1"}).stderr
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_processes_that_would_all_load_as_one_rank(mini, rank, tmp_path):
+    on_rank = OnRank(tmp_path / "ranks", codes=True)
+    shards = ["--save-shards", tmp_path / "shards"]
+    result = run("load", mini, "--rank", rank, "--ranks", 3, *shards, ranks=3, on_rank=on_rank)
+    assert result.rank_codes == {r: 0 if r == rank else 78 for r in range(3)}
+    lines = [line for line in result.stderr.splitlines() if "Likely cause: --rank is for one process" in line]
+    assert len(lines) == 1, result.stderr
+
+
+def test_processes_that_each_load_as_their_own_rank_may(mini):
+    for rank in range(2):
+        env = {"RANK": str(rank), "WORLD_SIZE": "2"}
+        run_ok("load", mini, "--rank", rank, "--ranks", 2, env=env)
+
+
 def test_commands_without_ranks_do_not_mind_the_launch(mini):
     run_ok("inspect", mini, env={"WORLD_SIZE": "4"})
     run_ok("plan", mini, "--ranks", 4, env={"OMPI_COMM_WORLD_SIZE": "4"})

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+
+#include "rankslice/options.hpp"
+#include "rankslice/parameter.hpp"
+
+namespace rankslice {
+
+/// Bytes that each rank hands to other ranks, through them, or gets, when a loaded state is verified: 8 for each
+/// number. What does not grow with the model is not in it: agreements, fingerprints and lists of differences, of which
+/// there are as many for every model, and less than 4 KiB while nothing differs.
+struct VerifyTraffic {
+  std::uint64_t summed = 0;       ///< Through all-reduces.
+  std::uint64_t broadcast = 0;    ///< From rank 0 to all.
+  std::uint64_t sent = 0;         ///< To one other rank, and as many bytes from one.
+  std::uint64_t collectives = 0;  ///< How many calls these are, whatever the model.
+
+  /// What a rank sends in all, if an all-reduce is the ring that large ones are: 2 (ranks - 1) / ranks of each byte.
+  [[nodiscard]] std::uint64_t wire_bytes(int ranks) const;
+};
+
+/// Of a level for a model. Pure.
+[[nodiscard]] VerifyTraffic verify_traffic(Model const& model, VerifyLevel level);
+
+/// Whether loading converts anything, so that there are digests of converted values.
+[[nodiscard]] bool converts(Model const& model);
+
+}  // namespace rankslice
