@@ -1,5 +1,7 @@
 #include "rankslice/to_hf.hpp"
 
+#include <fmt/format.h>
+
 #include <initializer_list>
 #include <optional>
 

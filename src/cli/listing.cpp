@@ -27,7 +27,6 @@ Json traffic_json(Model const& model, int ranks) {
   for (auto const level : {VerifyLevel::coverage, VerifyLevel::full, VerifyLevel::reread}) {
     auto const traffic = verify_traffic(model, level);
     levels[std::string(name(level))] = {{"summed_bytes", traffic.summed},
-                                        {"broadcast_bytes", traffic.broadcast},
                                         {"sent_bytes", ranks > 1 ? traffic.sent : 0},
                                         {"wire_bytes_per_rank", traffic.wire_bytes(ranks)}};
   }

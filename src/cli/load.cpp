@@ -87,7 +87,7 @@ void load(Job& job) {
   job.report_verify(verified);
   throw_if_bad(job.world, verified);
   job.console.say(describe(verified, seconds));
-  if (verified.experts_in_part > 0 && verified.reference != "none") {
+  if (verified.experts_in_part > 0 && source->digests && digests(verified.level)) {
     job.console.warn(
         fmt::format("{} are here in part, and alone these cannot be compared with what {} recorded of the "
                     "whole: load with all ranks, or verify {}",

@@ -46,6 +46,7 @@ std::string describe(Options const& o) {
     say(name, flag);
   }
   say("--write-manifest", o.write_manifest.value_or("not given"));
+  say("--sha256", o.sha256.value_or("not given"));
   say("--ep", o.ep);
   say("--ep-shard", o.ep_shard);
   say("--repeats", o.repeats);

@@ -6,6 +6,7 @@
 
 #include "rankslice/device.hpp"
 
+#include "core/fingerprint.hpp"
 #include "core/literals.hpp"
 #include "transform/device_digest.hpp"
 #include "transform/parameter_digest.hpp"
@@ -81,6 +82,12 @@ void MeshTables::reduce(DigestTable& table, std::string_view what, std::vector<M
 }
 
 void MeshTables::compare_replicas(DigestTable const& table, std::string_view what, std::vector<Mismatch>& mismatches) {
+  auto const hash = xxh3_128(std::as_bytes(table.values()));
+  auto hash_of_rank_0 = hash;
+  world_.broadcast(std::as_writable_bytes(std::span(hash_of_rank_0)), 0);
+  Outcome mine_is;
+  if (hash != hash_of_rank_0) mine_is.code = ExitCode::difference;
+  if (world_.agree(mine_is).code == ExitCode::done) return;  // on all ranks or on none
   auto of_rank_0 = table;
   world_.broadcast(std::as_writable_bytes(of_rank_0.values()), 0);
   auto const mine = fmt::format("{} here", what);

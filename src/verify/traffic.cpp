@@ -9,7 +9,7 @@ namespace rankslice {
 std::uint64_t VerifyTraffic::wire_bytes(int ranks) const {
   if (ranks <= 1) return 0;
   auto const n = static_cast<std::uint64_t>(ranks);
-  return 2 * summed * (n - 1) / n + broadcast + sent;
+  return 2 * summed * (n - 1) / n + sent;
 }
 
 VerifyTraffic verify_traffic(Model const& model, VerifyLevel level) {
@@ -23,12 +23,9 @@ VerifyTraffic verify_traffic(Model const& model, VerifyLevel level) {
   }
   constexpr std::uint64_t kNumber = sizeof(std::uint64_t);
   traffic.summed = 2 * stacked * kNumber;  // rows that are held of each expert: how many, and which
-  traffic.collectives = 2;
   if (!digests(level)) return traffic;
   auto const tables = converts(model) ? std::uint64_t{2} : 1;
   traffic.summed += tables * stacked * kNumber;
-  traffic.broadcast = tables * all * kNumber;
-  traffic.collectives += 2 * tables;
   if (level == VerifyLevel::reread) traffic.sent = tables * all * kNumber;
   return traffic;
 }

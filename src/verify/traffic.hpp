@@ -7,14 +7,12 @@
 
 namespace rankslice {
 
-/// Bytes that each rank hands to other ranks, through them, or gets, when a loaded state is verified: 8 for each
-/// number. What does not grow with the model is not in it: agreements, fingerprints and lists of differences, of which
-/// there are as many for every model, and less than 4 KiB while nothing differs.
+/// Bytes that each rank shares with others when a loaded state is verified and nothing differs: 8 for each number.
+/// What does not grow with the model is not in it: agreements, fingerprints and empty lists of differences, together
+/// less than 4 KiB. Nor does the number of calls grow.
 struct VerifyTraffic {
-  std::uint64_t summed = 0;       ///< Through all-reduces.
-  std::uint64_t broadcast = 0;    ///< From rank 0 to all.
-  std::uint64_t sent = 0;         ///< To one other rank, and as many bytes from one.
-  std::uint64_t collectives = 0;  ///< How many calls these are, whatever the model.
+  std::uint64_t summed = 0;  ///< Through all-reduces.
+  std::uint64_t sent = 0;    ///< To one other rank, and as many from one.
 
   /// What a rank sends in all, if an all-reduce is the ring that large ones are: 2 (ranks - 1) / ranks of each byte.
   [[nodiscard]] std::uint64_t wire_bytes(int ranks) const;
