@@ -22,7 +22,7 @@ TEST(SecondReaders, OnOneHostAreTheNextRanks) { EXPECT_THAT(second_readers({"a",
 
 TEST(SecondReaders, OnTwoHostsAreOnTheOtherOne) {
   EXPECT_THAT(second_readers({"a", "a", "b", "b"}), ElementsAre(2, 3, 0, 1));
-  EXPECT_THAT(second_readers({"a", "b", "a", "b"}), ElementsAre(1, 2, 3, 0));
+  EXPECT_THAT(second_readers({"a", "b", "a", "b"}), ElementsAre(1, 0, 3, 2));
 }
 
 TEST(SecondReaders, WhereOneHostHasMostRanksAreOnAnotherOneForAsManyAsThereAre) {
