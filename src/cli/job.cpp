@@ -218,14 +218,18 @@ double Job::timed(std::string const& phase, std::function<void()> const& step) {
   return seconds;
 }
 
-void Job::report_ranks(RankBytes const& bytes, double seconds_load) {
-  Json const mine{{"rank", world.rank()},
-                  {"host", world.host(world.rank())},
-                  {"bytes_read", bytes.read},
-                  {"bytes_wanted", bytes.wanted},
-                  {"bytes_owned", bytes.owned},
-                  {"seconds_load", seconds_load},
-                  {"peak_rss_bytes", peak_rss_bytes()}};
+void Job::report_ranks(RankBytes const& bytes, double seconds_load, Device const* device) {
+  Json mine{{"rank", world.rank()},
+            {"host", world.host(world.rank())},
+            {"bytes_read", bytes.read},
+            {"bytes_wanted", bytes.wanted},
+            {"bytes_owned", bytes.owned},
+            {"seconds_load", seconds_load},
+            {"peak_rss_bytes", peak_rss_bytes()}};
+  if (device != nullptr) {
+    mine["device"] = device->name();
+    mine["peak_device_bytes"] = device->peak_bytes();
+  }
   RankBytes all;
   for (auto const& packed : world.gather(to_bytes(mine.dump()), 0)) {
     auto const* const text = reinterpret_cast<char const*>(packed.data());

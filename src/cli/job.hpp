@@ -9,6 +9,7 @@
 
 #include "rankslice/checkpoint.hpp"
 #include "rankslice/communicator.hpp"
+#include "rankslice/device.hpp"
 #include "rankslice/mesh.hpp"
 #include "rankslice/verify.hpp"
 
@@ -60,7 +61,7 @@ class Job {
   double timed(std::string const& phase, std::function<void()> const& step);
 
   /// What each rank did, gathered into `rank` and summed up in `bytes`. Collective.
-  void report_ranks(RankBytes const& bytes, double seconds_load);
+  void report_ranks(RankBytes const& bytes, double seconds_load, Device const* device = nullptr);
   void report_mesh(Mesh const& mesh);
   void report_checkpoint(Checkpoint const& checkpoint);
   /// What the patterns take of a model, and that headers are fresh where they are.

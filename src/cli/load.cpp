@@ -6,6 +6,7 @@
 #include "rankslice/to_hf.hpp"
 
 #include "cli/commands.hpp"
+#include "cli/device.hpp"
 #include "cli/listing.hpp"
 #include "cli/model_facts.hpp"
 #include "plan/plan.hpp"
@@ -52,6 +53,8 @@ void load(Job& job) {
   auto const coordinate = mesh.coordinate(options.rank.value_or(job.world.rank()));
   job.report_mesh(mesh);
 
+  auto const device = options.dry_run ? nullptr : choose_device(job);
+
   // The clock runs from before the first file is opened to the slowest rank's last tensor.
   auto const start = std::chrono::steady_clock::now();
   std::shared_ptr<Checkpoint const> source;
@@ -64,14 +67,14 @@ void load(Job& job) {
                     [&] { planned = make_load_plan(source->model, source->storage.form, mesh, coordinate); });
     });
     if (options.dry_run) return;
-    LoadOptions const load_options{.verify = options.verify_level(), .call = job.call()};
+    LoadOptions const load_options{.device = device, .verify = options.verify_level(), .call = job.call()};
     state = options.rank ? rankslice::load(source, mesh, coordinate, load_options)
                          : rankslice::load(source, mesh, job.world, load_options);
   });
   if (options.dry_run) return list_plan(job, *source, mesh);
   std::chrono::duration<double> const own_seconds = job.last_block() - start;
   job.report_ranks({.wanted = planned.bytes_wanted, .read = planned.bytes_read, .owned = planned.bytes_owned},
-                   own_seconds.count());
+                   own_seconds.count(), device.get());
   job.console.say(fmt::format("load     {:.2f} s  {} read by {}, experts {} on this one", seconds_load,
                               human_bytes(job.report["bytes"]["read"].get<std::uint64_t>()),
                               counted(static_cast<std::uint64_t>(job.world.size()), "rank"), expert_range(state)));

@@ -107,7 +107,7 @@ void add_rank_options(CLI::App& app, Options& o) {
 void add_job_options(CLI::App& app, Options& o, std::string_view keys_of = "source") {
   add_model_options(app, o);
   add_selection_options(app, o, keys_of);
-  option(app, "--device", o.device, "auto or cpu; cuda is not in this version")
+  option(app, "--device", o.device, "Where load puts the tensors: auto takes GPUs where every rank has one")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
   option(app, "--verify", o.verify,
@@ -335,8 +335,11 @@ void check_command_name(CLI::App const& app, int argc, char** argv) {
 }  // namespace
 
 void check_options(Options const& o) {
-  if (o.device == "cuda") throw DeviceError("--device cuda: not in this version; tensors are loaded on the CPU");
   if (o.comm == "nccl" && o.rank) throw UsageError("--comm nccl: a rank-local load talks to nobody");
+  if (o.device == "cuda" && o.command != "load") {
+    throw UsageError(
+        fmt::format("--device cuda: only load brings tensors to a GPU; {} moves them between files", o.command));
+  }
   (void)key_selection(o.include, o.exclude);  // refuses bad patterns before any file is opened
   if (o.write_manifest && o.verify != "full" && o.verify != "reread") {
     throw UsageError(fmt::format("--write-manifest reads every byte, which --verify {} does not", o.verify));
