@@ -1,11 +1,13 @@
 #include "rankslice/torch.hpp"
 
+#include <ATen/Context.h>
 #include <ATen/ops/from_blob.h>
 
 #include <array>
 #include <optional>
 #include <utility>
 
+#include "rankslice/device.hpp"
 #include "rankslice/error.hpp"
 
 namespace rankslice {
@@ -60,6 +62,15 @@ std::optional<at::ScalarType> scalar_type(DType dtype) {
   return std::nullopt;
 }
 
+/// Where a tensor's memory is, for LibTorch.
+at::Device device_of(ShardedTensor const& tensor) {
+  auto const& device = tensor.data.device;
+  if (!device) return at::kCPU;
+  if (device->kind() == "cuda" && at::hasCUDA()) return {at::kCUDA, static_cast<at::DeviceIndex>(device->index())};
+  auto const why = device->kind() == "cuda" ? "finds no CUDA: link LibTorch::cuda" : "does not know it";
+  throw DeviceError(tensor.parameter.fqn + ": lies on " + device->name() + ", and this program's LibTorch " + why);
+}
+
 }  // namespace
 
 at::Tensor as_tensor(ShardedTensor const& tensor) {
@@ -69,11 +80,12 @@ at::Tensor as_tensor(ShardedTensor const& tensor) {
         tensor.parameter.fqn + ": LibTorch has no element type for " + std::string(name(tensor.parameter.dtype)),
         tensor.parameter.fqn);
   }
+  auto const device = device_of(tensor);
   std::vector<std::int64_t> const sizes(tensor.local_shape.begin(), tensor.local_shape.end());
   auto owner = tensor.data.data;  // the deleter's copy keeps the memory alive as long as the tensor
   auto* const data = owner.get();
   return at::from_blob(
-      data, sizes, [owner = std::move(owner)](void*) {}, at::TensorOptions(*type));
+      data, sizes, [owner = std::move(owner)](void*) {}, at::TensorOptions(*type).device(device), device);
 }
 
 std::map<std::string, at::Tensor> as_tensors(StateDict const& state) {

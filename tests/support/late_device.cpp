@@ -165,14 +165,4 @@ void LateDevice::digest(std::span<DigestBox const> boxes, std::span<std::uint64_
   require(sum == sums.end(), "there is a number for each entry");
 }
 
-std::vector<std::byte> copy_of(Buffer const& buffer) {
-  std::vector<std::byte> bytes(buffer.bytes);
-  if (buffer.device) {
-    buffer.device->download(buffer.data.get(), bytes);
-  } else {
-    std::ranges::copy(buffer.span(), bytes.begin());
-  }
-  return bytes;
-}
-
 }  // namespace rankslice::test

@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "rankslice/buffer.hpp"
 #include "rankslice/device.hpp"
 
 namespace rankslice::test {
@@ -21,7 +20,10 @@ class LateDevice final : public Device {
   /// How many calls will go well; the one after them throws DeviceError.
   std::uint64_t calls_until_failure = UINT64_MAX;
 
-  [[nodiscard]] std::string_view kind() const override { return "late"; }
+  /// For those who ask what it is.
+  std::string says_it_is = "late";
+
+  [[nodiscard]] std::string_view kind() const override { return says_it_is; }
   [[nodiscard]] int index() const override { return 0; }
   [[nodiscard]] std::string const& name() const override { return name_; }
   [[nodiscard]] std::shared_ptr<std::byte> allocate(std::uint64_t bytes) override;
@@ -67,8 +69,5 @@ class LateDevice final : public Device {
   std::array<std::vector<Upload>, 2> asked_;  // of each block
   std::uint64_t uploads_ = 0;
 };
-
-/// The bytes of a buffer, wherever they are.
-[[nodiscard]] std::vector<std::byte> copy_of(Buffer const& buffer);
 
 }  // namespace rankslice::test

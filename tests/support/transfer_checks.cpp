@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "plan/plan.hpp"
+#include "support/device_bytes.hpp"
 #include "support/late_device.hpp"
 #include "support/raw_safetensors.hpp"
 #include "support/temp_dir.hpp"
@@ -16,14 +17,6 @@ namespace {
 
 constexpr std::uint64_t kGuard = 64;
 constexpr std::byte kUntouched{0xa5};
-
-std::shared_ptr<std::byte> upload(Device& device, Bytes const& bytes) {
-  auto memory = device.allocate(bytes.size());
-  auto const staged = device.staging(bytes.size());
-  std::ranges::copy(bytes, staged.begin());
-  device.upload(staged, memory.get());
-  return memory;
-}
 
 std::uint64_t sum_of_sizes(std::vector<Range> const& ranges) {
   return std::accumulate(ranges.begin(), ranges.end(), std::uint64_t{0},

@@ -12,6 +12,7 @@
 #include "rankslice/load.hpp"
 
 #include "io/memory.hpp"
+#include "support/late_device.hpp"
 #include "support/raw_checkpoint.hpp"
 #include "support/temp_dir.hpp"
 
@@ -85,6 +86,21 @@ TEST(AsTensor, RefusesTheTypesThatTorchDoesNotKnow) {
     } catch (PlanError const& error) {
       EXPECT_EQ(error.tensor, "a.tensor");
       EXPECT_THAT(error.what(), HasSubstr(std::string(name(dtype))));
+    }
+  }
+}
+
+TEST(AsTensor, RefusesMemoryThatThisTorchCannotReach) {
+  for (auto const& [kind, why] : {std::pair{"cuda", "link LibTorch::cuda"}, {"late", "does not know it"}}) {
+    auto const device = std::make_shared<test::LateDevice>();
+    device->says_it_is = kind;
+    auto held = tensor_of(DType::BF16, {4});
+    held.data = {.data = device->allocate(8), .bytes = 8, .device = device};
+    try {
+      (void)as_tensor(held);
+      ADD_FAILURE() << kind;
+    } catch (DeviceError const& error) {
+      EXPECT_THAT(error.what(), AllOf(HasSubstr("a.tensor"), HasSubstr(device->name()), HasSubstr(why)));
     }
   }
 }
