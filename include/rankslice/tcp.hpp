@@ -26,7 +26,8 @@ struct TcpOptions {
 ///
 /// No call ends the process: a rank that does not answer in time, or whose connection is lost (this is known at once),
 /// makes every wait of every rank throw CommError (75) with the same message, and so does `abort`. Each rank ends its
-/// communicators when it likes; the last one of rank 0 waits until the others have left, at most for the timeout.
+/// communicators after its last call that others need; a wait for one who has left fails at once. The last communicator
+/// of rank 0 waits until the others have left, at most for the timeout.
 /// @throws UsageError for options that make no sense; CommError 78 when this rank is not wanted (twice the same rank,
 /// another size, another version) or the port is in use, 75 when ranks are missing at the deadline, naming them;
 /// IoError when the file cannot be written.

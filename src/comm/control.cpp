@@ -125,7 +125,10 @@ void Control::send_verdict(Outcome const& verdict) {
 Outcome Control::ask(Outcome const& mine) {
   channel_.send(0, encode({.kind = ControlKind::check_in, .agreement = agreement_, .outcome = mine}));
   wait_until([this] { return verdict_.has_value() && !channel_.sending(0); }, std::nullopt,
-             [this](auto now) { judge_rank_0(now); });
+             [this](auto now) {
+               judge_left([](int rank) { return rank == 0; });
+               judge_rank_0(now);
+             });
   ++agreement_;
   return *std::exchange(verdict_, std::nullopt);
 }
@@ -191,8 +194,16 @@ void Control::send_sign(int to, ControlKind kind) {
   if (!channel_.sending(to)) channel_.send(to, encode({.kind = kind, .agreement = 0, .outcome = {}}));
 }
 
+void Control::judge_left(std::function<bool(int)> const& is_awaited) const {
+  for (int each = 0; each < size(); ++each) {
+    if (!is_awaited(each) || !channel_.has_left(each)) continue;
+    return channel_.abort(ExitCode::timeout, describe_leaver(name_of(each)));
+  }
+}
+
 void Control::judge_check_ins(Clock::time_point now) const {
   auto const missing = [](Peer const& peer) { return !peer.check_in.has_value(); };
+  judge_left([&](int rank) { return missing(peers_[static_cast<std::size_t>(rank)]); });
   // One that waits for another, inside its step, need only be alive.
   auto const silence = [&](Peer const& peer) {
     return now - std::max(wait_began_, peer.waits ? peer.heard : peer.worked);

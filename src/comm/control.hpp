@@ -78,6 +78,8 @@ class Control {
   void give_sign(Clock::time_point now, std::optional<ControlKind> mine);
   void send_sign(int to, ControlKind kind);
 
+  /// Gives up on those who can never answer.
+  void judge_left(std::function<bool(int)> const& is_awaited) const;
   void judge_check_ins(Clock::time_point now) const;
   void judge_collective(Clock::time_point now) const;
   void judge_rank_0(Clock::time_point now) const;

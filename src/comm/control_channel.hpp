@@ -31,6 +31,8 @@ class ControlChannel {
   [[nodiscard]] virtual bool sending(int to) = 0;
   /// The next message that has arrived whole.
   [[nodiscard]] virtual std::optional<ControlArrival> receive() = 0;
+  /// Whether a rank has ended its side, so that nothing more comes from it than has come.
+  [[nodiscard]] virtual bool has_left(int /*rank*/) const { return false; }
   /// Gives up for all ranks, as `Communicator::abort` does.
   [[noreturn]] virtual void abort(ExitCode code, std::string const& message) = 0;
 };

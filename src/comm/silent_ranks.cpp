@@ -51,6 +51,10 @@ std::string describe_silence(std::span<RankName const> silent, std::chrono::mill
                      std::chrono::duration<double>(timeout).count());
 }
 
+std::string describe_leaver(RankName const& leaver) {
+  return fmt::format("rank {} (host {}) left while others wait for it", leaver.rank, leaver.host);
+}
+
 std::string describe_absence(std::span<int const> missing, std::string_view where, std::chrono::milliseconds timeout) {
   return fmt::format("rank(s) {} did not come to {} within {:.1f} s", list_ranks(missing), where,
                      std::chrono::duration<double>(timeout).count());

@@ -13,6 +13,25 @@ namespace {
 constexpr std::size_t kBufferBytes = 128_KiB;
 constexpr std::size_t kSlackBytes = 1_MiB;  // of a writer, before it moves what is left to the front
 
+template <typename Element>
+std::vector<std::byte> pack_list(std::vector<Element> const& list) {
+  Packer to;
+  to.put(std::uint64_t{list.size()});
+  for (auto const& element : list) to.put(element);
+  return std::move(to.bytes);
+}
+
+template <typename Element>
+std::vector<Element> unpack_list(std::span<std::byte const> bytes) {
+  Unpacker from(bytes);
+  std::uint64_t count = 0;
+  from.get(count);
+  std::vector<Element> list;
+  for (std::uint64_t i = 0; i < count; ++i) from.get(list.emplace_back());
+  from.expect_end();
+  return list;
+}
+
 }  // namespace
 
 bool FrameReader::fill(int socket, std::span<std::byte> out, std::size_t& done) {
@@ -123,21 +142,9 @@ TcpFailure unpack_failure(std::span<std::byte const> bytes) {
   return failure;
 }
 
-std::vector<std::byte> pack(std::vector<std::string> const& hosts) {
-  Packer to;
-  to.put(std::uint64_t{hosts.size()});
-  for (auto const& host : hosts) to.put(host);
-  return std::move(to.bytes);
-}
-
-std::vector<std::string> unpack_hosts(std::span<std::byte const> bytes) {
-  Unpacker from(bytes);
-  std::uint64_t count = 0;
-  from.get(count);
-  std::vector<std::string> hosts;
-  for (std::uint64_t i = 0; i < count; ++i) from.get(hosts.emplace_back());
-  from.expect_end();
-  return hosts;
-}
+std::vector<std::byte> pack(std::vector<std::string> const& hosts) { return pack_list(hosts); }
+std::vector<std::byte> pack(std::vector<int> const& ranks) { return pack_list(ranks); }
+std::vector<std::string> unpack_hosts(std::span<std::byte const> bytes) { return unpack_list<std::string>(bytes); }
+std::vector<int> unpack_ranks(std::span<std::byte const> bytes) { return unpack_list<int>(bytes); }
 
 }  // namespace rankslice

@@ -21,6 +21,7 @@ enum class FrameKind : std::uint8_t {
   start,    ///< All are there: their hosts, by rank.
   failed,   ///< The end of the job (`TcpFailure`): from a rank to the hub, and from there to all.
   goodbye,  ///< A rank leaves in peace.
+  left,     ///< Which ranks have: nothing more comes from them.
   // From a rank to another, through the hub.
   control,  ///< A control message.
   data,     ///< A part of a message.
@@ -121,10 +122,12 @@ struct TcpFailure {
 [[nodiscard]] std::vector<std::byte> pack(TcpRefusal const& refusal);
 [[nodiscard]] std::vector<std::byte> pack(TcpFailure const& failure);
 [[nodiscard]] std::vector<std::byte> pack(std::vector<std::string> const& hosts);
+[[nodiscard]] std::vector<std::byte> pack(std::vector<int> const& ranks);
 // @throws CommError for bytes that `pack` does not make.
 [[nodiscard]] TcpHello unpack_hello(std::span<std::byte const> bytes);
 [[nodiscard]] TcpRefusal unpack_refusal(std::span<std::byte const> bytes);
 [[nodiscard]] TcpFailure unpack_failure(std::span<std::byte const> bytes);
 [[nodiscard]] std::vector<std::string> unpack_hosts(std::span<std::byte const> bytes);
+[[nodiscard]] std::vector<int> unpack_ranks(std::span<std::byte const> bytes);
 
 }  // namespace rankslice

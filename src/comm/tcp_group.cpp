@@ -50,20 +50,22 @@ std::optional<ControlArrival> TcpGroup::receive() {
 }
 
 std::shared_ptr<TcpTransit> TcpGroup::start_send(Lane lane, std::span<std::byte const> bytes, int to) {
-  auto transit = std::make_shared<TcpTransit>(TcpTransit{.rest = bytes, .room = {}, .total = bytes.size()});
-  stream(lane, to).out.push_back(transit);
-  ++under_way_;
-  link_.pump();
-  return transit;
+  return start(lane, to, {.rest = bytes, .room = {}, .total = bytes.size()}, &Stream::out);
 }
 
 std::shared_ptr<TcpTransit> TcpGroup::start_receive(Lane lane, std::span<std::byte> bytes, int from) {
-  auto transit = std::make_shared<TcpTransit>(TcpTransit{.rest = {}, .room = bytes, .total = bytes.size()});
-  stream(lane, from).in.push_back(transit);
+  return start(lane, from, {.rest = {}, .room = bytes, .total = bytes.size()}, &Stream::in);
+}
+
+std::shared_ptr<TcpTransit> TcpGroup::start(Lane lane, int peer, TcpTransit transit,
+                                            std::deque<std::shared_ptr<TcpTransit>> Stream::*queue) {
+  auto shared = std::make_shared<TcpTransit>(transit);
+  (stream(lane, peer).*queue).push_back(shared);
   ++under_way_;
-  deliver(lane, from);
+  deliver(lane, peer);
+  if (has_left(peer)) expect_nothing_of(peer);
   link_.pump();
-  return transit;
+  return shared;
 }
 
 bool TcpGroup::is_over(TcpTransit const& transit) const {
@@ -85,6 +87,19 @@ void TcpGroup::take(Frame frame) {
       return deliver(lane, from);
     default:
       throw NotAFrame{};
+  }
+}
+
+void TcpGroup::miss(int rank) {
+  auto const leaver = position_of(members_, rank);
+  if (leaver < size() && members_[static_cast<std::size_t>(leaver)] == rank) expect_nothing_of(leaver);
+}
+
+void TcpGroup::expect_nothing_of(int leaver) {
+  for (auto const lane : {Lane::transfers, Lane::collectives}) {
+    auto const& way = stream(lane, leaver);
+    if (way.in.empty() && way.out.empty()) continue;
+    link_.abort(ExitCode::timeout, describe_leaver(link_.name_of(members_[static_cast<std::size_t>(leaver)])));
   }
 }
 

@@ -41,6 +41,9 @@ class TcpGroup final : public ControlChannel, private FrameSink {
   void send(int to, std::vector<std::byte> message) override;
   [[nodiscard]] bool sending(int to) override;
   [[nodiscard]] std::optional<ControlArrival> receive() override;
+  [[nodiscard]] bool has_left(int rank) const override {
+    return link_.has_left(members_[static_cast<std::size_t>(rank)]);
+  }
   [[noreturn]] void abort(ExitCode code, std::string const& message) override { link_.abort(code, message); }
 
   [[nodiscard]] std::shared_ptr<TcpTransit> start_send(Lane lane, std::span<std::byte const> bytes, int to);
@@ -63,8 +66,14 @@ class TcpGroup final : public ControlChannel, private FrameSink {
   using Streams = std::vector<Stream>;  // by rank
 
   void take(Frame frame) override;
+  void miss(int rank) override;
   bool put_data(FrameWriter& writer) override;
   bool put_data(FrameWriter& writer, Lane lane, int to);
+  /// Puts `transit` into its queue, from which it goes as far as it can at once.
+  [[nodiscard]] std::shared_ptr<TcpTransit> start(Lane lane, int peer, TcpTransit transit,
+                                                  std::deque<std::shared_ptr<TcpTransit>> Stream::*queue);
+  /// Gives up where this rank waits for one that has left.
+  void expect_nothing_of(int leaver);
   void deliver(Lane lane, int from);
   void fill(TcpTransit& transit, Frame const& frame, int from);
   [[nodiscard]] Stream& stream(Lane lane, int rank);

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "comm/host_name.hpp"
 #include "comm/silent_ranks.hpp"
 #include "comm/tcp_frame.hpp"
 #include "core/literals.hpp"
@@ -59,6 +60,7 @@ class Hub {
       accept();
       for (auto& connection : connections_) receive(connection);
       judge(Clock::now());
+      tell_who_left();
       for (auto& connection : connections_) send(connection);
       connections_.remove_if([](Connection const& connection) { return connection.gone; });
     }
@@ -68,6 +70,7 @@ class Hub {
   [[nodiscard]] bool is_over() const;
   void wait();
   void accept();
+  void refuse_all();
   void receive(Connection& from);
   void send(Connection& to);
   void judge(Clock::time_point now);
@@ -78,6 +81,7 @@ class Hub {
   void refuse(Connection& who, TcpRefusal const& refusal);
   void pass_on(Connection const& from, Frame const& frame);
   void leave(Connection& who);
+  void tell_who_left();
   void lose(Connection& who, std::string const& why);
   void fail(TcpFailure failure);
   [[nodiscard]] std::size_t strangers() const;
@@ -89,6 +93,7 @@ class Hub {
   Connection* local_ = nullptr;     ///< Rank 0's, as long as it is there.
   std::vector<Connection*> seats_;  ///< By rank; null for those who are not there.
   std::vector<std::string> hosts_;  ///< By rank.
+  std::vector<int> left_in_peace_;  ///< And the others do not know yet.
   std::vector<std::string> refusals_;
   bool started_ = false;
   std::optional<TcpFailure> failed_;
@@ -106,7 +111,7 @@ bool Hub::is_over() const {
 
 void Hub::wait() {
   std::vector<pollfd> sockets;
-  auto const room = strangers() < kMostStrangers + seats_.size();
+  auto const room = listener_.valid() && strangers() < kMostStrangers + seats_.size();
   if (room) sockets.push_back({.fd = listener_.get(), .events = POLLIN, .revents = 0});
   for (auto const& connection : connections_) {
     auto const events = connection.out.waiting_bytes() > 0 ? POLLIN | POLLOUT : POLLIN;
@@ -117,12 +122,24 @@ void Hub::wait() {
 }
 
 void Hub::accept() {
-  while (strangers() < kMostStrangers + seats_.size()) {
+  while (listener_.valid() && strangers() < kMostStrangers + seats_.size()) {
     auto socket = accept_from(listener_.get());
-    if (!socket.valid()) return;
+    if (!socket.valid()) {
+      if (errno == EMFILE || errno == ENFILE) refuse_all();
+      return;
+    }
     set_up_connection(socket.get(), options_.timeout);
     connections_.push_back(Connection{.socket = std::move(socket)});
   }
+}
+
+/// For want of file descriptors.
+void Hub::refuse_all() {
+  auto const why = std::generic_category().message(errno);
+  listener_.reset();
+  if (started_) return;
+  fail({ExitCode::bad_launch, fmt::format("rank 0 (host {}) cannot take all connections of {} ranks: {} (ulimit -n)",
+                                          host_name(), options_.size, why)});
 }
 
 void Hub::receive(Connection& from) {
@@ -138,13 +155,13 @@ void Hub::receive(Connection& from) {
   }
   auto const& state = from.in.state();
   if (from.gone || !state.ended) return;
-  lose(from, state.error == 0 ? "its connection was closed" : std::generic_category().message(state.error));
+  lose(from, describe_end(state));
 }
 
 void Hub::send(Connection& to) {
   if (to.gone && to.rank) return;  // for a refusal there is one try
   auto const state = to.out.flush(to.socket.get());
-  if (state.ended && !to.gone) lose(to, std::generic_category().message(state.error));
+  if (state.ended && !to.gone) lose(to, describe_end(state));
 }
 
 void Hub::judge(Clock::time_point now) {
@@ -167,6 +184,7 @@ void Hub::handle(Connection& from, Frame const& frame) {
     case FrameKind::failed:
       return fail(unpack_failure(frame.payload));
     case FrameKind::goodbye:
+      left_in_peace_.push_back(*from.rank);
       return leave(from);
     default:
       throw NotAFrame{};
@@ -232,6 +250,14 @@ void Hub::leave(Connection& who) {
   if (&who != local_) return;
   local_ = nullptr;
   left_ = Clock::now();
+}
+
+void Hub::tell_who_left() {
+  if (left_in_peace_.empty()) return;
+  auto const ranks = pack(std::exchange(left_in_peace_, {}));
+  for (auto* const seat : seats_) {
+    if (seat != nullptr) seat->out.put({.kind = FrameKind::left}, ranks);
+  }
 }
 
 void Hub::lose(Connection& who, std::string const& why) {

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <exception>
-#include <system_error>
 #include <utility>
 
 #include "core/literals.hpp"
@@ -83,11 +82,21 @@ void TcpLink::receive() {
 
 void TcpLink::dispatch(Frame frame) {
   if (frame.header.kind == FrameKind::failed) fail(unpack_failure(frame.payload));
+  if (frame.header.kind == FrameKind::left) return note_left(unpack_ranks(frame.payload));
   auto const sink = sinks_.find(frame.header.group);
   if (sink == sinks_.end()) {
     early_[frame.header.group].push_back(std::move(frame));
   } else if (sink->second != nullptr) {
     sink->second->take(std::move(frame));
+  }
+}
+
+void TcpLink::note_left(std::vector<int> const& ranks) {
+  left_.insert(ranks.begin(), ranks.end());
+  for (auto const& [group, sink] : sinks_) {
+    for (auto const rank : ranks) {
+      if (sink != nullptr) sink->miss(rank);
+    }
   }
 }
 
@@ -109,8 +118,7 @@ void TcpLink::send() {
 
 void TcpLink::lose_hub(Moved const& state) {
   fail({ExitCode::timeout,
-        fmt::format("lost rank 0 (host {}), through which all ranks speak: {}", name_of(0).host,
-                    state.error == 0 ? "its connection was closed" : std::generic_category().message(state.error))});
+        fmt::format("lost rank 0 (host {}), through which all ranks speak: {}", name_of(0).host, describe_end(state))});
 }
 
 void TcpLink::fail(TcpFailure failure) {

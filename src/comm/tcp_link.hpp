@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -25,6 +26,8 @@ class FrameSink {
 
   /// Of the group.
   virtual void take(Frame frame) = 0;
+  /// Nothing more comes from that rank of the world than what was taken.
+  virtual void miss(int rank) = 0;
   /// Puts the next piece of data, if there is one that may go: whether it did.
   virtual bool put_data(FrameWriter& writer) = 0;
 };
@@ -41,6 +44,7 @@ class TcpLink {
   [[nodiscard]] RankName const& name() const { return name_of(rank_); }
   [[nodiscard]] RankName const& name_of(int rank) const { return names_[static_cast<std::size_t>(rank)]; }
   [[nodiscard]] int size() const { return static_cast<int>(names_.size()); }
+  [[nodiscard]] bool has_left(int rank) const { return left_.contains(rank); }
 
   /// Frames for `group` go to `sink`, also those that came before it.
   void enter(std::uint64_t group, FrameSink& sink);
@@ -62,6 +66,7 @@ class TcpLink {
  private:
   void receive();
   void dispatch(Frame frame);
+  void note_left(std::vector<int> const& ranks);
   void send();
   void lose_hub(Moved const& state);
   [[noreturn]] void fail(TcpFailure failure);
@@ -74,6 +79,7 @@ class TcpLink {
   std::vector<RankName> names_;
   std::map<std::uint64_t, FrameSink*> sinks_;          // null for those that were left
   std::map<std::uint64_t, std::vector<Frame>> early_;  // for groups that this rank has not entered yet
+  std::set<int> left_;                                 // in peace
   std::uint32_t groups_made_ = 0;
   std::optional<TcpFailure> failed_;
 };

@@ -93,6 +93,12 @@ SocketAddress any_address(int family, std::uint16_t port) {
 
 void SocketTraits::close(Handle socket) noexcept { ::close(socket); }
 
+std::string describe_end(Moved const& end) {
+  // Who dies with bytes unread resets the connection.
+  bool const closed = end.error == 0 || end.error == ECONNRESET || end.error == EPIPE;
+  return closed ? "its connection was closed" : reason_of(end.error);
+}
+
 Moved send_some(int socket, std::span<std::byte const> bytes) {
   auto const sent = retry_interrupted([&] { return ::send(socket, bytes.data(), bytes.size(), MSG_NOSIGNAL); });
   return sent < 0 ? not_moved() : Moved{.bytes = static_cast<std::size_t>(sent)};

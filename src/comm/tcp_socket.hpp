@@ -34,6 +34,9 @@ struct Moved {
   int error = 0;       ///< Why it broke.
 };
 
+/// How a connection ended: "its connection was closed", however abruptly, or why it broke.
+[[nodiscard]] std::string describe_end(Moved const& end);
+
 /// Never raises SIGPIPE.
 [[nodiscard]] Moved send_some(int socket, std::span<std::byte const> bytes);
 [[nodiscard]] Moved receive_some(int socket, std::span<std::byte> bytes);

@@ -69,10 +69,12 @@ class ScriptedChannel final : public ControlChannel {
     script_.pop_front();
     return arrival;
   }
+  [[nodiscard]] bool has_left(int rank) const override { return left.contains(rank); }
   [[noreturn]] void abort(ExitCode code, std::string const& message) override { throw CommError(code, message); }
 
   milliseconds now{};
   std::set<int> stuck;  ///< Ranks to which nothing gets through.
+  std::set<int> left;
   std::vector<Sent> sent;
 
  private:
@@ -243,6 +245,25 @@ TEST_F(ControlTest, RanksThatDoNotTakeTheirVerdictAreNamed) {
   channel->hear(0ms, 2, outcome(ControlKind::check_in, 0, {}));
   channel->stuck = {2};
   EXPECT_EQ(last_words_of_agreement(), "no answer from rank(s) 2 (host h2) within 3.0 s");
+}
+
+TEST_F(ControlTest, NobodyWaitsForTheWordOfOneWhoHasLeft) {
+  control_of(0, 3);
+  channel->left = {2};
+  EXPECT_EQ(last_words_of_agreement(), "rank 2 (host h2) left while others wait for it");
+  EXPECT_LE(channel->now, 2 * kPoll);
+  control_of(2, 3);
+  channel->left = {0, 1};
+  EXPECT_EQ(last_words_of_agreement(), "rank 0 (host h0) left while others wait for it");
+  EXPECT_LE(channel->now, 2 * kPoll);
+}
+
+TEST_F(ControlTest, WhoLeftAfterItsWordIsNotMissed) {
+  control_of(0, 3);
+  channel->hear(0ms, 1, outcome(ControlKind::check_in, 0, {}));
+  channel->hear(200ms, 2, outcome(ControlKind::check_in, 0, {}));
+  channel->left = {1};
+  EXPECT_EQ(control->agree({}).code, ExitCode::done);
 }
 
 TEST_F(ControlTest, AnEarlyCheckInCountsForTheNextAgreementOnly) {

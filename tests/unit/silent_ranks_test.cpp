@@ -44,5 +44,10 @@ TEST(DescribeSilence, NamesSixHostsAndCountsTheOthers) {
             "no answer from rank(s) 0-7 (hosts h0, h1, h2, h3, h4, h5 and 2 more) within 300.0 s");
 }
 
+TEST(DescribeAbsence, NamesTheRanksAndWhereTheyShouldHaveBeen) {
+  EXPECT_EQ(describe_absence(std::vector{1, 2, 3, 7}, "h:29400", 3s),
+            "rank(s) 1-3, 7 did not come to h:29400 within 3.0 s");
+}
+
 }  // namespace
 }  // namespace rankslice

@@ -3,11 +3,17 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <csignal>
+#include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <latch>
 #include <memory>
 #include <string>
@@ -302,6 +308,37 @@ TEST_F(TcpFailures, ASilentRank0IsNamedByTheOthers) {
   }
 }
 
+TEST_F(TcpFailures, AWaitForOneWhoLeftFailsAtOnce) {
+  std::vector<std::byte> bytes(1'000'000);
+  std::vector<std::function<void(Communicator&)>> const waits{
+      [](Communicator& world) { std::ignore = world.agree({}); },
+      [](Communicator& world) { all_reduce_one(world); },
+      [&](Communicator& world) { world.start_receive(bytes, 1)->wait(); },
+      [&](Communicator& world) { world.start_send(bytes, 1)->wait(); },
+  };
+  for (auto const& wait : waits) {
+    auto const thrown = exceptions_of(2, [&](int rank) {
+      auto const world = join(rank, 2, kNever);
+      if (rank == 0) wait(*world);
+    });
+    EXPECT_EQ(message_of(thrown[0], ExitCode::timeout), "rank 1 (host " + host + ") left while others wait for it");
+    EXPECT_FALSE(thrown[1]);
+  }
+}
+
+TEST_F(TcpFailures, WhatARankSentBeforeItLeftStillComes) {
+  std::vector<std::byte> const bytes(100'000, std::byte{7});
+  std::vector<std::byte> received(bytes.size());
+  auto const thrown = exceptions_of(2, [&](int rank) {
+    auto const world = join(rank, 2, kNever);
+    if (rank == 1) return world->start_send(bytes, 0)->wait();
+    std::this_thread::sleep_for(200ms);  // for it to have left, mostly
+    world->start_receive(received, 1)->wait();
+  });
+  for (auto const& error : thrown) EXPECT_FALSE(error);
+  EXPECT_EQ(received, bytes);
+}
+
 TEST_F(TcpFailures, DifferentSizesOnTheTwoSidesAreFound) {
   auto const thrown = exceptions_of(2, [&](int rank) {
     auto const world = join(rank, 2, kNever);
@@ -329,6 +366,77 @@ TEST_F(TcpFailures, Rank0DoesNotWaitForeverForOneThatNeverLeaves) {
     }
   });
   for (auto const& error : thrown) EXPECT_FALSE(error);
+}
+
+TEST_F(TcpFailures, TooFewFileDescriptorsAreSaid) {
+  auto const thrown = exceptions_of(1, [&](int) {
+    std::jthread const stranger([&] {
+      while (!std::filesystem::exists(file())) std::this_thread::sleep_for(1ms);
+      auto const address = resolve("127.0.0.1", read_meeting_place(file())->port).at(0);
+      // One more, for the stranger's end, and none for the other.
+      auto const next = ::dup(STDERR_FILENO);
+      rlimit before{};
+      ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+      rlimit const few{.rlim_cur = static_cast<rlim_t>(next) + 1, .rlim_max = before.rlim_max};
+      ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
+      ::close(next);
+      std::string why;
+      auto const socket = connect_to(address, 10s, why);
+      if (socket.valid()) wait_for_socket(socket.get(), false, 10s);  // until the hub is gone, if it is not yet
+      ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+    });
+    std::ignore = join(0, 2, kNever);
+  });
+  EXPECT_EQ(message_of(thrown[0], ExitCode::bad_launch),
+            "rank 0 (host " + host + ") cannot take all connections of 2 ranks: Too many open files (ulimit -n)");
+}
+
+/// Ranks that are processes of their own. They end with 0 when all was well, with 75 when `expected` was thrown.
+std::vector<int> statuses_of_processes(int ranks, std::string const& expected, test::RankBody const& body) {
+  std::vector<pid_t> processes;
+  for (int rank = 0; rank < ranks; ++rank) {
+    auto const process = ::fork();
+    if (process == 0) {
+      auto const thrown = exceptions_of(1, [&](int) { body(rank); });
+      if (!thrown[0]) ::_exit(0);
+      auto const message = message_of(thrown[0], ExitCode::timeout);
+      if (message != expected) std::fprintf(stderr, "rank %d: %s\n", rank, message.c_str());
+      ::_exit(message == expected ? 75 : 1);
+    }
+    processes.push_back(process);
+  }
+  std::vector<int> statuses;
+  for (auto const process : processes) {
+    int status = 0;
+    EXPECT_EQ(::waitpid(process, &status, 0), process);
+    statuses.push_back(WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status));
+  }
+  return statuses;
+}
+
+TEST_F(TcpFailures, AKilledProcessIsKnownAtOnce) {
+  auto const expected = "lost rank 2 (host " + host + "): its connection was closed";
+  auto const statuses = statuses_of_processes(3, expected, [&](int rank) {
+    auto const world = join(rank, 3, kNever);
+    barrier(*world);
+    if (rank == 2) ::raise(SIGKILL);
+    all_reduce_one(*world);
+  });
+  EXPECT_THAT(statuses, testing::ElementsAre(75, 75, 128 + SIGKILL));
+}
+
+TEST_F(TcpFailures, AKilledRank0IsKnownAtOnceAndAnotherRunMayFollow) {
+  auto const expected = "lost rank 0 (host " + host + "), through which all ranks speak: its connection was closed";
+  auto const statuses = statuses_of_processes(3, expected, [&](int rank) {
+    auto const world = join(rank, 3, kNever);
+    barrier(*world);
+    if (rank == 0) ::raise(SIGKILL);
+    all_reduce_one(*world);
+  });
+  EXPECT_THAT(statuses, testing::ElementsAre(128 + SIGKILL, 75, 75));
+  EXPECT_TRUE(std::filesystem::exists(file()));  // nobody could remove it
+  auto const again = statuses_of_processes(3, "", [&](int rank) { barrier(*join(rank, 3, kNever)); });
+  EXPECT_THAT(again, testing::Each(0));
 }
 
 }  // namespace
