@@ -10,6 +10,7 @@
 
 #include "comm/backoff.hpp"
 #include "comm/caller_group.hpp"
+#include "comm/check_rank.hpp"
 #include "comm/host_name.hpp"
 #include "comm/message_lane.hpp"
 
@@ -89,8 +90,7 @@ class CallbacksCommunicator final : public Communicator {
   [[noreturn]] void abort(ExitCode code, std::string const& message) override;
 
  private:
-  void check_root(int root) const;
-  void check_peer(int peer) const;
+  void check_can_message(int peer) const;
   /// Whether the caller's own collective calls reach the members, and nobody else.
   [[nodiscard]] bool serves_members() const {
     return size() > 1 && size() == group_->functions().size && group_->has_collectives();
@@ -121,19 +121,19 @@ void CallbacksCommunicator::all_reduce(std::span<std::uint64_t> values, Reduce o
 }
 
 void CallbacksCommunicator::broadcast(std::span<std::byte> bytes, int root) {
-  check_root(root);
+  check_root(*this, root);
   group_->expect_no_error();
   serves_members() ? group_->start_broadcast(bytes, root)->wait() : rankslice::broadcast(collectives_, bytes, root);
 }
 
 std::unique_ptr<PendingTransfer> CallbacksCommunicator::start_broadcast(std::span<std::byte> bytes, int root) {
-  check_root(root);
+  check_root(*this, root);
   return serves_members() ? group_->start_broadcast(bytes, root)
                           : rankslice::start_broadcast(collectives_, bytes, root);
 }
 
 std::vector<std::vector<std::byte>> CallbacksCommunicator::gather(std::span<std::byte const> bytes, int root) {
-  check_root(root);
+  check_root(*this, root);
   if (size() == 1 || group_->has_messages()) return rankslice::gather(*this, collectives_, bytes, root);
   return gather_by_broadcasts(bytes, root);
 }
@@ -161,12 +161,12 @@ std::vector<std::vector<std::byte>> CallbacksCommunicator::gather_by_broadcasts(
 }
 
 std::unique_ptr<PendingTransfer> CallbacksCommunicator::start_send(std::span<std::byte const> bytes, int to) {
-  check_peer(to);
+  check_can_message(to);
   return transfers_.start_send(bytes, to);
 }
 
 std::unique_ptr<PendingTransfer> CallbacksCommunicator::start_receive(std::span<std::byte> bytes, int from) {
-  check_peer(from);
+  check_can_message(from);
   return transfers_.start_receive(bytes, from);
 }
 
@@ -238,17 +238,10 @@ void CallbacksCommunicator::abort(ExitCode code, std::string const& message) {
   throw error;
 }
 
-void CallbacksCommunicator::check_root(int root) const {
-  if (root < 0 || root >= size()) throw UsageError(fmt::format("root rank {} among {} ranks", root, size()));
-}
-
-void CallbacksCommunicator::check_peer(int peer) const {
-  if (peer < 0 || peer >= size() || peer == rank()) {
-    throw UsageError(fmt::format("rank {} as another rank than {} among {} ranks", peer, rank(), size()));
-  }
-  if (!group_->has_messages()) {
-    throw UsageError(fmt::format("{}: nothing can be sent to one rank: start_send is not given", kind()));
-  }
+void CallbacksCommunicator::check_can_message(int peer) const {
+  check_peer(*this, peer);
+  if (group_->has_messages()) return;
+  throw UsageError(fmt::format("{}: nothing can be sent to one rank: start_send is not given", kind()));
 }
 
 }  // namespace

@@ -17,6 +17,7 @@
 #include "rankslice/mpi.hpp"
 
 #include "comm/backoff.hpp"
+#include "comm/check_rank.hpp"
 #include "comm/control.hpp"
 #include "comm/mpi_channel.hpp"
 #include "comm/mpi_check.hpp"
@@ -162,8 +163,6 @@ class MpiCommunicator final : public Communicator {
   [[noreturn]] void abort(ExitCode code, std::string const& message) override { abort_job(comm_.get(), code, message); }
 
  private:
-  void check_root(int root) const;
-  void check_peer(int peer) const;
   template <typename Start, typename Byte>
   [[nodiscard]] std::unique_ptr<PendingTransfer> start(std::span<Byte> bytes, Start const& start_piece);
   [[nodiscard]] std::vector<std::uint64_t> gather_sizes(std::uint64_t mine, int root);
@@ -207,12 +206,12 @@ void MpiCommunicator::all_reduce(std::span<std::uint64_t> values, Reduce op) {
 }
 
 void MpiCommunicator::broadcast(std::span<std::byte> bytes, int root) {
-  check_root(root);
+  check_root(*this, root);
   while (!bytes.empty()) start_broadcast(take_piece(bytes), root)->wait();
 }
 
 std::vector<std::vector<std::byte>> MpiCommunicator::gather(std::span<std::byte const> bytes, int root) {
-  check_root(root);
+  check_root(*this, root);
   auto const sizes = gather_sizes(bytes.size(), root);
   std::vector<std::vector<std::byte>> everyone;
   // The root may have no memory for it all; the others must not wait for it then.
@@ -293,21 +292,21 @@ std::unique_ptr<PendingTransfer> MpiCommunicator::start(std::span<Byte> bytes, S
 }
 
 std::unique_ptr<PendingTransfer> MpiCommunicator::start_send(std::span<std::byte const> bytes, int to) {
-  check_peer(to);
+  check_peer(*this, to);
   return start(bytes, [&](std::span<std::byte const> piece, MPI_Request* request) {
     return MPI_Isend(piece.data(), static_cast<int>(piece.size()), MPI_BYTE, to, kTransferTag, comm_.get(), request);
   });
 }
 
 std::unique_ptr<PendingTransfer> MpiCommunicator::start_receive(std::span<std::byte> bytes, int from) {
-  check_peer(from);
+  check_peer(*this, from);
   return start(bytes, [&](std::span<std::byte> piece, MPI_Request* request) {
     return MPI_Irecv(piece.data(), static_cast<int>(piece.size()), MPI_BYTE, from, kTransferTag, comm_.get(), request);
   });
 }
 
 std::unique_ptr<PendingTransfer> MpiCommunicator::start_broadcast(std::span<std::byte> bytes, int root) {
-  check_root(root);
+  check_root(*this, root);
   return start(bytes, [&](std::span<std::byte> piece, MPI_Request* request) {
     return MPI_Ibcast(piece.data(), static_cast<int>(piece.size()), MPI_BYTE, root, comm_.get(), request);
   });
@@ -317,16 +316,6 @@ Outcome MpiCommunicator::agree(Outcome const& mine) {
   auto agreed = control_.agree(mine);
   failed_together_ = agreed.code != ExitCode::done;
   return agreed;
-}
-
-void MpiCommunicator::check_root(int root) const {
-  if (root < 0 || root >= size()) throw UsageError(fmt::format("root rank {} among {} ranks", root, size()));
-}
-
-void MpiCommunicator::check_peer(int peer) const {
-  if (peer < 0 || peer >= size() || peer == rank()) {
-    throw UsageError(fmt::format("rank {} as another rank than {} among {} ranks", peer, rank(), size()));
-  }
 }
 
 void expect_mpi_is_ready() {

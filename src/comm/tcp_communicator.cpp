@@ -12,6 +12,7 @@
 
 #include "rankslice/tcp.hpp"
 
+#include "comm/check_rank.hpp"
 #include "comm/control.hpp"
 #include "comm/host_name.hpp"
 #include "comm/message_lane.hpp"
@@ -103,23 +104,23 @@ class TcpCommunicator final : public Communicator {
     rankslice::all_reduce(collectives_, values, op);
   }
   void broadcast(std::span<std::byte> bytes, int root) override {
-    check_root(root);
+    check_root(*this, root);
     rankslice::broadcast(collectives_, bytes, root);
   }
   [[nodiscard]] std::vector<std::vector<std::byte>> gather(std::span<std::byte const> bytes, int root) override {
-    check_root(root);
+    check_root(*this, root);
     return rankslice::gather(*this, collectives_, bytes, root);
   }
   [[nodiscard]] std::unique_ptr<PendingTransfer> start_send(std::span<std::byte const> bytes, int to) override {
-    check_peer(to);
+    check_peer(*this, to);
     return transfers_.start_send(bytes, to);
   }
   [[nodiscard]] std::unique_ptr<PendingTransfer> start_receive(std::span<std::byte> bytes, int from) override {
-    check_peer(from);
+    check_peer(*this, from);
     return transfers_.start_receive(bytes, from);
   }
   [[nodiscard]] std::unique_ptr<PendingTransfer> start_broadcast(std::span<std::byte> bytes, int root) override {
-    check_root(root);
+    check_root(*this, root);
     return rankslice::start_broadcast(collectives_, bytes, root);
   }
   [[nodiscard]] std::unique_ptr<Communicator> split(int color) override;
@@ -137,15 +138,6 @@ class TcpCommunicator final : public Communicator {
   [[noreturn]] void abort(ExitCode code, std::string const& message) override { session_->link->abort(code, message); }
 
  private:
-  void check_root(int root) const {
-    if (root < 0 || root >= size()) throw UsageError(fmt::format("root rank {} among {} ranks", root, size()));
-  }
-  void check_peer(int peer) const {
-    if (peer < 0 || peer >= size() || peer == rank()) {
-      throw UsageError(fmt::format("rank {} as another rank than {} among {} ranks", peer, rank(), size()));
-    }
-  }
-
   std::shared_ptr<TcpSession> session_;
   TcpGroup group_;
   Control control_;

@@ -11,7 +11,6 @@
 namespace rankslice {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 constexpr std::uint64_t kMostWaitingBytes = 256_KiB;  // of data, in the writer
@@ -38,10 +37,11 @@ TcpLink::~TcpLink() {
       put({.kind = FrameKind::failed}, pack(failure));
     }
     put({.kind = FrameKind::goodbye}, {});
-    flush_for(alone ? kLastWords : timeout_);
+    auto const end = Clock::now() + (alone ? kLastWords : timeout_);
+    flush_until(end);
     // To close with bytes unread would take back what the hub has not read.
     ::shutdown(connection_.socket.get(), SHUT_WR);
-    drain_for(alone ? kLastWords : timeout_);
+    drain_until(end);
   } catch (...) {  // out of memory: the hub sees that the connection closes
   }
 }
@@ -71,7 +71,7 @@ void TcpLink::pump() {
 void TcpLink::abort(ExitCode code, std::string const& message) {
   if (failed_) fail(*failed_);
   put({.kind = FrameKind::failed}, pack(TcpFailure{code, message}));
-  flush_for(kLastWords);
+  flush_until(Clock::now() + kLastWords);
   fail({code, message});
 }
 
@@ -126,16 +126,14 @@ void TcpLink::fail(TcpFailure failure) {
   throw CommError(failed_->code, failed_->message);
 }
 
-void TcpLink::flush_for(milliseconds patience) {
-  auto const end = Clock::now() + patience;
+void TcpLink::flush_until(Clock::time_point end) {
   auto& writer = connection_.writer;
   while (!writer.flush(connection_.socket.get()).ended && writer.waiting_bytes() > 0 && Clock::now() < end) {
     wait_for_socket(connection_.socket.get(), true, milliseconds(10));
   }
 }
 
-void TcpLink::drain_for(milliseconds patience) {
-  auto const end = Clock::now() + patience;
+void TcpLink::drain_until(Clock::time_point end) {
   while (Clock::now() < end) {
     while (connection_.reader.next(connection_.socket.get())) {
     }

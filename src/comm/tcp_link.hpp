@@ -64,14 +64,16 @@ class TcpLink {
   bool failed_together = false;
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   void receive();
   void dispatch(Frame frame);
   void note_left(std::vector<int> const& ranks);
   void send();
   void lose_hub(Moved const& state);
   [[noreturn]] void fail(TcpFailure failure);
-  void flush_for(std::chrono::milliseconds patience);
-  void drain_for(std::chrono::milliseconds patience);
+  void flush_until(Clock::time_point end);
+  void drain_until(Clock::time_point end);
 
   TcpConnection connection_;
   int rank_;
