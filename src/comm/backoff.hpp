@@ -13,14 +13,19 @@ class Backoff {
   using Clock = std::chrono::steady_clock;
 
   void pause() {
+    auto const length = next();
+    length.count() == 0 ? std::this_thread::yield() : std::this_thread::sleep_for(length);
+  }
+
+  /// How long the next one is, for those who can be woken earlier; zero for a yield.
+  [[nodiscard]] std::chrono::microseconds next() {
+    using std::chrono::microseconds;
     if (yields_ < kYields) {
       ++yields_;
-      std::this_thread::yield();
-      return;
+      return microseconds(0);
     }
-    using std::chrono::microseconds;
     auto const waited = std::chrono::duration_cast<microseconds>(Clock::now() - began_);
-    std::this_thread::sleep_for(std::clamp(waited / 64, microseconds(50), microseconds(1000)));
+    return std::clamp(waited / 64, microseconds(50), microseconds(1000));
   }
 
  private:

@@ -144,7 +144,7 @@ void Control::wait_until(std::function<bool()> const& done, std::optional<Contro
     auto const now = now_();
     give_sign(now, sign);
     judge(now);
-    backoff.pause();
+    channel_.pause(backoff);
   }
 }
 

@@ -7,6 +7,8 @@
 
 #include "rankslice/error.hpp"
 
+#include "comm/backoff.hpp"
+
 namespace rankslice {
 
 /// A message that came from another rank.
@@ -31,6 +33,8 @@ class ControlChannel {
   [[nodiscard]] virtual bool sending(int to) = 0;
   /// The next message that has arrived whole.
   [[nodiscard]] virtual std::optional<ControlArrival> receive() = 0;
+  /// Between two looks for messages: a moment, or less when something comes.
+  virtual void pause(Backoff& backoff) { backoff.pause(); }
   /// Whether a rank has ended its side, so that nothing more comes from it than has come.
   [[nodiscard]] virtual bool has_left(int /*rank*/) const { return false; }
   /// Gives up for all ranks, as `Communicator::abort` does.

@@ -41,6 +41,7 @@ class TcpGroup final : public ControlChannel, private FrameSink {
   void send(int to, std::vector<std::byte> message) override;
   [[nodiscard]] bool sending(int to) override;
   [[nodiscard]] std::optional<ControlArrival> receive() override;
+  void pause(Backoff& backoff) override { link_.wait(backoff.next()); }
   [[nodiscard]] bool has_left(int rank) const override {
     return link_.has_left(members_[static_cast<std::size_t>(rank)]);
   }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <thread>
 #include <utility>
 
 #include "core/literals.hpp"
@@ -66,6 +67,11 @@ void TcpLink::pump() {
     if (!failed_) failed_ = {ExitCode::unexpected, error.what()};
     throw;
   }
+}
+
+void TcpLink::wait(std::chrono::microseconds patience) const {
+  if (patience.count() == 0) return std::this_thread::yield();
+  wait_for_socket(connection_.socket.get(), writer().waiting_bytes() > 0, patience);
 }
 
 void TcpLink::abort(ExitCode code, std::string const& message) {

@@ -57,6 +57,8 @@ class TcpLink {
   void put(FrameHeader const& header, std::span<std::byte const> payload) { connection_.writer.put(header, payload); }
   /// Sends and receives what can be without waiting. @throws CommError once the job has failed, here or elsewhere.
   void pump();
+  /// For something to come or to go, at most for `patience`.
+  void wait(std::chrono::microseconds patience) const;
   [[nodiscard]] FrameWriter const& writer() const { return connection_.writer; }
   [[noreturn]] void abort(ExitCode code, std::string const& message);
 

@@ -214,13 +214,14 @@ void set_up_connection(int socket, milliseconds timeout) {
              static_cast<int>(std::clamp<std::int64_t>(timeout.count(), 1000, 1 << 30)));
 }
 
-void wait_for_socket(int socket, bool to_send, milliseconds patience) {
+void wait_for_socket(int socket, bool to_send, std::chrono::microseconds patience) {
   auto const end = std::chrono::steady_clock::now() + patience;
   pollfd poll_for{.fd = socket, .events = static_cast<short>(to_send ? POLLIN | POLLOUT : POLLIN), .revents = 0};
   while (true) {
-    auto const left = std::chrono::ceil<milliseconds>(end - std::chrono::steady_clock::now());
-    auto const result = ::poll(&poll_for, 1, static_cast<int>(std::clamp<std::int64_t>(left.count(), 0, 1 << 30)));
-    if (result >= 0 || errno != EINTR) return;
+    auto const left = std::max(std::chrono::nanoseconds(0), end - std::chrono::steady_clock::now());
+    auto const whole = std::chrono::floor<seconds>(left);
+    timespec const time{.tv_sec = whole.count(), .tv_nsec = (left - whole).count()};
+    if (::ppoll(&poll_for, 1, &time, nullptr) >= 0 || errno != EINTR) return;
   }
 }
 

@@ -61,6 +61,6 @@ struct Moved {
 /// Small messages go at once, and a machine that is gone without a word is missed after about `timeout`.
 void set_up_connection(int socket, std::chrono::milliseconds timeout);
 /// Until there is something to receive (or, with `to_send`, room to send), or the time is over.
-void wait_for_socket(int socket, bool to_send, std::chrono::milliseconds patience);
+void wait_for_socket(int socket, bool to_send, std::chrono::microseconds patience);
 
 }  // namespace rankslice
