@@ -7,6 +7,8 @@
 
 #include "rankslice/error.hpp"
 
+#include "io/memory.hpp"
+
 namespace rankslice {
 
 namespace {
@@ -55,7 +57,7 @@ GatheredTensors::GatheredTensors(Model const& model, GatherPlan const& plan, Gat
       largest = std::max(largest, model.parameters[block.parameter].bytes(block.slice, Form::native));
     }
   }
-  for (auto& each : travelling_) each.buffer.resize(paths.receives() || !own.keeps_boxes() ? largest : 0);
+  for (auto& each : travelling_) each.buffer = allocate_host(largest);  // whose pages come when they are needed
 }
 
 void GatheredTensors::gather(BatchStep const& use) {
@@ -117,15 +119,16 @@ void GatheredTensors::start_to_root(std::uint64_t number) {
   wait_for(here.to_root);  // of the block whose memory this one gets
   here.parts.clear();
   auto& world = paths_.world();
-  for (auto const& [owner, slice] : block.parts) {
-    auto const root = paths_.root_of(owner);
-    auto& part = here.parts.emplace_back();
-    if (owner == world.rank()) {
-      part = own_bytes(here, block, slice);
-      if (root != owner) here.to_root.push_back(world.start_send(part, root));
+  for (auto const& part : block.parts) {
+    auto const root = paths_.root_of(part.owner);
+    auto& bytes = here.parts.emplace_back();
+    if (part.owner == world.rank()) {
+      bytes = own_bytes(here, block, part);
+      if (root != part.owner) here.to_root.push_back(world.start_send(bytes, root));
     } else if (root == world.rank()) {
-      part = room_for(here, block, slice);
-      here.to_root.push_back(world.start_receive(room_for(here, block, slice), owner));
+      auto const room = room_for(here, block, part.slice);
+      bytes = room;
+      here.to_root.push_back(world.start_receive(room, part.owner));
     }
   }
 }
@@ -150,7 +153,7 @@ void GatheredTensors::start_to_receivers(std::uint64_t number) {
     if (is_elsewhere && block.parts.size() > 1) std::ranges::copy(here.parts[i], room.begin());
   }
   auto const alone = block.parts.size() == 1 && !here.parts.front().empty();
-  here.box = {.data = alone ? here.parts.front().data() : here.buffer.data(), .slice = block.slice};
+  here.box = {.data = alone ? here.parts.front().data() : here.buffer.data.get(), .slice = block.slice};
 }
 
 /// Nothing is under way any more.
@@ -162,21 +165,26 @@ void GatheredTensors::settle() {
 }
 
 /// What this rank has of a block: where its source keeps it, or in the block's own memory; after a failure anything.
-std::span<std::byte const> GatheredTensors::own_bytes(Travelling& here, GatherBlock const& block, Slice const& part) {
+std::span<std::byte const> GatheredTensors::own_bytes(Travelling& here, GatherBlock const& block,
+                                                      GatherPart const& part) {
   auto const& parameter = model_.parameters[block.parameter];
-  std::span<std::byte const> kept;
+  auto const& world = paths_.world();
+  auto const only_sent = paths_.root_of(part.owner) != world.rank();
+  std::span<std::byte const> bytes = room_for(here, block, part.slice);
   attempt([&] {
-    own_.for_each_box({block.parameter, part}, [&](Slice const& slice, NativeBox<std::byte const> const& box) {
-      std::span const found(box.data + offset_in(parameter, box.slice, slice), parameter.bytes(slice, Form::native));
-      if (own_.keeps_boxes()) {
-        kept = found;
-      } else {
+    PlannedSlice const wanted{block.parameter, part.slice};
+    auto const kept = own_.kept_bytes(wanted, only_sent && world.takes_device_memory());
+    if (!kept.empty()) {
+      bytes = kept;
+    } else {
+      own_.for_each_box(wanted, [&](Slice const& slice, NativeBox<std::byte const> const& box) {
+        std::span const found(box.data + offset_in(parameter, box.slice, slice), parameter.bytes(slice, Form::native));
         std::ranges::copy(found, room_for(here, block, slice).begin());
-      }
-    });
-    sent_(parameter.bytes(part, Form::native));
+      });
+    }
+    sent_(bytes.size());
   });
-  return kept.empty() ? room_for(here, block, part) : kept;
+  return bytes;
 }
 
 void GatheredTensors::attempt(std::function<void()> const& step) {
@@ -191,9 +199,7 @@ void GatheredTensors::attempt(std::function<void()> const& step) {
 /// The place of a part in memory for its block.
 std::span<std::byte> GatheredTensors::room_for(Travelling& here, GatherBlock const& block, Slice const& part) const {
   auto const& parameter = model_.parameters[block.parameter];
-  auto const bytes = parameter.bytes(block.slice, Form::native);
-  if (here.buffer.size() < bytes) here.buffer.resize(bytes);
-  return std::span(here.buffer).subspan(offset_in(parameter, block.slice, part), parameter.bytes(part, Form::native));
+  return here.buffer.span().subspan(offset_in(parameter, block.slice, part), parameter.bytes(part, Form::native));
 }
 
 }  // namespace rankslice

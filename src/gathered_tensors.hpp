@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "rankslice/buffer.hpp"
 #include "rankslice/communicator.hpp"
 
 #include "plan/gather_plan.hpp"
@@ -59,7 +60,7 @@ class GatheredTensors final : public NativeSource {
  private:
   /// A block on its way.
   struct Travelling {
-    std::vector<std::byte> buffer;                  // for what has to be put together, or kept
+    Buffer buffer;                                  // for what has to be put together, or kept
     std::vector<std::span<std::byte const>> parts;  // of this rank's own; empty: another's
     std::vector<std::unique_ptr<PendingTransfer>> to_root, to_receivers;
     NativeBox<std::byte const> box;
@@ -71,7 +72,7 @@ class GatheredTensors final : public NativeSource {
   void start_to_receivers(std::uint64_t block);
   void settle();
   [[nodiscard]] std::span<std::byte const> own_bytes(Travelling& travelling, GatherBlock const& block,
-                                                     Slice const& part);
+                                                     GatherPart const& part);
   void attempt(std::function<void()> const& step);
   [[nodiscard]] Travelling& travelling(std::uint64_t block) { return travelling_[block % travelling_.size()]; }
   [[nodiscard]] std::span<std::byte> room_for(Travelling& travelling, GatherBlock const& block,

@@ -36,6 +36,12 @@ void for_each_run(Parameter const& parameter, Slice const& slice, NativeBox<std:
   }
 }
 
+/// Where the first element of a slice stands in memory that holds another one around it.
+std::uint64_t bytes_before(Parameter const& parameter, Slice const& held, Slice const& slice) {
+  auto const rows = (slice.part.begin - held.part.begin) * held.rows.size() + slice.rows.begin - held.rows.begin;
+  return rows * parameter.row_bytes(Form::native);
+}
+
 }  // namespace
 
 HeldTensors::HeldTensors(StateDict const& state) {
@@ -51,20 +57,31 @@ HeldTensors::HeldTensors(StateDict const& state) {
                   fqn);
 }
 
-void HeldTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {
+/// @throws PlanError when this rank does not hold all of a slice.
+ShardedTensor const& HeldTensors::holding(PlannedSlice const& wanted) const {
   auto const& tensor = *by_index_[wanted.parameter];
   auto const held = tensor.slice();
-  if (intersection(held, wanted.slice) != wanted.slice) {
-    throw PlanError(
-        fmt::format("{}: this rank holds {}, not {}", tensor.parameter.fqn, to_string(held), to_string(wanted.slice)),
-        tensor.parameter.fqn);
-  }
+  if (intersection(held, wanted.slice) == wanted.slice) return tensor;
+  throw PlanError(
+      fmt::format("{}: this rank holds {}, not {}", tensor.parameter.fqn, to_string(held), to_string(wanted.slice)),
+      tensor.parameter.fqn);
+}
+
+std::span<std::byte const> HeldTensors::kept_bytes(PlannedSlice const& wanted, bool on_device) const {
+  auto const& tensor = holding(wanted);
+  if (tensor.data.device && !on_device) return {};
+  return {tensor.data.data.get() + bytes_before(tensor.parameter, tensor.slice(), wanted.slice),
+          tensor.parameter.bytes(wanted.slice, Form::native)};
+}
+
+void HeldTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {
+  auto const& tensor = holding(wanted);
+  auto const held = tensor.slice();
   if (!tensor.data.device) return use(wanted.slice, {.data = tensor.data.data.get(), .slice = held});
   auto const& parameter = tensor.parameter;
   for_each_block(parameter, wanted.slice, [&](Slice const& slice) {
-    auto const row = (slice.part.begin - held.part.begin) * held.rows.size() + slice.rows.begin - held.rows.begin;
     buffer_.resize(parameter.bytes(slice, Form::native));
-    tensor.data.device->download(tensor.data.data.get() + row * parameter.row_bytes(Form::native), buffer_);
+    tensor.data.device->download(tensor.data.data.get() + bytes_before(parameter, held, slice), buffer_);
     use(slice, {.data = buffer_.data(), .slice = slice});
   });
 }

@@ -16,9 +16,11 @@ class HeldTensors final : public NativeSource {
   /// @throws PlanError when a tensor of the source is missing from `state`, or is not what it says.
   explicit HeldTensors(StateDict const& state);
   void for_each_box(PlannedSlice const& wanted, BoxStep const& use) override;
-  [[nodiscard]] bool keeps_boxes() const override { return true; }
+  [[nodiscard]] std::span<std::byte const> kept_bytes(PlannedSlice const& wanted, bool on_device) const override;
 
  private:
+  [[nodiscard]] ShardedTensor const& holding(PlannedSlice const& wanted) const;
+
   std::vector<ShardedTensor const*> by_index_;
   std::vector<std::byte> buffer_;
 };

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "rankslice/checkpoint.hpp"
@@ -21,8 +23,12 @@ class NativeSource {
   virtual ~NativeSource() = default;
   /// Call `use` for consecutive parts that make up `wanted`.
   virtual void for_each_box(PlannedSlice const& wanted, BoxStep const& use) = 0;
-  /// Whether boxes stay as they are, each with all of its slice, when their step has returned.
-  [[nodiscard]] virtual bool keeps_boxes() const { return false; }
+  /// The bytes of a slice that is contiguous where the source keeps them, or none where it does not, as of a file: in
+  /// host memory, or, if they may be there, in that of a device.
+  [[nodiscard]] virtual std::span<std::byte const> kept_bytes(PlannedSlice const& /*wanted*/,
+                                                              bool /*on_device*/) const {
+    return {};
+  }
 };
 
 /// Writes native bytes to a target whose files exist at their full size.

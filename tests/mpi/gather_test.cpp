@@ -16,6 +16,7 @@
 #include "support/caller_tensors.hpp"
 #include "support/forwarding_communicator.hpp"
 #include "support/job_fixture.hpp"
+#include "support/late_device.hpp"
 #include "support/raw_checkpoint.hpp"
 #include "synth/synth.hpp"
 
@@ -253,6 +254,15 @@ TEST_F(GatherTest, HandsOutStatesThatWereNotLoaded) {
   expect_gathered(state, read_raw_tensors(path("made")));
   to_hf(state, path("made-gathered"), world(), {.gather = true});
   expect_equal_folders(path("made"), path("made-gathered"));
+}
+
+TEST_F(GatherTest, HandsOutWhatStandsInTheMemoryOfADevice) {
+  auto const source = open_checkpoint(checkpoint(), world());
+  auto const mesh = make_mesh(world().size());
+  auto const state = load(source, mesh, world(), {.device = std::make_shared<LateDevice>()});
+  expect_gathered(state, read_raw_tensors(checkpoint()));
+  to_hf(state, path("from-device"), world(), {.gather = true});
+  expect_equal_folders(checkpoint(), path("from-device"));
 }
 
 TEST_F(GatherTest, OneRankWritesTheCheckpointOfEveryMesh) {

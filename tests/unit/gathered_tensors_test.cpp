@@ -15,6 +15,7 @@
 
 #include "core/literals.hpp"
 #include "plan/held.hpp"
+#include "support/forwarding_communicator.hpp"
 #include "support/hand_model.hpp"
 #include "support/thread_world.hpp"
 
@@ -53,7 +54,15 @@ class OwnTensors final : public NativeSource {
       bytes_.push_back(values_of(model, held_.back()));
     }
   }
-  [[nodiscard]] bool keeps_boxes() const override { return keeps_; }
+  [[nodiscard]] std::span<std::byte const> kept_bytes(PlannedSlice const& wanted, bool on_device) const override {
+    asked_on_device = asked_on_device || on_device;
+    if (!keeps_) return {};
+    auto const& parameter = model_.parameters[wanted.parameter];
+    auto const& held = held_[wanted.parameter].slice;
+    auto const first = (wanted.slice.part.begin - held.part.begin) * held.rows.size();
+    return std::span(bytes_[wanted.parameter])
+        .subspan(first * parameter.row_bytes(Form::native), parameter.bytes(wanted.slice, Form::native));
+  }
 
   void for_each_box(PlannedSlice const& wanted, BoxStep const& use) override {
     if (++asked_ == fails_at) throw IoError(ExitCode::io, "the disk is gone");
@@ -71,6 +80,7 @@ class OwnTensors final : public NativeSource {
   }
 
   int fails_at = 0;  // of the calls, from 1 on
+  mutable bool asked_on_device = false;
 
  private:
   Model const& model_;
@@ -166,6 +176,24 @@ TEST(GatheredTensors, NeedOnlyMessagesOrToAllRanksOnlyBroadcasts) {
   };
   for (auto const& route : routes_of(4)) gather_over(route, Offers::messages);
   gather_over(route_to_all(4), Offers::collectives);
+}
+
+TEST(GatheredTensors, AreSentStraightFromADeviceByThoseWhoDoNotNeedThemThemselves) {
+  class OverDevices final : public ForwardingCommunicator {
+   public:
+    using ForwardingCommunicator::ForwardingCommunicator;
+    [[nodiscard]] bool takes_device_memory() const override { return true; }
+  };
+  for (auto const& route : routes_of(4)) {
+    Job const job{.mesh = make_mesh(4), .route = route};
+    run_ranks(4, [&](Communicator& world) {
+      OverDevices over_devices(world);
+      OwnTensors own(job.model, job.mesh, world.rank(), job.keeps);
+      gather_on(over_devices, job, own, [] {});
+      auto const only_sends = std::ranges::count(route.receivers, world.rank()) == 0;
+      EXPECT_EQ(own.asked_on_device, only_sends) << world.rank();
+    });
+  }
 }
 
 /// What all ranks threw is the one error of one of them.
