@@ -372,7 +372,14 @@ def test_many_jobs_of_one_rank_instead_of_one_job(mini, variable, tmp_path):
     assert not (tmp_path / "s.h5").exists()
 
 
-@pytest.mark.parametrize("variable, cause", [("SLURM_STEP_NUM_TASKS", "srun --mpi=pmix"), ("WORLD_SIZE", "--rank $RANK --ranks $WORLD_SIZE"), ("PMI_SIZE", "another MPI library")])
+CAUSES = [
+    ("SLURM_STEP_NUM_TASKS", "srun --mpi=pmix"),
+    ("WORLD_SIZE", "--rank $RANK --ranks $WORLD_SIZE"),
+    ("PMI_SIZE", "another MPI library"),
+]
+
+
+@pytest.mark.parametrize("variable, cause", CAUSES)
 def test_one_rank_worlds_are_told_their_likely_cause_by_one_of_them(mini, variable, cause):
     expect(78, "verify", mini, env={variable: "2", "RANK": "0"}, says=cause)
     assert not expect(78, "verify", mini, env={variable: "2", "RANK": "1"}).stderr

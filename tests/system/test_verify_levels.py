@@ -16,13 +16,6 @@ from variants import Variant
 GATE_UP = "model.language_model.layers.2.mlp.experts.gate_up_proj"
 
 
-def flip_bit(folder, key, at=0):
-    file, begin, _ = reference.extents(folder)[key]
-    data = bytearray((folder / file).read_bytes())
-    data[begin + at] ^= 1
-    (folder / file).write_bytes(data)
-
-
 def flip_bit_of_store(path, tensors, key):
     """Its experts stand there transposed; of a tensor that is not, the bytes are the checkpoint's."""
     data = path.read_bytes()
@@ -58,11 +51,13 @@ def test_what_coverage_does_not_look_at_full_finds(damaged_store):
 @pytest.mark.usefixtures("strace")
 def test_coverage_of_a_checkpoint_reads_its_headers_only(mini, tmp_path):
     on_rank = traced("verify", mini, "--verify", "coverage", folder=tmp_path, ranks=2)
-    whole = reference.extents(mini)[GATE_UP]
+    extents = reference.extents(mini)
+    shard = extents[GATE_UP][0]
+    data = min(begin for file, begin, _ in extents.values() if file == shard)
     for rank in range(2):
-        for line in lines_about(on_rank, rank, [mini.resolve() / whole[0]]):
+        for line in lines_about(on_rank, rank, [mini.resolve() / shard]):
             offset = re.search(r", (\d+)\)\s+= ", line)
-            assert not offset or int(offset[1]) < min(begin for f, begin, _ in reference.extents(mini).values() if f == whole[0]), line
+            assert not offset or int(offset[1]) < data, line
 
 
 def test_an_export_is_read_back_at_every_level(mini_store, mini, tmp_path):
@@ -154,6 +149,21 @@ def test_the_bytes_of_a_rank_are_read_again_by_the_next_one_past_the_page_cache(
         assert all((counts[file][mask] >= 1).all() for file, mask in other.items()), f"rank {rank}"
 
 
+def test_plan_says_what_verifying_passes_between_ranks(tiny, tmp_path):
+    """8 bytes a number: one for each entry of the first axis of a tensor with three axes or more, or else of a tensor;
+    twice where loading converts anything."""
+    split = Variant("qwen3_moe").write(tmp_path / "split")
+    for ckpt, dtype, tables in [(tiny, "preserve", 2), (split, "preserve", 1), (split, "float32", 2)]:
+        tensors = reference.read_folder(ckpt)
+        numbers = {key: t.shape[0] if len(t.shape) >= 3 else 1 for key, t in tensors.items()}
+        every, experts = sum(numbers.values()), sum(n for key, n in numbers.items() if ".mlp.experts." in key)
+        summed = {"coverage": 2 * experts * 8, "full": (2 + tables) * experts * 8, "reread": (2 + tables) * experts * 8}
+        sent = {"coverage": 0, "full": 0, "reread": tables * every * 8}
+        for level, found in run_ok("plan", ckpt, "--ranks", 4, "--dtype", dtype, "--json").json["verify"].items():
+            assert (found["summed_bytes"], found["sent_bytes"]) == (summed[level], sent[level]), (ckpt, dtype, level)
+            assert found["wire_bytes_per_rank"] == summed[level] * 2 * 3 // 4 + sent[level]
+
+
 # Ranks that want different things -----------------------------------------------------------------------------------
 
 
@@ -168,7 +178,9 @@ def test_ranks_that_want_different_levels_are_told_so(mini, command, level, tmp_
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", ["RANKSLICE_EP=1", "RANKSLICE_INCLUDE=lm_head", "RANKSLICE_DTYPE=float32", "RANKSLICE_DRY_RUN=1"])
+@pytest.mark.parametrize(
+    "option", ["RANKSLICE_EP=1", "RANKSLICE_INCLUDE=lm_head", "RANKSLICE_DTYPE=float32", "RANKSLICE_DRY_RUN=1"]
+)
 def test_no_other_option_may_differ_either(mini, option, tmp_path):
     on_rank = OnRank(tmp_path / "ranks", codes=True, rank_1_sets=option)
     result = run("load", mini, ranks=2, on_rank=on_rank)
