@@ -28,8 +28,9 @@ namespace rankslice {
 /// Signs go out at most every tenth of the deadline (or second), and at most one per receiver is under way.
 /// Rank 0 gives up when a rank that it waits for has not been heard working for the deadline, or waiting, as long as
 /// any rank works. The others give up a little later than that after rank 0's last sign, so that rank 0, which knows
-/// the names, speaks first. Because of the order, once a verdict has come no control message of the past is under way
-/// between the two; so an agreement before the channel ends leaves nothing unmatched in it.
+/// the names, speaks first. Who has left without its word (where the channel knows) is given up at once. Because of the
+/// order, once a verdict has come no control message of the past is under way between the two; so an agreement before
+/// the channel ends leaves nothing unmatched in it.
 class Control {
  public:
   using Clock = std::chrono::steady_clock;
