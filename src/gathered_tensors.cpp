@@ -83,13 +83,16 @@ void GatheredTensors::take_part(Range batch, BatchStep const& use) {
 }
 
 void GatheredTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {
+  auto const is_next = [&](GatherBlock const& block, std::uint64_t begin) {
+    return block.parameter == wanted.parameter && block.slice.part.begin == begin;
+  };
   auto at = wanted.slice.part.begin;
   do {
-    auto const& block = plan_.blocks[used_];
-    if (used_ == end_ || block.parameter != wanted.parameter || block.slice.part.begin != at) {
+    if (used_ == end_ || !is_next(plan_.blocks[used_], at)) {
       throw UnexpectedError(fmt::format("{}: {} is not what is gathered next", model_.parameters[wanted.parameter].fqn,
                                         to_string(wanted.slice)));
     }
+    auto const& block = plan_.blocks[used_];
     next(&use);
     if (failed_) std::rethrow_exception(failed_);
     at = block.slice.part.end;
