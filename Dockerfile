@@ -3,6 +3,9 @@
 #   docker build -t rankslice .
 #   docker run --rm -v /checkpoints:/data rankslice rankslice inspect /data/CKPT
 #   docker run --rm -v /checkpoints:/data rankslice mpirun -n 4 rankslice load /data/CKPT --ep 4
+#
+# Without GPUs. For those, build the preset cuda in a first stage that has nvcc, and start it with --gpus all. The second
+# stage needs no CUDA, and NCCL only where the first found it.
 
 ARG DEBIAN=debian:12-slim
 
