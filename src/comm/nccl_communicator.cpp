@@ -45,7 +45,8 @@ ncclUniqueId share_id(Communicator& base) {
 class NcclCommunicator final : public Communicator {
  public:
   /// `owned` is `base`, or null where that is the caller's. Collective, on ranks that may use NCCL.
-  NcclCommunicator(Communicator& base, std::unique_ptr<Communicator> owned, NcclOptions const& options, RankName name);
+  NcclCommunicator(Communicator& base, std::unique_ptr<Communicator> owned, NcclOptions const& options, RankName name,
+                   std::shared_ptr<NcclFamily> family);
   ~NcclCommunicator() override;
   NcclCommunicator(NcclCommunicator const&) = delete;
   NcclCommunicator& operator=(NcclCommunicator const&) = delete;
@@ -86,8 +87,8 @@ class NcclCommunicator final : public Communicator {
   RankName name_;
   std::optional<NcclQueue> queue_;  // before `comm_`, which works on its memory until its end
   NcclComm comm_;
+  std::shared_ptr<NcclFamily> family_;
   bool failed_together_ = false;  ///< The last agreement was on a failure.
-  std::exception_ptr failure_;    ///< What ended this communicator.
 };
 
 class NcclCommunicator::Transfer final : public PendingTransfer {
@@ -114,8 +115,8 @@ class NcclCommunicator::Transfer final : public PendingTransfer {
 };
 
 NcclCommunicator::NcclCommunicator(Communicator& base, std::unique_ptr<Communicator> owned, NcclOptions const& options,
-                                   RankName name)
-    : owned_(std::move(owned)), base_(base), options_(options), name_(std::move(name)) {
+                                   RankName name, std::shared_ptr<NcclFamily> family)
+    : owned_(std::move(owned)), base_(base), options_(options), name_(std::move(name)), family_(std::move(family)) {
   on_every_rank(base_, [&] { or_device_error([&] { queue_.emplace(comm_, options.device, options.staging_bytes); }); });
   auto const id = share_id(base_);
   try {
@@ -125,6 +126,7 @@ NcclCommunicator::NcclCommunicator(Communicator& base, std::unique_ptr<Communica
     give_up(failure.code, failure.what());
   }
   wait_until([this] { return comm_.settled(); });
+  family_->members.push_back({.comm = &comm_, .queue = &*queue_});
 }
 
 // Collective, as the end of an NCCL communicator is. Where an exception that the ranks did not agree on takes this rank
@@ -132,13 +134,15 @@ NcclCommunicator::NcclCommunicator(Communicator& base, std::unique_ptr<Communica
 NcclCommunicator::~NcclCommunicator() {
   bool const alone = std::uncaught_exceptions() > 0 && !failed_together_;
   try {
-    if (!failure_ && !alone) {
+    if (!family_->failure && !alone) {
+      launch_all();
       comm_.start_finalize();
       base_.wait_until([&] { return comm_.settled(); });
       comm_.destroy();
     }
   } catch (...) {  // nothing is lost, as all transfers were waited for: `comm_` ends with an abort
   }
+  std::erase_if(family_->members, [this](auto const& member) { return member.comm == &comm_; });
 }
 
 void NcclCommunicator::all_reduce(std::span<std::uint64_t> values, Reduce op) {
@@ -171,7 +175,7 @@ std::unique_ptr<Communicator> NcclCommunicator::split(int color) {
   launch_all();
   auto part = base_.split(color);
   auto& ranks = *part;
-  return std::make_unique<NcclCommunicator>(ranks, std::move(part), options_, name_);
+  return std::make_unique<NcclCommunicator>(ranks, std::move(part), options_, name_, family_);
 }
 
 Outcome NcclCommunicator::agree(Outcome const& mine) {
@@ -184,9 +188,9 @@ Outcome NcclCommunicator::agree(Outcome const& mine) {
 void NcclCommunicator::progress() {
   expect_alive();
   base_.progress();
-  if (queue_->idle()) return;
+  if (family_->idle()) return;
   try {
-    queue_->advance();
+    family_->advance();
   } catch (NcclFailure const& failure) {
     give_up(failure.code, failure.what());
   }
@@ -199,7 +203,7 @@ void NcclCommunicator::wait_until(std::function<bool()> const& done) {
   try {
     base_.wait_until([&] {
       try {
-        queue_->advance();
+        family_->advance();
         return done();
       } catch (NcclFailure const& error) {
         failure = error;
@@ -207,21 +211,23 @@ void NcclCommunicator::wait_until(std::function<bool()> const& done) {
       }
     });
   } catch (...) {
-    failure_ = std::current_exception();
-    comm_.abort();
+    family_->failure = std::current_exception();
+    family_->abort();
+    comm_.abort();  // which is no member yet while it begins
     throw;
   }
   if (failure) give_up(failure->code, failure->what());
 }
 
 void NcclCommunicator::abort(ExitCode code, std::string const& message) {
-  comm_.abort();
+  family_->abort();
+  comm_.abort();  // which is no member yet while it begins
   try {
     base_.abort(code, message);
   } catch (...) {
-    failure_ = std::current_exception();
+    family_->failure = std::current_exception();
   }
-  std::rethrow_exception(failure_);
+  std::rethrow_exception(family_->failure);
 }
 
 void NcclCommunicator::give_up(ExitCode code, std::string const& message) {
@@ -231,7 +237,7 @@ void NcclCommunicator::give_up(ExitCode code, std::string const& message) {
 /// Nobody looks after NCCL during the calls of `base`, and other ranks may need what was started before them.
 void NcclCommunicator::launch_all() {
   expect_alive();
-  if (!queue_->all_launched()) wait_until([&] { return queue_->all_launched(); });
+  if (!family_->all_launched()) wait_until([&] { return family_->all_launched(); });
 }
 
 std::shared_ptr<NcclOperation> NcclCommunicator::add(NcclOperation operation) {
@@ -243,7 +249,7 @@ std::shared_ptr<NcclOperation> NcclCommunicator::add(NcclOperation operation) {
 }
 
 void NcclCommunicator::expect_alive() const {
-  if (failure_) std::rethrow_exception(failure_);
+  if (family_->failure) std::rethrow_exception(family_->failure);
 }
 
 void NcclCommunicator::check_root(int root) const {
@@ -272,7 +278,8 @@ std::unique_ptr<Communicator> make_nccl_communicator(Communicator& base, NcclOpt
     error.rank = refusal->rank;
     throw error;
   }
-  return std::make_unique<NcclCommunicator>(base, nullptr, options, RankName{base.rank(), base.host(base.rank())});
+  return std::make_unique<NcclCommunicator>(base, nullptr, options, RankName{base.rank(), base.host(base.rank())},
+                                            std::make_shared<NcclFamily>());
 }
 
 std::string why_no_nccl(Communicator& base, NcclOptions const& options) {

@@ -189,4 +189,20 @@ void NcclQueue::finish_arrived() {
   }
 }
 
+void NcclFamily::advance() {
+  for (auto const& member : members) member.queue->advance();
+}
+
+bool NcclFamily::all_launched() const {
+  return std::all_of(members.begin(), members.end(), [](Member const& member) { return member.queue->all_launched(); });
+}
+
+bool NcclFamily::idle() const {
+  return std::all_of(members.begin(), members.end(), [](Member const& member) { return member.queue->idle(); });
+}
+
+void NcclFamily::abort() noexcept {
+  for (auto const& member : members) member.comm->abort();
+}
+
 }  // namespace rankslice

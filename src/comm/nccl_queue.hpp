@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <memory>
 #include <span>
 #include <vector>
@@ -89,6 +90,24 @@ class NcclQueue {
   std::size_t oldest_ = 0;     ///< The round that was launched first of those under way.
   std::size_t under_way_ = 0;  ///< Rounds.
   bool launching_ = false;     ///< NCCL still brings the newest of them onto the stream.
+};
+
+/// A communicator and those that were split from it. Ranks may wait for one while others need what was started on
+/// another, so whoever waits carries all of them on; and when one fails, none is used any more.
+struct NcclFamily {
+  struct Member {
+    NcclComm* comm = nullptr;
+    NcclQueue* queue = nullptr;
+  };
+
+  std::vector<Member> members;
+  std::exception_ptr failure;
+
+  /// @throws NcclFailure
+  void advance();
+  [[nodiscard]] bool all_launched() const;
+  [[nodiscard]] bool idle() const;
+  void abort() noexcept;
 };
 
 }  // namespace rankslice

@@ -475,6 +475,38 @@ TEST(NcclCommunicator, AnAgreementDoesNotKeepWhatWasStartedBeforeItWaiting) {
                  {.staging_bytes = 4096});
 }
 
+TEST(NcclCommunicator, AWaitCarriesOnWhatWasStartedOnASplitToo) {
+  run_nccl_ranks(2, [](Communicator& world) {
+    auto const part = world.split(0);
+    auto shared = bytes_of_rank(world.rank(), 1000);
+    auto sent = bytes_of_rank(1, 2000);
+    std::vector<std::byte> received(2000);
+    if (world.rank() == 0) {
+      auto const broadcast = part->start_broadcast(shared, 0);
+      world.start_receive(received, 1)->wait();
+      broadcast->wait();
+      EXPECT_EQ(received, sent);
+    } else {
+      auto const send = world.start_send(sent, 0);
+      part->start_broadcast(shared, 0)->wait();
+      send->wait();
+      EXPECT_EQ(shared, bytes_of_rank(0, 1000));
+    }
+  });
+}
+
+TEST(NcclCommunicator, AFailureOfASplitEndsTheWholeOnceOnEveryRank) {
+  auto const failed = failures(
+      2,
+      [](Communicator& world) {
+        auto const part = world.split(0);
+        reduce_twice(*part);
+      },
+      [](Communicator const& base) { return StandInRank{.gpus = {base.rank()}, .fails_at = 1}; });
+  for (auto const& one : failed) EXPECT_THAT(one.message, HasSubstr("NCCL: "));
+  EXPECT_THAT(stand_in_counts().aborts, ElementsAre(Pair(0, 2), Pair(1, 2)));
+}
+
 TEST(NcclCommunicator, ProgressCarriesTransfersOn) {
   run_nccl_ranks(2, [](Communicator& world) {
     auto bytes = bytes_of_rank(0, 1000);
