@@ -1,6 +1,6 @@
 #include <fmt/format.h>
 
-#include <cstring>
+#include <chrono>
 #include <exception>
 #include <functional>
 #include <optional>
@@ -21,6 +21,7 @@ namespace {
 using Kind = NcclOperation::Kind;
 
 constexpr std::size_t kLeastStaging = 4096;
+constexpr std::chrono::seconds kGrace{1};
 
 /// What a rank does alone, as an error that it can tell the others.
 template <typename Step>
@@ -79,7 +80,9 @@ class NcclCommunicator final : public Communicator {
   void check_root(int root) const;
   void check_peer(int peer) const;
   void launch_all();
-  [[noreturn]] void give_up(ExitCode code, std::string const& message);
+  [[noreturn]] void give_up(NcclFailure const& failure);
+  void abort_nccl() noexcept;
+  void hear_what_others_say();
 
   std::unique_ptr<Communicator> owned_;
   Communicator& base_;
@@ -123,7 +126,7 @@ NcclCommunicator::NcclCommunicator(Communicator& base, std::unique_ptr<Communica
     OnGpu const here(options.device);
     comm_.start_init(size(), id, rank());
   } catch (NcclFailure const& failure) {
-    give_up(failure.code, failure.what());
+    give_up(failure);
   }
   wait_until([this] { return comm_.settled(); });
   family_->members.push_back({.comm = &comm_, .queue = &*queue_});
@@ -192,7 +195,7 @@ void NcclCommunicator::progress() {
   try {
     family_->advance();
   } catch (NcclFailure const& failure) {
-    give_up(failure.code, failure.what());
+    give_up(failure);
   }
 }
 
@@ -212,16 +215,14 @@ void NcclCommunicator::wait_until(std::function<bool()> const& done) {
     });
   } catch (...) {
     family_->failure = std::current_exception();
-    family_->abort();
-    comm_.abort();  // which is no member yet while it begins
+    abort_nccl();
     throw;
   }
-  if (failure) give_up(failure->code, failure->what());
+  if (failure) give_up(*failure);
 }
 
 void NcclCommunicator::abort(ExitCode code, std::string const& message) {
-  family_->abort();
-  comm_.abort();  // which is no member yet while it begins
+  abort_nccl();
   try {
     base_.abort(code, message);
   } catch (...) {
@@ -230,8 +231,27 @@ void NcclCommunicator::abort(ExitCode code, std::string const& message) {
   std::rethrow_exception(family_->failure);
 }
 
-void NcclCommunicator::give_up(ExitCode code, std::string const& message) {
-  abort(code, fmt::format("rank {} (host {}, GPU {}): {}", name_.rank, name_.host, options_.device, message));
+void NcclCommunicator::give_up(NcclFailure const& failure) {
+  abort_nccl();
+  if (failure.code == ExitCode::timeout) hear_what_others_say();
+  abort(failure.code,
+        fmt::format("rank {} (host {}, GPU {}): {}", name_.rank, name_.host, options_.device, failure.what()));
+}
+
+/// Where another rank was the cause, that rank, or whoever missed it, has more to say than NCCL here: it speaks first.
+void NcclCommunicator::hear_what_others_say() {
+  auto const end = std::chrono::steady_clock::now() + kGrace;
+  try {
+    base_.wait_until([&] { return std::chrono::steady_clock::now() >= end; });
+  } catch (...) {
+    family_->failure = std::current_exception();
+    throw;
+  }
+}
+
+void NcclCommunicator::abort_nccl() noexcept {
+  family_->abort();
+  comm_.abort();  // which is no member yet while it begins
 }
 
 /// Nobody looks after NCCL during the calls of `base`, and other ranks may need what was started before them.
