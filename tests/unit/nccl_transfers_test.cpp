@@ -12,6 +12,9 @@
 #include "support/nccl_stand_in/nccl_ranks.hpp"
 
 namespace rankslice {
+
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CommunicatorConformance);  // only what its tests are made of is used
+
 namespace {
 
 using test::run_nccl_ranks;
