@@ -45,6 +45,9 @@ class ForwardingCommunicator : public Communicator {
     std::terminate();  // does not come here
   }
 
+ protected:
+  [[nodiscard]] Communicator& next() { return next_; }
+
  private:
   Communicator& next_;
 };
