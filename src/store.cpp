@@ -1,6 +1,7 @@
 #include "rankslice/store.hpp"
 
 #include <algorithm>
+#include <cstring>
 
 #include "format/hdf5_store_writer.hpp"
 #include "io/file.hpp"
@@ -80,7 +81,10 @@ Storage create_target(Checkpoint const& source, Digests const& digests, std::str
     std::ranges::copy(layout.offsets, places.begin());
     places.back() = layout.file_size;
   });
-  world.broadcast(std::as_writable_bytes(std::span(places)), 0);
+  auto const from_rank_0 = std::as_bytes(std::span(places));
+  std::vector<std::byte> shared(from_rank_0.begin(), from_rank_0.end());
+  broadcast_vector(world, shared, 0);
+  std::memcpy(places.data(), shared.data(), shared.size());
   Storage target{.form = Form::native, .files = {{path, path, places.back()}}, .pieces = {}};
   for (std::uint32_t i = 0; i < source.model.parameters.size(); ++i) {
     auto const& parameter = source.model.parameters[i];

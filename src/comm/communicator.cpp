@@ -1,11 +1,16 @@
 #include "rankslice/communicator.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <array>
+#include <cstring>
 #include <new>
 #include <set>
 #include <thread>
 #include <utility>
 
+#include "comm/checked_bytes.hpp"
 #include "comm/host_name.hpp"
 
 namespace rankslice {
@@ -128,28 +133,39 @@ void on_every_rank(Communicator& world, std::function<void()> const& step) {
 }
 
 void broadcast_vector(Communicator& world, std::vector<std::byte>& bytes, int root) {
-  std::uint64_t size = bytes.size();
-  world.broadcast(std::as_writable_bytes(std::span(&size, 1)), root);
-  on_every_rank(world, [&] { bytes.resize(size); });
+  if (world.size() == 1) return;
+  on_every_rank(world, [&] {
+    if (world.rank() == root) add_checksum(bytes);
+  });
+  std::array<std::uint64_t, 2> size{bytes.size(), bytes.size()};  // twice: a size that was damaged shows
+  world.broadcast(std::as_writable_bytes(std::span(size)), root);
+  auto const sender = fmt::format("rank {}", root);
+  on_every_rank(world, [&] {
+    if (size[0] != size[1]) throw VerifyError(fmt::format("a size from {} was damaged on its way", sender));
+    bytes.resize(size[0]);
+  });
   world.broadcast(bytes, root);
+  on_every_rank(world, [&] { remove_checksum(bytes, sender); });
 }
 
 std::vector<std::vector<std::byte>> all_gather(Communicator& world, std::span<std::byte const> bytes) {
-  auto everyone = world.gather(bytes, 0);
-  std::vector<std::uint64_t> sizes(static_cast<std::size_t>(world.size()));
+  auto everyone = gather_checked(world, {bytes.begin(), bytes.end()}, 0);
   std::vector<std::byte> all;
-  for (std::size_t rank = 0; rank < everyone.size(); ++rank) {
-    sizes[rank] = everyone[rank].size();
-    all.insert(all.end(), everyone[rank].begin(), everyone[rank].end());
+  for (auto const& theirs : everyone) {
+    auto const size = std::uint64_t{theirs.size()};
+    auto const header = std::as_bytes(std::span(&size, 1));
+    all.insert(all.end(), header.begin(), header.end());
+    all.insert(all.end(), theirs.begin(), theirs.end());
   }
-  world.broadcast(std::as_writable_bytes(std::span(sizes)), 0);
   broadcast_vector(world, all, 0);
-  everyone.clear();
-  auto next = all.begin();
-  for (auto const size : sizes) {
-    auto const end = next + static_cast<std::ptrdiff_t>(size);
-    everyone.emplace_back(next, end);
-    next = end;
+  everyone.assign(static_cast<std::size_t>(world.size()), {});
+  auto rest = std::span<std::byte const>(all);
+  for (auto& theirs : everyone) {
+    std::uint64_t size = 0;
+    std::memcpy(&size, rest.data(), sizeof size);
+    rest = rest.subspan(sizeof size);
+    theirs.assign(rest.begin(), rest.begin() + static_cast<std::ptrdiff_t>(size));
+    rest = rest.subspan(size);
   }
   return everyone;
 }

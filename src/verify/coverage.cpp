@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "comm/checked_bytes.hpp"
 #include "core/fingerprint.hpp"
 #include "core/mesh.hpp"
 #include "state/consistency.hpp"
@@ -91,14 +92,7 @@ void append_uncovered(Model const& model, Parameter const& parameter, Held const
 
 bool check_alike(StateDict const& state, Communicator& world, std::vector<Mismatch>& mismatches) {
   auto const text = describe(state);
-  auto const hash = xxh3_128(std::as_bytes(std::span(text)));
-  std::vector<std::uint64_t> const mine{std::stoull(hash.substr(0, 16), nullptr, 16),
-                                        std::stoull(hash.substr(16), nullptr, 16)};
-  auto low = mine;
-  auto high = mine;
-  world.all_reduce(low, Reduce::min);
-  world.all_reduce(high, Reduce::max);
-  if (low == high) return true;
+  auto const mine = xxh3_128(std::as_bytes(std::span(text)));
   auto of_rank_0 = mine;
   world.broadcast(std::as_writable_bytes(std::span(of_rank_0)), 0);
   if (of_rank_0 != mine) {
@@ -111,7 +105,7 @@ bool check_alike(StateDict const& state, Communicator& world, std::vector<Mismat
                              "sharded over another mesh, {} ranks",
                              world.rank(), state.tensors.size(), to_string(state.mesh))});
   }
-  return false;
+  return all_say(world, of_rank_0 == mine);
 }
 
 void check_coverage(StateDict const& state, MeshTables& mesh, std::vector<Mismatch>& mismatches) {

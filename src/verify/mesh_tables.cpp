@@ -6,6 +6,7 @@
 
 #include "rankslice/device.hpp"
 
+#include "comm/checked_bytes.hpp"
 #include "core/fingerprint.hpp"
 #include "core/literals.hpp"
 #include "transform/device_digest.hpp"
@@ -85,9 +86,7 @@ void MeshTables::compare_replicas(DigestTable const& table, std::string_view wha
   auto const hash = xxh3_128(std::as_bytes(table.values()));
   auto hash_of_rank_0 = hash;
   world_.broadcast(std::as_writable_bytes(std::span(hash_of_rank_0)), 0);
-  Outcome mine_is;
-  if (hash != hash_of_rank_0) mine_is.code = ExitCode::difference;
-  if (world_.agree(mine_is).code == ExitCode::done) return;  // on all ranks or on none
+  if (all_say(world_, hash == hash_of_rank_0)) return;
   auto of_rank_0 = table;
   world_.broadcast(std::as_writable_bytes(of_rank_0.values()), 0);
   auto const mine = fmt::format("{} here", what);
@@ -96,9 +95,7 @@ void MeshTables::compare_replicas(DigestTable const& table, std::string_view wha
 }
 
 std::optional<Digests> known_codes(StateDict const& state, Communicator& world) {
-  std::vector<std::uint64_t> were_read{state.read.source.tensors() > 0 && !state.read.without_codes ? 1U : 0U};
-  world.all_reduce(were_read, Reduce::min);
-  if (were_read.front() != 0) {
+  if (all_say(world, state.read.source.tensors() > 0 && !state.read.without_codes)) {
     auto read = state.read;
     MeshTables mesh(state, world);
     mesh.sum(read.source);

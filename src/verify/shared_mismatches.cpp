@@ -2,6 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "comm/checked_bytes.hpp"
+
 namespace rankslice {
 
 namespace {
@@ -37,7 +39,7 @@ void share_mismatches(VerifyReport& report, Communicator& world) {
     report.unlisted += report.mismatches.size() - kMostOfARank;
     report.mismatches.resize(kMostOfARank);
   }
-  auto const of_ranks = world.gather(pack(report), 0);
+  auto const of_ranks = gather_checked(world, pack(report), 0);
   VerifyReport all;
   for (auto const& bytes : of_ranks) unpack(bytes, all);
   auto shared = pack(all);
