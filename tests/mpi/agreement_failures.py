@@ -33,6 +33,8 @@ def silent(ranks):
     return rf"^rankslice: error: no answer from rank\(s\) {ranks} \(host \S+\) within 2\.0 s$"
 
 
+DIFFERENT_CALLS = r"^rankslice: error: the ranks wait for each other in different calls, for 2\.0 s now$"
+
 SCENARIOS = {
     "all_is_well": Scenario("none", 0, {0}),
     "stopped_rank_is_named": Scenario("stop", 2, {75}, silent(2)),
@@ -52,6 +54,21 @@ SCENARIOS = {
     "failure_of_rank_0_is_everyones": Scenario("fail", 0, {65}, r"^rank 0: model\.safetensors: cut short at byte 7$"),
     "failure_outside_of_steps_is_told_at_once": Scenario("fail_alone", 1, {65}, r"^rank 1: : outside of any step$"),
     "different_calls_end_the_job": Scenario("call_something_else", 2, {75}, silent(2)),
+    # Rank 1 sends to rank 2, and rank 0 waits for both in the agreement.
+    "transfer_arrives": Scenario("transfer", 0, {0}),
+    "sender_that_stopped_is_named": Scenario("stop_in_a_transfer", 1, {75}, silent(1)),
+    "receiver_that_stopped_is_named": Scenario("stop_in_a_transfer", 2, {75}, silent(2)),
+    "rank_0_stopped_beside_a_transfer_is_named": Scenario("stop_in_a_transfer", 0, {75}, silent(0)),
+    "sender_that_is_silent_is_named": Scenario("be_silent_in_a_transfer", 1, {75}, silent(1)),
+    "receiver_that_is_silent_is_named": Scenario("be_silent_in_a_transfer", 2, {75}, silent(2)),
+    "slow_sender_is_waited_for": Scenario("work_slowly_in_a_transfer", 1, {0}, at_least_s=6),
+    "slow_receiver_is_waited_for": Scenario("work_slowly_in_a_transfer", 2, {0}, at_least_s=6),
+    "sender_that_never_sends_ends_the_job": Scenario("forget_a_transfer", 1, {75}, DIFFERENT_CALLS),
+    "receiver_that_never_receives_ends_the_job": Scenario("forget_a_transfer", 2, {75}, DIFFERENT_CALLS),
+    # All send to rank 0.
+    "rank_0_that_stopped_before_it_received_is_named": Scenario("stop_in_a_gather", 0, {75}, silent(0)),
+    "rank_that_stopped_before_it_sent_to_rank_0_is_named": Scenario("stop_in_a_gather", 2, {75}, silent(2)),
+    "slow_rank_0_is_waited_for_by_those_who_send_to_it": Scenario("work_slowly_in_a_gather", 0, {0}, at_least_s=6),
     # Open MPI's launcher ends the job and says how.
     "exited_rank_ends_the_job": Scenario("exit", 1, {3}),
     "killed_rank_ends_the_job": Scenario("kill", 1, {137}),

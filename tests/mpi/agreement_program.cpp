@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <csignal>
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -56,6 +57,55 @@ void work_slowly(Job& job) {
 
 void stop(Job& /*job*/) { std::raise(SIGSTOP); }
 
+void be_silent(Job& job) { std::this_thread::sleep_for(20 * job.timeout); }
+
+void do_nothing(Job& /*job*/) {}
+
+/// Too many for MPI to take on before they are received.
+constexpr std::size_t kManyBytes = std::size_t{8} << 20;
+
+void send(Communicator& world, int to) {
+  std::vector<std::byte> const bytes(kManyBytes, std::byte{1});
+  world.start_send(bytes, to)->wait();
+}
+
+void receive(Communicator& world, int from) {
+  std::vector<std::byte> bytes(kManyBytes);
+  world.start_receive(bytes, from)->wait();
+  if (bytes != std::vector<std::byte>(kManyBytes, std::byte{1})) throw VerifyError("other bytes came than were sent");
+}
+
+/// In a step, rank 1 sends to rank 2, and the others wait for them; the struck rank strikes first.
+Fault in_transfer(std::function<void(Job&)> const& strike) {
+  return [strike](Job& job) {
+    on_every_rank(*job.world, [&] {
+      if (job.struck) strike(job);
+      if (job.world->rank() == 1) send(*job.world, 2);
+      if (job.world->rank() == 2) receive(*job.world, 1);
+    });
+  };
+}
+
+/// In a step, all others send to rank 0; the struck rank strikes first.
+Fault in_gather(std::function<void(Job&)> const& strike) {
+  return [strike](Job& job) {
+    on_every_rank(*job.world, [&] {
+      if (job.struck) strike(job);
+      if (job.world->rank() != 0) return send(*job.world, 0);
+      for (int from = 1; from < job.world->size(); ++from) receive(*job.world, from);
+    });
+  };
+}
+
+/// The struck rank leaves its part of the transfer from rank 1 to rank 2 out.
+void forget_a_transfer(Job& job) {
+  on_every_rank(*job.world, [&] {
+    if (job.struck) return;
+    if (job.world->rank() == 1) send(*job.world, 2);
+    if (job.world->rank() == 2) receive(*job.world, 1);
+  });
+}
+
 void stop_before_a_collective(Job& job) {
   if (job.struck) std::raise(SIGSTOP);
   all_reduce_one(*job.world);
@@ -85,13 +135,13 @@ void call_something_else(Job& job) {
 
 std::map<std::string, Fault> const& faults() {
   static std::map<std::string, Fault> const all{
-      {"none", in_step([](Job&) {})},
+      {"none", in_step(do_nothing)},
       {"stop", in_step(stop)},
       {"stop_before_a_collective", stop_before_a_collective},
       {"stop_in_a_part", stop_in_a_part},
       {"work_slowly", in_step(work_slowly)},
       {"work_slowly_between_collectives", work_slowly_between_collectives},
-      {"be_silent", in_step([](Job& job) { std::this_thread::sleep_for(20 * job.timeout); })},
+      {"be_silent", in_step(be_silent)},
       {"fail", in_step([](Job&) { throw FormatError("cut short at byte 7", "model.safetensors", "lm_head"); })},
       {"fail_alone",
        [](Job& job) {
@@ -100,6 +150,13 @@ std::map<std::string, Fault> const& faults() {
       {"exit", in_step([](Job&) { _exit(3); })},
       {"kill", in_step([](Job&) { std::raise(SIGKILL); })},
       {"call_something_else", call_something_else},
+      {"transfer", in_transfer(do_nothing)},
+      {"stop_in_a_transfer", in_transfer(stop)},
+      {"be_silent_in_a_transfer", in_transfer(be_silent)},
+      {"work_slowly_in_a_transfer", in_transfer(work_slowly)},
+      {"forget_a_transfer", forget_a_transfer},
+      {"stop_in_a_gather", in_gather(stop)},
+      {"work_slowly_in_a_gather", in_gather(work_slowly)},
   };
   return all;
 }

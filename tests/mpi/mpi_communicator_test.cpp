@@ -12,6 +12,7 @@
 
 #include "core/literals.hpp"
 #include "support/communicator_conformance.hpp"
+#include "support/large_message.hpp"
 
 namespace rankslice {
 namespace {
@@ -89,6 +90,12 @@ TEST(MpiCommunicator, BroadcastsAndGathersMoreThanOnePiece) {
   EXPECT_TRUE(comm->rank() == 1 || everyone.at(1) == expected);
   comm->broadcast(bytes, 1);
   EXPECT_TRUE(bytes == expected);
+}
+
+TEST(MpiCommunicator, SendsMoreThanTwoGiB) {
+  auto const comm = world();
+  if (comm->size() != 2) GTEST_SKIP() << "once is enough: with 2 ranks";
+  test::expect_a_message_over_2_gib_arrives(*comm);
 }
 
 TEST(MpiCommunicator, LivesOnWhileARankComputesOutsideOfSteps) {

@@ -340,6 +340,19 @@ COMMUNICATOR_TEST(WaitsForALateRank) {
   }
 }
 
+COMMUNICATOR_TEST(WaitsForALateSenderAndForALateReceiver) {
+  if (!can_send()) GTEST_SKIP() << "sends nothing between two ranks";
+  constexpr std::size_t kBytes = 1'000'003;
+  for (int late = 0; late < std::min(2, world.size()); ++late) {
+    if (world.rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    auto bytes = bytes_of_rank(world.rank(), kBytes);
+    if (world.size() > 1 && world.rank() == 0) world.start_send(bytes, 1)->wait();
+    if (world.rank() != 1) continue;
+    world.start_receive(bytes, 0)->wait();
+    ASSERT_EQ(bytes, bytes_of_rank(0, kBytes));
+  }
+}
+
 COMMUNICATOR_TEST(OneRanksExceptionBecomesEveryones) {
   auto const last = world.size() - 1;
   try {
