@@ -232,7 +232,9 @@ void Control::judge_collective(Clock::time_point now) const {
   if (now - last_progress() < timeout_) return;
   std::vector<RankName> silent;
   for (std::size_t r = 1; r < peers_.size(); ++r) {
-    if (now - peers_[r].heard >= timeout_ - 2 * interval_) silent.push_back(names_[r]);
+    // One that has checked in already gives no signs until the verdict.
+    auto const owes_signs = !peers_[r].check_in.has_value();
+    if (owes_signs && now - peers_[r].heard >= timeout_ - 2 * interval_) silent.push_back(names_[r]);
   }
   if (!silent.empty()) return give_up(silent);
   give_up_on_each_other();

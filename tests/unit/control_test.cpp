@@ -200,6 +200,12 @@ TEST_F(ControlTest, InACollectiveCallOnlyTheSilentAreNamed) {
   EXPECT_EQ(last_words_of_wait(), "no answer from rank(s) 2 (host h2) within 3.0 s");
 }
 
+TEST_F(ControlTest, ARankThatHasCheckedInIsNotTheOneThatRank0ReceivesNothingFrom) {
+  control_of(0, 3);
+  channel->hear(100ms, 1, outcome(ControlKind::check_in, 0, {}));
+  EXPECT_EQ(last_words_of_wait(), "no answer from rank(s) 2 (host h2) within 3.0 s");
+}
+
 TEST_F(ControlTest, ACollectiveCallWaitsAsLongAsAnyRankWorks) {
   control_of(0, 3);
   channel->hear_signs(0ms, 3 * kTimeout, 1, ControlKind::waiting);

@@ -68,7 +68,7 @@ class StoreTransitFaults : public testing::Test {
       for (auto const call : kCalls) calls[call] = world.calls(call);
     });
     EXPECT_EQ(thrown[0] == nullptr, thrown[1] == nullptr);
-    if (thrown[0] != nullptr) EXPECT_FALSE(std::filesystem::exists(path));
+    EXPECT_EQ(thrown[0] == nullptr, std::filesystem::exists(path));
     return contents(path);
   }
 
