@@ -15,6 +15,7 @@
 #include "shared_output.hpp"
 #include "slice_writer.hpp"
 #include "state/consistency.hpp"
+#include "verify/compare.hpp"
 #include "verify/mesh_tables.hpp"
 #include "watch.hpp"
 
@@ -50,9 +51,9 @@ ShardMetadata describe(StateDict const& state) {
   return shard;
 }
 
-/// Write this rank's file at `path`, complete and read back.
-void write_shard(StateDict const& state, HeldTensors& held, std::string const& path, SaveOptions const& options,
-                 Communicator* world) {
+/// Write this rank's file at `path`, complete and read back. `expected`: the digests of what it holds.
+void write_shard(StateDict const& state, HeldTensors& held, Digests const& expected, std::string const& path,
+                 SaveOptions const& options, Communicator* world) {
   std::vector<SafetensorsHeader::Tensor> tensors;
   std::vector<PlannedSlice> plan;
   for (auto const& [fqn, tensor] : state.tensors) {
@@ -79,6 +80,7 @@ void write_shard(StateDict const& state, HeldTensors& held, std::string const& p
   writer.close();
   auto const done = watch(options.call, "save_shards", 2 * bytes, world);
   auto const written = write_slices(model, plan, held, target, done);
+  require_equal(model, NamedDigests{"held", expected}, NamedDigests{"written", written});
   check_read_back(model, plan, target, written, done);
 }
 
@@ -97,23 +99,29 @@ void require_only_shards(std::string const& folder) {
 void save_shards(StateDict const& state, std::string const& out_dir, Communicator& world, SaveOptions const& options) {
   require_agreement(state, world);
   std::optional<HeldTensors> held;
-  on_every_rank(world, [&] { held.emplace(state); });
-  (void)digest_all_held(state, options.call, world);  // for the copies of a tensor that must be equal
+  Digests expected;
+  on_every_rank(world, [&] {
+    held.emplace(state);
+    expected = digest_held(state, options.call, &world);
+  });
+  (void)in_all_ranks(state, expected, world);  // for the copies of a tensor that must be equal
   SharedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite, world);
-  on_every_rank(
-      world, [&] { write_shard(state, *held, output.path() + "/" + shard_file_name(world.rank()), options, &world); });
+  on_every_rank(world, [&] {
+    write_shard(state, *held, expected, output.path() + "/" + shard_file_name(world.rank()), options, &world);
+  });
   output.publish();
 }
 
 void save_shard(StateDict const& state, std::string const& out_dir, SaveOptions const& options) {
   HeldTensors held(state);
+  auto const expected = digest_held(state, options.call, nullptr);
   std::error_code error;
   std::filesystem::create_directory(out_dir, error);
   if (error) throw IoError(ExitCode::cannot_create, out_dir + ": " + error.message(), out_dir);
   require_only_shards(out_dir);
   auto const name = shard_file_name(state.mesh.rank(state.coordinate));
   StagedOutput output(out_dir + "/" + name, StagedOutput::Kind::file, options.overwrite);
-  write_shard(state, held, output.path(), options, nullptr);
+  write_shard(state, held, expected, output.path(), options, nullptr);
   output.publish();
 }
 

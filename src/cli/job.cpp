@@ -75,9 +75,10 @@ bool same_place(std::string const& a, std::string const& b) {
 void catch_signals() {
   struct sigaction action {};
   action.sa_handler = remember_signal;
-  action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second Ctrl-C does not ask any more
+  // Calls go on: what one of a library makes of an interruption would be taken for an error of the file.
+  action.sa_flags = SA_RESTART | static_cast<int>(SA_RESETHAND);  // the second Ctrl-C does not ask any more
   ::sigaction(SIGINT, &action, nullptr);
-  action.sa_flags = 0;
+  action.sa_flags = SA_RESTART;
   ::sigaction(SIGTERM, &action, nullptr);
   action.sa_handler = SIG_IGN;  // an output limit or a closed pipe is an error of the write, with a message
   ::sigaction(SIGXFSZ, &action, nullptr);

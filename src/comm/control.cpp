@@ -16,7 +16,8 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kLongestInterval{1000};
 constexpr milliseconds kGrace{1000};  // how much later than rank 0 the others give up
-constexpr milliseconds kTurn{100};    // between them, so that one speaks and the others are ended by it
+constexpr milliseconds kTurn{3000};   // between them, so that one speaks and the launcher has time to end the others
+constexpr int kTurns = 5;             // after which all give up at once
 
 /// Armed as long as this rank waits, and after that as long as it is in a step.
 class Watched {
@@ -246,7 +247,7 @@ void Control::give_up_on_each_other() const {
 }
 
 void Control::judge_rank_0(Clock::time_point now) const {
-  auto const patience = timeout_ + kGrace + std::min(rank() - 1, 10) * kTurn;
+  auto const patience = timeout_ + kGrace + std::min(rank() - 1, kTurns) * kTurn;
   if (now - std::max(wait_began_, peers_[0].heard) >= patience) give_up(std::span(names_).first(1));
 }
 

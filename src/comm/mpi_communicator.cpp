@@ -30,7 +30,7 @@ using std::chrono::milliseconds;
 
 // MPI counts are ints, and pieces of this size travel faster than whole tensors (no huge rendezvous at once).
 constexpr std::size_t kPieceBytes = 64_MiB;
-constexpr milliseconds kWatchdogGrace{2000};  // a rank that can still be named is named first
+constexpr milliseconds kWatchdogGrace{5000};  // a rank that can still be named is named first, and ended
 constexpr int kGatherTag = 2;
 constexpr int kTransferTag = 3;
 

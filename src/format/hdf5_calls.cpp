@@ -140,8 +140,10 @@ QuietErrors::~QuietErrors() { H5Eset_auto2(H5E_DEFAULT, function_, data_); }
 void fail_call(Subject const& subject, std::string_view call) {
   auto const error = innermost_error();
   auto const text = message(subject, fmt::format("{} failed: {}", call, error.text));
-  auto const system_read_failed = error.major == H5E_IO && error.minor == H5E_READERROR;
-  if (subject.access == Access::reading && !system_read_failed) throw FormatError(text, subject.path, subject.tensor);
+  // HDF5 tells the errors of the system as text only, and of a read not always.
+  auto const system_failed =
+      (error.major == H5E_IO && error.minor == H5E_READERROR) || error.text.find(", errno = ") != std::string::npos;
+  if (subject.access == Access::reading && !system_failed) throw FormatError(text, subject.path, subject.tensor);
   throw IoError(ExitCode::io, text, subject.path, subject.tensor);
 }
 

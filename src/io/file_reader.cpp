@@ -60,7 +60,8 @@ void FdTraits::close(Handle fd) noexcept { ::close(fd); }
 
 std::unique_ptr<FileReader> open_reader(std::string const& path) {
   // Without O_NONBLOCK the open of a FIFO waits for its writer; regular files do not know the flag.
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+  auto const flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+  UniqueFd fd(uninterrupted([&] { return ::open(path.c_str(), flags); }));
   if (!fd.valid()) fail_open(path, errno);
   if (!S_ISREG(status(path, fd.get()).st_mode)) {
     throw FormatError(fmt::format("{}: is not a regular file", path), path);

@@ -27,10 +27,7 @@ std::string free_space(int fd) {
 bool is_unsupported(int error) { return error == EOPNOTSUPP || error == ENOSYS || error == EINVAL; }
 
 int reserve_blocks(int fd, std::uint64_t size) {
-  int result = 0;
-  do result = ::fallocate(fd, 0, 0, static_cast<::off_t>(size));
-  while (result != 0 && errno == EINTR);
-  return result == 0 ? 0 : errno;
+  return uninterrupted([&] { return ::fallocate(fd, 0, 0, static_cast<::off_t>(size)); }) == 0 ? 0 : errno;
 }
 
 // Pages that are already on their way make the final fsync short.
@@ -45,7 +42,8 @@ void start_write_back(std::string const& path, int fd) {
 }  // namespace
 
 FileWriter FileWriter::create(std::string const& path) {
-  UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+  auto const flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
+  UniqueFd fd(uninterrupted([&] { return ::open(path.c_str(), flags, 0666); }));
   if (!fd.valid()) {
     throw IoError(ExitCode::cannot_create, fmt::format("{}: cannot be created: {}", path, reason(errno)), path);
   }
@@ -53,7 +51,8 @@ FileWriter FileWriter::create(std::string const& path) {
 }
 
 FileWriter FileWriter::open(std::string const& path) {
-  UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+  auto const flags = O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+  UniqueFd fd(uninterrupted([&] { return ::open(path.c_str(), flags); }));
   if (!fd.valid()) {
     throw IoError(ExitCode::io, fmt::format("{}: cannot be opened for writing: {}", path, reason(errno)), path);
   }
@@ -64,7 +63,7 @@ void FileWriter::allocate(std::uint64_t size) {
   auto const available = free_space(fd_.get());  // before: some systems keep what they could get of a failed request
   auto error = size == 0 ? 0 : reserve_blocks(fd_.get(), size);
   if (error == 0 || is_unsupported(error)) {
-    error = ::ftruncate(fd_.get(), static_cast<::off_t>(size)) == 0 ? 0 : errno;
+    error = uninterrupted([&] { return ::ftruncate(fd_.get(), static_cast<::off_t>(size)); }) == 0 ? 0 : errno;
   }
   if (error == 0) return;
   throw IoError(ExitCode::cannot_create,
@@ -78,8 +77,8 @@ void FileWriter::write(std::span<std::byte const> bytes, std::uint64_t offset) {
   auto const end = offset + bytes.size();
   while (!bytes.empty()) {
     auto const size = std::min(bytes.size(), kMostPerCall);
-    auto const put = ::pwrite(fd_.get(), bytes.data(), size, static_cast<::off_t>(offset));
-    if (put < 0 && errno == EINTR) continue;
+    auto const put =
+        uninterrupted([&] { return ::pwrite(fd_.get(), bytes.data(), size, static_cast<::off_t>(offset)); });
     if (put < 0) {
       auto const why = reason(errno);
       throw IoError(ExitCode::io,
@@ -95,14 +94,14 @@ void FileWriter::write(std::span<std::byte const> bytes, std::uint64_t offset) {
 }
 
 void FileWriter::sync() {
-  if (::fsync(fd_.get()) == 0) return;
+  if (uninterrupted([&] { return ::fsync(fd_.get()); }) == 0) return;
   auto const error = errno;
   fd_.reset();  // the kernel has dropped the pages it could not write: a second fsync would lie
   throw IoError(ExitCode::io, fmt::format("{}: fsync failed: {}", path_, reason(error)), path_);
 }
 
 void FileWriter::close() {
-  if (::close(fd_.release()) == 0) return;
+  if (::close(fd_.release()) == 0 || errno == EINTR) return;  // Linux has closed it, and a second try is another file's
   throw IoError(ExitCode::io, fmt::format("{}: close failed: {}", path_, reason(errno)), path_);
 }
 

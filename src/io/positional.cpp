@@ -14,8 +14,7 @@ void read_fully(FileReader const& file, ReadOnce const& read_once, std::span<std
   auto const& path = file.path();
   auto const wanted = fmt::format("[{}, {})", offset, offset + out.size());
   while (!out.empty()) {
-    auto const got = read_once(out.data(), std::min(out.size(), kMostPerCall), offset);
-    if (got < 0 && errno == EINTR) continue;
+    auto const got = uninterrupted([&] { return read_once(out.data(), std::min(out.size(), kMostPerCall), offset); });
     if (got < 0) {
       auto const why = reason(errno);
       throw IoError(ExitCode::io, fmt::format("{}: reading bytes {} failed at {}: {}", path, wanted, offset, why),

@@ -2,6 +2,7 @@
 
 #include <sys/types.h>
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -22,6 +23,14 @@ using ReadOnce = std::function<::ssize_t(std::byte* out, std::size_t size, std::
 /// Fill `out` by as many calls as it takes; `file` gives its name and size to the errors. @throws as
 /// `FileReader::read`.
 void read_fully(FileReader const& file, ReadOnce const& read_once, std::span<std::byte> out, std::uint64_t offset);
+
+/// A system call that tells errors by a negative result and `errno`, made again when a signal interrupted it.
+template <typename Call>
+[[nodiscard]] auto uninterrupted(Call const& call) {
+  auto result = call();
+  while (result < 0 && errno == EINTR) result = call();
+  return result;
+}
 
 /// The text of an `errno` value.
 [[nodiscard]] std::string reason(int error);

@@ -191,10 +191,10 @@ void StagedOutput::replace_existing() {
 }
 
 void sync_directory(std::string const& path) {
-  UniqueFd const fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  UniqueFd const fd(uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
   check(fd.valid() ? 0 : -1, "open", path);
   // Some file systems have no fsync for directories and say EINVAL: their names are safe without it, or never.
-  if (::fsync(fd.get()) != 0 && errno != EINVAL) check(-1, "fsync", path);
+  if (uninterrupted([&] { return ::fsync(fd.get()); }) != 0 && errno != EINVAL) check(-1, "fsync", path);
 }
 
 }  // namespace rankslice

@@ -138,6 +138,10 @@ Digests digest_held(StateDict const& state, CallOptions const& call, Communicato
 Digests digest_all_held(StateDict const& state, CallOptions const& call, Communicator& world) {
   Digests held;
   on_every_rank(world, [&] { held = digest_held(state, call, &world); });
+  return in_all_ranks(state, std::move(held), world);
+}
+
+Digests in_all_ranks(StateDict const& state, Digests held, Communicator& world) {
   VerifyReport report;
   MeshTables mesh(state, world);
   check_coverage(state, mesh, report.mismatches);

@@ -45,9 +45,13 @@ class MeshTables {
 /// null.
 [[nodiscard]] Digests digest_held(StateDict const& state, CallOptions const& call, Communicator* world);
 
-/// The digests of what all ranks together hold, of every tensor all of it once in each replica. Copies of a tensor on
+/// From the digests of what each rank holds those of what all ranks together hold, of every tensor all of it once in
+/// each replica. Copies of a tensor on
 /// several ranks must be equal, so that it does not matter who writes which part of it. Collective.
 /// @throws VerifyError naming tensor, expert and rank.
+[[nodiscard]] Digests in_all_ranks(StateDict const& state, Digests held, Communicator& world);
+
+/// `digest_held` and `in_all_ranks`. Collective.
 [[nodiscard]] Digests digest_all_held(StateDict const& state, CallOptions const& call, Communicator& world);
 
 }  // namespace rankslice

@@ -12,6 +12,10 @@ import transformers_models
 SKIPPED = 77  # what ctest takes for "skipped"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--update-faults", action="store_true", help="write FAULTS.md as the fault matrix finds it")
+
+
 def pytest_collection_modifyitems(config, items):
     if not os.environ.get("SYSTEM_TEST_LONG"):
         long = [item for item in items if item.get_closest_marker("long")]

@@ -35,15 +35,18 @@ class OnRank:
 
     folder: Path  # for pids, codes and traces
     traced: str = ""  # ranks, or "all"
-    strace: str = ""
+    strace: str | dict = ""  # its options, for all traced ranks or by rank; %PID0% is the pid of rank 0
+    under: str = ""  # another program that starts the rank
     codes: bool = False
     rank_1_sets: str = ""  # NAME=value, in the environment of rank 1 only
 
     def environment(self):
-        return {
+        by_rank = self.strace if isinstance(self.strace, dict) else {}
+        return {f"ON_RANK_STRACE_{rank}": options for rank, options in by_rank.items()} | {
             "ON_RANK_DIR": str(self.folder),
-            "ON_RANK_TRACED": self.traced,
-            "ON_RANK_STRACE": self.strace,
+            "ON_RANK_TRACED": self.traced or " ".join(map(str, by_rank)),
+            "ON_RANK_STRACE": "" if by_rank else self.strace,
+            "ON_RANK_UNDER": self.under,
             "ON_RANK_CODES": "1" if self.codes else "",
             "ON_RANK_1_SETS": self.rank_1_sets,
         }
@@ -56,6 +59,10 @@ class OnRank:
     def traces(self, rank):
         """The traces of a rank's threads."""
         return sorted(self.folder.glob(f"trace.{rank}.*"))
+
+    def wait_for_stop(self, rank):
+        """Until a traced rank has been stopped."""
+        self.wait_for_call(rank, "--- stopped by SIGSTOP ---")
 
     def wait_for_call(self, rank, pattern, timeout=30):
         """Until a traced rank has made a system call that matches."""

@@ -60,30 +60,6 @@ def assert_nothing_made(out):
 # Ranks that do not answer -------------------------------------------------------------------------------------------
 
 
-def test_a_killed_rank_ends_the_job(phase, tiny, tmp_path):
-    job, on_rank, pattern = in_the_middle(phase, tiny, tmp_path / "out", tmp_path / "ranks")
-    with job:
-        on_rank.wait_for_call(2, pattern)
-        os.kill(on_rank.pid(2), signal.SIGKILL)
-        result = job.finish()
-    assert result.code not in (0, 1), result.stderr
-    assert_nothing_made(tmp_path / "out")
-
-
-@pytest.mark.parametrize("phase", ["load", "to_hf"])
-def test_a_stopped_rank_is_named_after_the_deadline(phase, tiny, tmp_path):
-    job, on_rank, pattern = in_the_middle(
-        phase, tiny, tmp_path / "out", tmp_path / "ranks", options=["--timeout", 3]
-    )
-    with job:
-        on_rank.wait_for_call(2, pattern)
-        os.kill(on_rank.pid(2), signal.SIGSTOP)
-        result = job.finish()
-    assert result.code == 75, result.stderr
-    assert re.search(r"\branks?(\(s\))? 2\b", result.stderr), result.stderr
-    assert_nothing_made(tmp_path / "out")
-
-
 def test_a_slow_rank_is_waited_for(tiny, tmp_path):
     """The deadline counts from the last progress: every read takes a moment, all of them longer than it."""
     on_rank = OnRank(tmp_path / "ranks", traced="1", strace=slow("pread64", 150, shards(tiny)))
@@ -122,67 +98,6 @@ def test_a_signal_to_one_rank_ends_all_with_its_code(tiny, tmp_path):
 # Disks --------------------------------------------------------------------------------------------------------------
 
 
-def run_with_fault(arguments, rank, strace, folder):
-    """Four ranks, one with a fault; expects one code for all. Returns it and what was said."""
-    on_rank = OnRank(folder, traced=str(rank), strace=strace, codes=True)
-    result = run(*arguments, ranks=4, on_rank=on_rank)
-    assert sorted(result.rank_codes) == [0, 1, 2, 3], result.stderr
-    assert len(set(result.rank_codes.values())) == 1, result.rank_codes
-    return result.rank_codes[0], result.stderr
-
-
-@pytest.mark.parametrize("command", ["store", "shards", "to_hf"])
-@pytest.mark.parametrize(
-    ("fault", "codes", "words"),
-    [
-        (failing("pwrite64", "error=EIO:when=1"), {74}, "Input/output error"),
-        (failing("pwrite64", "error=ENOSPC:when=1"), {73, 74}, "No space left on device"),
-        (failing("fsync,fdatasync", "error=EIO:when=1"), {74}, "Input/output error"),
-    ],
-    ids=["write-EIO", "write-ENOSPC", "sync-EIO"],
-)
-def test_a_failed_write_of_one_rank_is_everyones(command, fault, codes, words, mini, tmp_path):
-    out = tmp_path / "out"
-    arguments = {
-        "store": ["load", mini, "--store", out],
-        "shards": ["load", mini, "--save-shards", out],
-        "to_hf": ["to-hf", mini, out],
-    }[command]
-    code, said = run_with_fault(arguments, 2, fault, tmp_path / "ranks")
-    assert code in codes, said
-    assert said.count(words) == 1 and re.search(r"\brank 2\b", said), said
-    assert_nothing_made(out)
-    assert not leftovers(out)
-
-
-def test_a_failed_read_of_one_rank_is_everyones(mini, tmp_path):
-    fault = failing("pread64", "error=EIO:when=1", shards(mini))
-    code, said = run_with_fault(["load", mini, "--store", tmp_path / "out"], 3, fault, tmp_path / "ranks")
-    assert code == 74, said
-    assert said.count("Input/output error") == 1 and ".safetensors" in said and re.search(r"\brank 3\b", said), said
-    assert_nothing_made(tmp_path / "out")
-
-
-@pytest.mark.parametrize("call", ["pread64", "pwrite64"])
-def test_interrupted_system_calls_are_continued(call, mini, tmp_path):
-    every_second = "error=EINTR:when=1+2"
-    fault = failing(call, every_second, shards(mini) if call == "pread64" else [])
-    code, said = run_with_fault(["to-hf", mini, tmp_path / "out"], 1, fault, tmp_path / "ranks")
-    assert code == 0, said
-    assert not checkpoints.folder_differences(mini, tmp_path / "out")
-
-
-@pytest.mark.parametrize("command", ["store", "to_hf"])
-def test_a_write_that_lies_is_found_by_reading_back(command, mini, tmp_path):
-    """The system says that two bytes were written and writes none: only a look at the file can tell."""
-    out = tmp_path / "out"
-    arguments = ["load", mini, "--store", out] if command == "store" else ["to-hf", mini, out]
-    code, said = run_with_fault(arguments, 1, failing("pwrite64", "retval=2:when=1"), tmp_path / "ranks")
-    assert code == 3, said
-    assert_nothing_made(out)
-    assert not leftovers(out)
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 8 MiB."""
@@ -209,35 +124,6 @@ def test_a_full_disk(command, tiny, tiny_tensors, small_disk):
     assert result.code in (73, 74), result.stderr
     assert "No space left on device" in result.stderr
     assert list(small_disk.iterdir()) == []
-
-
-@pytest.mark.parametrize("which", [0, -1], ids=["the file being read", "a file not read yet"])
-def test_a_checkpoint_that_changes_while_it_is_read(which, tiny, tmp_path):
-    """What the headers said and what the bytes are may not belong together any more: say so."""
-    ckpt = checkpoints.copy(tiny, tmp_path / "ckpt")
-    victim = shards(ckpt)[which]
-    on_rank = OnRank(tmp_path / "ranks", traced="0", strace=slow("pread64", 100, shards(ckpt)))
-    with Run("load", ckpt, "--store", tmp_path / "out", on_rank=on_rank) as job:
-        on_rank.wait_for_call(0, LARGE_READ)  # all headers have been read
-        with open(victim, "r+b") as file:
-            file.seek(-2, os.SEEK_END)
-            file.write(b"\x12\x34")
-        result = job.finish()
-    assert result.code in (65, 74), result.stderr
-    assert victim.name in result.stderr
-    assert_nothing_made(tmp_path / "out")
-
-
-def test_a_faulty_disk_keeps_what_stood_there(mini, tmp_path):
-    """Overwriting fails half-way: the old output is still whole."""
-    out = tmp_path / "out"
-    run_ok("to-hf", mini, out)
-    code, said = run_with_fault(
-        ["to-hf", mini, out, "--overwrite"], 1, failing("pwrite64", "error=EIO:when=1"), tmp_path / "ranks"
-    )
-    assert code == 74, said
-    assert not checkpoints.folder_differences(mini, out)
-    assert not leftovers(out)
 
 
 def test_the_rest_of_a_killed_run_is_not_in_the_way(mini, tmp_path):
