@@ -6,12 +6,15 @@ import signal
 
 import h5py
 
+import checkpoints
 import reference
 from fault_matrix import KILLED, TIMED_OUT, Cell
+from program import run_ok
 
-COLUMNS = ("open", "load", "verify", "store", "shards", "to_hf")
-WRITES = ("store", "shards", "to_hf")
-READS = ("load", "verify", "to_hf")  # of tensors
+COLUMNS = ("open", "load", "verify", "store", "shards", "to_hf", "gather")
+WRITERS = {"store": (2, 0), "shards": (2, 0), "to_hf": (2, 0), "gather": (0,)}  # ranks, of those that write tensors
+WRITES = tuple(WRITERS)
+READS = ("load", "verify", "to_hf", "gather")  # of tensors
 STUCK = "delay_enter=100s"
 
 
@@ -69,6 +72,16 @@ def flip_in_store(workshop):
     flip_bit(workshop.store, workshop.store.read_bytes().index(norm_bytes(workshop)) + 5)
 
 
+def write_manifest(workshop):
+    run_ok("verify", workshop.ckpt, "--write-manifest")
+
+
+def flip_behind_manifest(workshop):
+    write_manifest(workshop)
+    file = checkpoints.file_of(workshop.ckpt, NORM)
+    flip_bit(file, file.read_bytes().index(norm_bytes(workshop)) + 5)
+
+
 def flip_norm_in_memory(workshop, on_rank):
     flip_in_memory(on_rank.pid(2), norm_bytes(workshop))
 
@@ -109,11 +122,12 @@ def stop_other(workshop, on_rank):
 
 
 def ends():
-    at = {"load": "read", "verify": "read", "store": "write", "shards": "write", "to_hf": "write"}
+    at = {"load": "read", "verify": "read", "store": "write", "shards": "write", "to_hf": "write", "gather": "read"}
     yield Cell("exits by itself", "load", rank=2, under="{bend} exit 9 {folder}", code=KILLED)
     yield Cell("exits by itself", "verify", rank=2, under="{bend} exit 9 {folder}", code=KILLED)
     for operation in WRITES:
-        yield Cell("exits by itself", operation, rank=2, under="{bend} exit 50 {folder}", code=KILLED)
+        yield Cell("exits by itself", operation, rank=2, under="{bend} exit 20 {folder}", code=KILLED)
+    yield Cell("SIGKILL", "gather", "write", 0, "signal=SIGKILL", code=KILLED)
     yield Cell("exits by itself", "to_hf", rank=0, under="{bend} exit 100 {folder}", code=KILLED)
     yield Cell("exits by itself", "open", rank=0, under="{bend} exit 3 {folder}", code=KILLED)
     yield Cell("SIGKILL", "open", "headers", 0, "signal=SIGKILL", code=KILLED)
@@ -122,7 +136,8 @@ def ends():
         for rank in (2, 0):
             yield Cell("SIGKILL", operation, place, rank, "signal=SIGKILL", code=KILLED)
     for operation in WRITES:
-        yield Cell("SIGKILL", operation, "write", 2, "signal=SIGKILL", code=KILLED, overwrite=True)
+        place = "read" if operation == "gather" else "write"
+        yield Cell("SIGKILL", operation, place, 2, "signal=SIGKILL", code=KILLED, overwrite=True)
         yield Cell("SIGKILL", operation, "rename", 0, "signal=SIGKILL", code=KILLED, overwrite=True)
     yield Cell("SIGSTOP", "open", "headers", 0, "signal=SIGSTOP", code=TIMED_OUT, says=r"rank\(s\) 0 ", long=True)
     yield Cell("SIGSTOP", "open", "headers", 2, holds=(0,), held=stop_other, code=TIMED_OUT, says=r"rank\(s\) 2 ")
@@ -162,15 +177,15 @@ def errors():
     for operation in READS:
         for rank in (2, 0):
             yield Cell("EIO", operation, "read", rank, "error=EIO", code=74, says=io)
-    for operation in WRITES:
-        for rank in (2, 0):
+    for operation, writers in WRITERS.items():
+        for rank in writers:
             yield Cell("EIO", operation, "write", rank, "error=EIO", code=74, says=io)
             yield Cell("EIO", operation, "sync", rank, "error=EIO", code=74, says=io)
             yield Cell("EIO", operation, "read back", rank, "error=EIO", code=74, says=io)
             yield Cell("ENOSPC", operation, "write", rank, "error=ENOSPC", code=74, says=full)
         yield Cell("ENOSPC", operation, "reserve", 0, "error=ENOSPC", code=73, says=full)
         yield Cell("EIO", operation, "rename", 0, "error=EIO", code=74, says=io)
-        yield Cell("EIO", operation, "write", 2, "error=EIO", code=74, says=io, overwrite=True)
+        yield Cell("EIO", operation, "write", writers[0], "error=EIO", code=74, says=io, overwrite=True)
         yield Cell("EIO", operation, "rename", 0, "error=EIO", code=74, says=io, overwrite=True)
         yield Cell("ENOSPC", operation, "write", 0, "error=ENOSPC", code=74, says=full, overwrite=True)
 
@@ -185,16 +200,29 @@ def calls():
             yield Cell("EINTR storm", operation, rank=rank, calls=calls, inject="error=EINTR:when=1+2")
         for rank in (2, 0):
             yield Cell("short reads and writes", operation, rank=rank, under="{bend} short 7 {folder}")
-    for operation in WRITES:
+    for operation, writers in WRITERS.items():
         differs = "reads? back differently|digest"
-        for rank in (2, 0):
+        for rank in writers:
             yield Cell("lying writes", operation, "write", rank, "retval=2", code=3, says=differs)
             changed = "poke_enter=@arg2=F7"
             yield Cell("changed on the way to disk", operation, "write", rank, changed, code=3, says=differs)
-        yield Cell("lying writes", operation, "write", 2, "retval=2", code=3, says=differs, overwrite=True)
+        yield Cell("lying writes", operation, "write", writers[0], "retval=2", code=3, says=differs, overwrite=True)
     yield Cell("lying reads", "open", "headers", 0, "poke_exit=@arg2=F7F7F7F7F7F7F7F7", code=65, says="header")
+    changed = "poke_exit=@arg2=F7"
     for rank in (2, 0):
-        yield Cell("lying reads", "verify", "read", rank, "poke_exit=@arg2=F7", code=3, says="")
+        yield Cell("lying reads", "verify", "read", rank, changed, code=3, says="store")
+    for operation in ("load", "to_hf", "gather"):
+        yield Cell("lying reads", operation, "read", 2, changed, before=write_manifest, code=3, says="manifest")
+
+
+def messages():
+    fault, nth = "flipped bit in transit", "{{bend}} flip {} {{folder}}".format  # the Nth large message
+    yield Cell(fault, "open", rank=0, under=nth(1), code=3, says="what rank 0 sent", over_tcp=True)
+    yield Cell(fault, "load", under=nth(3), before=write_manifest, code=3, says="manifest", over_tcp=True)
+    yield Cell(fault, "verify", under=nth(1), code=3, says="store digest", over_tcp=True)
+    yield Cell(fault, "store", under=nth(11), code=3, says="held digest", over_tcp=True)
+    yield Cell(fault, "shards", under=nth(9), code=3, over_tcp=True)
+    yield Cell(fault, "gather", under=nth(1), code=3, says="digest", over_tcp=True)
 
 
 # Files that change --------------------------------------------------------------------------------------------------
@@ -235,12 +263,14 @@ def files():
             says="changed",
         )
     yield Cell("flipped bit in a file", "verify", before=flip_in_store, code=3, says=NORM)
+    for operation in ("load", "to_hf", "gather"):
+        yield Cell("flipped bit in a file", operation, before=flip_behind_manifest, code=3, says=NORM)
     yield Cell("flipped bit in memory", "load", "look", held=flip_norm_in_memory, code=3, says=f"rank 2: {NORM}")
     yield Cell("flipped bit in memory", "store", "open", held=flip_expert_in_memory, code=3, says="expert 4")
     yield Cell("flipped bit in memory", "shards", "open", held=flip_norm_in_memory, code=3, says=NORM)
 
 
-_ALL = [*ends(), *errors(), *calls(), *files()]
+_ALL = [*ends(), *errors(), *calls(), *files(), *messages()]
 _ORDER = list(dict.fromkeys(cell.fault for cell in _ALL))
 CELLS = sorted(_ALL, key=lambda cell: (_ORDER.index(cell.fault), COLUMNS.index(cell.operation)))
 
@@ -249,7 +279,6 @@ READ_ONLY = ("open", "load", "verify")
 OF_WRITES = ("ENOSPC", "lying writes", "changed on the way to disk")
 OF_READS = ("truncated file", "replaced file", "file rewritten in place", "lying reads", "flipped bit in a file")
 NO_TENSORS = "tensors are not read then; see the operation that reads them"
-NO_REFERENCE = "there is nothing to compare with what a checkpoint's files hold: a manifest or --against is needed"
 IN_MEMORY = "tensors come from memory then; see load"
 NO_SENSE = {
     **{(fault, of): NOTHING_WRITTEN for fault in OF_WRITES for of in READ_ONLY},
@@ -257,7 +286,8 @@ NO_SENSE = {
     **{(fault, "open"): "see load: its job opens, too" for fault in ("EINTR storm", "short reads and writes")},
     **{(fault, "open"): NO_TENSORS for fault in ("replaced file", "file rewritten in place", "flipped bit in memory")},
     ("a call that never returns", "open"): "see SIGSTOP: the others cannot tell",
-    **{(fault, of): NO_REFERENCE for fault in ("lying reads", "flipped bit in a file") for of in ("load", "to_hf")},
+    ("flipped bit in transit", "to_hf"): "neither tensors nor digests travel; see open",
     ("flipped bit in memory", "verify"): "no tensor is kept; see lying reads",
     ("flipped bit in memory", "to_hf"): "no tensor is kept; see lying reads and changed on the way to disk",
+    ("flipped bit in memory", "gather"): "no tensor is kept; see lying reads and flipped bit in transit",
 }

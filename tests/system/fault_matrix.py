@@ -31,6 +31,7 @@ OPERATIONS = {  # what a job does when it is struck: its arguments
     "store": ("load", "CKPT", "--store", "OUT"),
     "shards": ("load", "CKPT", "--save-shards", "OUT"),
     "to_hf": ("to-hf", "CKPT", "OUT"),
+    "gather": ("to-hf", "CKPT", "OUT", "--gather"),
 }
 
 
@@ -60,10 +61,13 @@ PLACES = {
     ("verify", "HDF5 open"): Place("opening the store by HDF5", "openat", r's\.h5", O_RDONLY\)', part=0.0),
     ("verify", "read"): Place("reading tensors", "pread64", r"s\.h5>", **OPENED_STORE),
     ("verify", "first read"): Place("reading the first tensor", "pread64", r"s\.h5>", **OPENED_STORE, part=0.0),
-    ("to_hf", "read"): Place("reading tensors", "pread64", SHARD, **OPENED),
-    ("to_hf", "first read"): Place("reading the first tensor", "pread64", SHARD, **OPENED, part=0.0),
 }
-for operation in ("store", "shards", "to_hf"):
+for operation in ("to_hf", "gather"):
+    PLACES |= {
+        (operation, "read"): Place("reading tensors", "pread64", SHARD, **OPENED),
+        (operation, "first read"): Place("reading the first tensor", "pread64", SHARD, **OPENED, part=0.0),
+    }
+for operation in ("store", "shards", "to_hf", "gather"):
     writing = {"after": r"^openat\(.*out\.partial-.*O_WRONLY\|O_NOCTTY"}  # what comes before is made by rank 0 alone
     PLACES |= {
         (operation, "open"): Place("opening the output", "openat", PARTIAL + r".*O_WRONLY\|O_NOCTTY", part=0.0),
@@ -141,6 +145,7 @@ class Cell:
     overwrite: bool = False
     long: bool = False
     options: tuple = ()
+    over_tcp: bool = False  # messages go through calls of the system, where they can be seen
 
     @property
     def struck(self):
@@ -182,7 +187,9 @@ def strike(cell, workshop, when, whole):
         arguments.append("--overwrite")
     if cell.code == TIMED_OUT:
         arguments += ["--timeout", DEADLINE]
-    with Run(*arguments, ranks=RANKS, on_rank=on_rank, timeout=DEADLINE + 30) as job:
+    over_tcp = {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,tcp", "OMPI_MCA_btl_tcp_if_include": "lo"}
+    env = over_tcp if cell.over_tcp else {}
+    with Run(*arguments, ranks=RANKS, on_rank=on_rank, timeout=DEADLINE + 30, env=env) as job:
         if cell.held:
             for rank in cell.struck:
                 on_rank.wait_for_stop(rank)

@@ -132,6 +132,11 @@ class Run:
                 pass
         self.process.communicate()
 
+    def signal_launcher(self, number):
+        """What a terminal does to mpirun for Ctrl-C, and a batch system for an end."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        os.kill(int(children[0]), number)  # the parent is the program `timeout`
+
     def finish(self, survive_seconds=10):
         """Wait for the end; no process of the run may outlive it by more than a moment."""
         stdout, stderr = self.process.communicate()

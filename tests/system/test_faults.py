@@ -83,6 +83,20 @@ def test_a_signal_ends_a_run_cleanly(phase, number, code, tiny, tmp_path):
     assert not leftovers(out)
 
 
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_mpirun_ends_all_ranks(phase, number, code, times, tiny, tmp_path):
+    out = tmp_path / "out"
+    job, on_rank, pattern = in_the_middle(phase, tiny, out, tmp_path / "ranks", traced="all", ranks=3)
+    with job:
+        on_rank.wait_for_call(2, pattern)
+        for _ in range(times):
+            job.signal_launcher(number)
+        result = job.finish()
+    assert result.code == code, result.stderr
+    assert_nothing_made(out)
+
+
 def test_a_signal_to_one_rank_ends_all_with_its_code(tiny, tmp_path):
     out = tmp_path / "out"
     job, on_rank, pattern = in_the_middle("load", tiny, out, tmp_path / "ranks", codes=True)
