@@ -215,16 +215,6 @@ def calls():
         yield Cell("lying reads", operation, "read", 2, changed, before=write_manifest, code=3, says="manifest")
 
 
-def messages():
-    fault, nth = "flipped bit in transit", "{{bend}} flip {} {{folder}}".format  # the Nth large message
-    yield Cell(fault, "open", rank=0, under=nth(1), code=3, says="what rank 0 sent", over_tcp=True)
-    yield Cell(fault, "load", under=nth(3), before=write_manifest, code=3, says="manifest", over_tcp=True)
-    yield Cell(fault, "verify", under=nth(1), code=3, says="store digest", over_tcp=True)
-    yield Cell(fault, "store", under=nth(11), code=3, says="held digest", over_tcp=True)
-    yield Cell(fault, "shards", under=nth(9), code=3, over_tcp=True)
-    yield Cell(fault, "gather", under=nth(1), code=3, says="digest", over_tcp=True)
-
-
 # Files that change --------------------------------------------------------------------------------------------------
 
 
@@ -270,7 +260,7 @@ def files():
     yield Cell("flipped bit in memory", "shards", "open", held=flip_norm_in_memory, code=3, says=NORM)
 
 
-_ALL = [*ends(), *errors(), *calls(), *files(), *messages()]
+_ALL = [*ends(), *errors(), *calls(), *files()]
 _ORDER = list(dict.fromkeys(cell.fault for cell in _ALL))
 CELLS = sorted(_ALL, key=lambda cell: (_ORDER.index(cell.fault), COLUMNS.index(cell.operation)))
 
@@ -286,7 +276,7 @@ NO_SENSE = {
     **{(fault, "open"): "see load: its job opens, too" for fault in ("EINTR storm", "short reads and writes")},
     **{(fault, "open"): NO_TENSORS for fault in ("replaced file", "file rewritten in place", "flipped bit in memory")},
     ("a call that never returns", "open"): "see SIGSTOP: the others cannot tell",
-    ("flipped bit in transit", "to_hf"): "neither tensors nor digests travel; see open",
+    **{("flipped bit in transit", of): "see tests/unit/*transit_faults_test.cpp" for of in COLUMNS},
     ("flipped bit in memory", "verify"): "no tensor is kept; see lying reads",
     ("flipped bit in memory", "to_hf"): "no tensor is kept; see lying reads and changed on the way to disk",
     ("flipped bit in memory", "gather"): "no tensor is kept; see lying reads and flipped bit in transit",
