@@ -93,8 +93,8 @@ def main(every):
                     found += 1
                     print(*case, job.result(), sep="\t", flush=True)
     print(f"{len(cases)} jobs, {found} complaints")
-    return found > 0
+    return found
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 1))
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 1) > 0)
