@@ -254,8 +254,10 @@ void add_side_files(HfLayout& layout, std::string const& folder, std::vector<std
     if (is_read || name == layout.index_name) continue;
     auto const path = below(folder, name);
     auto const status = status_of(path);
-    if (is_our_own(name) || is_safetensors(name) || is_other_weight(name) || !status.is_regular() ||
-        status.size() > kMaxSideFileBytes) {
+    auto const is_other = is_our_own(name) || is_safetensors(name) || is_other_weight(name);
+    auto const leads_nowhere = status.is_missing() || status.error == ELOOP;
+    if (!is_other && !leads_nowhere) expect_readable(status, path);  // what cannot be looked at must not get lost
+    if (is_other || !status.is_regular() || status.size() > kMaxSideFileBytes) {
       layout.left_out.push_back(name);
     } else {
       layout.side_files.push_back({name, status.size(), path, 0, {}, status.modified_ns()});

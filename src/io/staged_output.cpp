@@ -89,8 +89,9 @@ std::vector<std::string> find_leftovers(std::string const& final_path) {
   std::vector<std::string> leftovers;
   auto const prefix = fs::path(final_path).filename().string() + std::string(kPartial);
   std::error_code unreadable;  // then they cannot be named, which stops nobody
-  for (auto const& entry : fs::directory_iterator(parent_of(final_path), unreadable)) {
-    if (entry.path().filename().string().starts_with(prefix)) leftovers.push_back(entry.path().string());
+  for (fs::directory_iterator entry(parent_of(final_path), unreadable), end; !unreadable && entry != end;
+       entry.increment(unreadable)) {
+    if (entry->path().filename().string().starts_with(prefix)) leftovers.push_back(entry->path().string());
   }
   std::ranges::sort(leftovers);
   return leftovers;
@@ -99,7 +100,8 @@ std::vector<std::string> find_leftovers(std::string const& final_path) {
 void sync_folders(std::string const& root) {
   std::error_code error;
   for (fs::recursive_directory_iterator entry(root, error), end; !error && entry != end; entry.increment(error)) {
-    if (entry->symlink_status().type() == fs::file_type::directory) sync_directory(entry->path().string());
+    if (entry->symlink_status(error).type() == fs::file_type::directory) sync_directory(entry->path().string());
+    if (error) break;
   }
   if (error) throw IoError(ExitCode::io, fmt::format("{}: cannot be listed: {}", root, error.message()), root);
   sync_directory(root);

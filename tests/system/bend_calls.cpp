@@ -1,8 +1,7 @@
-// bend_calls WHAT NUMBER FOLDER PROGRAM…: runs a program whose reads from and writes to files below FOLDER, or what it
-// sends after the first of them, are not what they should be.
+// bend_calls WHAT NUMBER FOLDER PROGRAM…: runs a program whose reads from and writes to files below FOLDER are not what
+// they should be.
 //   short N  every read and write moves at most N bytes
 //   exit N   instead of the Nth one the program leaves with exit code 3
-//   flip N   the Nth large message to another process leaves with one bit flipped
 #include <fmt/format.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -17,7 +16,6 @@
 #include <set>
 #include <stdexcept>
 #include <string>
-#include <utility>
 
 namespace {
 
@@ -25,43 +23,18 @@ struct Bend {
   std::string what;
   std::uint64_t number = 0;
   std::string folder;
-  std::uint64_t messages = 0;
-  pid_t flipper = 0;          // the thread that sends what was flipped
-  std::uint64_t flipped = 0;  // where, until it is on its way
 };
 
-/// What a file descriptor of a process is: a path, or "socket:[…]".
+/// The path that a file descriptor of a process is of.
 std::string name_of(pid_t process, std::uint64_t fd) {
   std::error_code gone;
   return std::filesystem::read_symlink(fmt::format("/proc/{}/fd/{}", process, fd), gone).string();
 }
 
-/// A word of the memory of a thread.
-std::uint64_t peek(pid_t thread, std::uint64_t address) {
-  return static_cast<std::uint64_t>(ptrace(PTRACE_PEEKDATA, thread, address, nullptr));
-}
-
-/// Flips a bit of the word there; twice is never.
-void flip(pid_t thread, std::uint64_t address) { ptrace(PTRACE_POKEDATA, thread, address, peek(thread, address) ^ 4U); }
-
-/// Where in a large message a bit can be flipped that is the sender's: in the middle of its last part.
-std::uint64_t place_in_message(pid_t thread, user_regs_struct const& registers) {
-  constexpr std::uint64_t kLarge = 400;  // more than any sign of life
-  if (registers.orig_rax != SYS_writev || registers.rdx == 0) return 0;
-  if (!name_of(thread, registers.rdi).starts_with("socket:")) return 0;
-  auto const last = registers.rsi + (registers.rdx - 1) * 16;  // an iovec: address, length
-  auto const length = peek(thread, last + 8);
-  return length > kLarge ? peek(thread, last) + length / 2 : 0;
-}
-
 /// A system call that is about to be made.
-void bend_call(Bend& bend, pid_t thread, std::uint64_t& calls) {
+void bend_call(Bend const& bend, pid_t thread, std::uint64_t& calls) {
   user_regs_struct registers{};
   ptrace(PTRACE_GETREGS, thread, nullptr, &registers);
-  if (bend.what == "flip" && calls > 0) {
-    auto const place = place_in_message(thread, registers);
-    if (place != 0 && ++bend.messages == bend.number) flip(bend.flipper = thread, bend.flipped = place);
-  }
   if (registers.orig_rax != SYS_pread64 && registers.orig_rax != SYS_pwrite64) return;
   if (!name_of(thread, registers.rdi).starts_with(bend.folder)) return;
   ++calls;
@@ -81,7 +54,7 @@ bool is_entry(pid_t thread) {
 }
 
 /// Follows all threads of the program to its end. Returns its wait status.
-int follow(Bend& bend, pid_t program) {
+int follow(Bend const& bend, pid_t program) {
   std::set<pid_t> known{program};
   std::uint64_t calls = 0;
   int status = 0, ended = 0;
@@ -93,11 +66,7 @@ int follow(Bend& bend, pid_t program) {
     auto signal = WSTOPSIG(status);
     auto const is_new = known.insert(thread).second;
     if (signal == (SIGTRAP | 0x80)) {
-      if (is_entry(thread)) {
-        bend_call(bend, thread, calls);
-      } else if (thread == bend.flipper && bend.flipped != 0) {
-        flip(thread, std::exchange(bend.flipped, 0));  // the sender still has what it had
-      }
+      if (is_entry(thread)) bend_call(bend, thread, calls);
       signal = 0;
     } else if (signal == SIGTRAP || (is_new && signal == SIGSTOP)) {
       signal = 0;  // an event of the tracing, not of the program
@@ -111,7 +80,7 @@ int follow(Bend& bend, pid_t program) {
 
 int main(int argc, char** argv) {
   if (argc < 5) return 2;
-  Bend bend{.what = argv[1], .number = std::stoull(argv[2]), .folder = argv[3]};
+  Bend const bend{.what = argv[1], .number = std::stoull(argv[2]), .folder = argv[3]};
 
   auto const program = fork();
   if (program == 0) {

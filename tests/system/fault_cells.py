@@ -174,6 +174,10 @@ def errors():
     yield Cell("EIO", "verify", "HDF5 open", 0, "error=EIO", code=74, says=io)
     yield Cell("EIO", "open", "headers", 0, "error=EIO", code=74, says=io)
     yield Cell("EIO", "open", "config", 0, "error=EIO", code=74, says=io)
+    yield Cell("EIO", "open", "side file", 0, "error=EIO", code=74, says=f"tokenizer.json.*{io}")
+    for operation in ("shards", "to_hf"):
+        yield Cell("EIO", operation, "list", 0, "error=EIO", code=74, says=io)
+        yield Cell("EIO", operation, "look", 0, "error=EIO", code=74, says=io)
     for operation in READS:
         for rank in (2, 0):
             yield Cell("EIO", operation, "read", rank, "error=EIO", code=74, says=io)

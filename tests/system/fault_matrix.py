@@ -55,6 +55,7 @@ OPENED_STORE = {"after": r"^close\(.*s\.h5>", "nth": 4}
 PLACES = {
     ("open", "headers"): Place("reading headers", "pread64", SHARD, part=0.0),
     ("open", "config"): Place("reading config.json", "pread64", r"config\.json>"),
+    ("open", "side file"): Place("looking at a side file", "newfstatat", r"tokenizer\.json", part=0.0),
     ("load", "read"): Place("reading tensors", "pread64", SHARD, **OPENED),
     ("load", "first read"): Place("reading the first tensor", "pread64", SHARD, **OPENED, part=0.0),
     ("load", "look"): Place("having read all", "newfstatat", SHARD, part=1.0),
@@ -75,6 +76,8 @@ for operation in ("store", "shards", "to_hf", "gather"):
         (operation, "sync"): Place("syncing", "fsync", PARTIAL, **writing, part=0.0),
         (operation, "read back"): Place("reading back", "pread64", PARTIAL, **writing, part=0.0),
         (operation, "reserve"): Place("reserving space", "fallocate", PARTIAL, part=0.0),
+        (operation, "list"): Place("listing the output", "getdents64", PARTIAL, part=1.0),
+        (operation, "look"): Place("looking at the output", "newfstatat", PARTIAL + r"[^,]*/[^,]*, .*NOFOLLOW", part=1.0),
         (operation, "rename"): Place("renaming", "renameat2", PARTIAL),
     }
 
@@ -145,7 +148,6 @@ class Cell:
     overwrite: bool = False
     long: bool = False
     options: tuple = ()
-    over_tcp: bool = False  # messages go through calls of the system, where they can be seen
 
     @property
     def struck(self):
@@ -187,9 +189,7 @@ def strike(cell, workshop, when, whole):
         arguments.append("--overwrite")
     if cell.code == TIMED_OUT:
         arguments += ["--timeout", DEADLINE]
-    over_tcp = {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,tcp", "OMPI_MCA_btl_tcp_if_include": "lo"}
-    env = over_tcp if cell.over_tcp else {}
-    with Run(*arguments, ranks=RANKS, on_rank=on_rank, timeout=DEADLINE + 30, env=env) as job:
+    with Run(*arguments, ranks=RANKS, on_rank=on_rank, timeout=DEADLINE + 30) as job:
         if cell.held:
             for rank in cell.struck:
                 on_rank.wait_for_stop(rank)
