@@ -1,15 +1,22 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 namespace rankslice::cli {
 
-/// What the launcher's environment says of this process.
+/// What one launcher says of this process.
+struct LaunchedJob {
+  int rank = 0;
+  int ranks = 1;
+  std::string says;  ///< "OMPI_COMM_WORLD_SIZE=4"
+};
+
+/// What the launchers' environment says of this process: one may have started another.
 struct LaunchEnvironment {
-  int rank = 0;          ///< Best guess; used only to print a message once.
-  int ranks = 1;         ///< Of the job, as the launcher has it.
-  bool has_mpi = false;  ///< An MPI launcher (mpirun, srun with PMI) started us.
-  std::string says;      ///< "OMPI_COMM_WORLD_SIZE=4", where `ranks` is from.
+  LaunchedJob largest{};            ///< Whose `rank` tells who prints a message that all have.
+  std::vector<LaunchedJob> jobs{};  ///< All of several ranks.
+  bool has_mpi = false;             ///< An MPI launcher (mpirun, srun with PMI) started us.
 };
 [[nodiscard]] LaunchEnvironment launch_environment();
 
@@ -17,10 +24,8 @@ struct LaunchEnvironment {
 /// @throws CommError `bad_launch`, with the likely cause.
 void require_one_job(LaunchEnvironment const& env, int world_size, bool mpi);
 
-/// Refuse to load alone as `rank` when a launcher started several processes and this is another one of them: they would
-/// all load as that rank. @throws CommError `bad_launch`, with the likely cause.
-void require_own_rank(LaunchEnvironment const& env, int rank);
-/// Whether this process says so, of all those that are refused.
-[[nodiscard]] bool speaks_for_wrong_ranks(LaunchEnvironment const& env, int rank);
+/// Refuse to load alone as `rank` of `ranks` when launchers started several processes and this is another one of them:
+/// they would all load as that rank. @throws CommError `bad_launch`, with the likely cause.
+void require_own_rank(LaunchEnvironment const& env, int rank, int ranks);
 
 }  // namespace rankslice::cli

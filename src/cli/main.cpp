@@ -147,7 +147,7 @@ int run(Options const& options, Communicator& world, Ranks* ranks) {
   }
 }
 
-/// The ranks cannot work together; each process is on its own, and the first one speaks for all.
+/// The ranks cannot work together; each process is on its own.
 int fail_alone(Options const& options, Error const& error, bool speaks) {
   auto const world = make_solo_communicator();
   Job job(options, *world, "");
@@ -162,11 +162,12 @@ int fail_alone(Options const& options, Error const& error, bool speaks) {
 }
 
 int run_alone(Options const& options) {
-  auto const env = launch_environment();
   try {
-    if (options.command == "load") require_own_rank(env, *options.rank);
+    if (options.command == "load" && options.ranks) {
+      require_own_rank(launch_environment(), *options.rank, *options.ranks);
+    }
   } catch (Error const& error) {
-    return fail_alone(options, error, speaks_for_wrong_ranks(env, *options.rank));
+    return fail_alone(options, error, true);  // nobody knows which of the others fail
   }
   auto const world = make_solo_communicator();
   return run(options, *world, nullptr);
@@ -181,7 +182,7 @@ int start(Options const& options) {
   try {
     ranks.emplace(options);
   } catch (Error const& error) {
-    return fail_alone(options, error, launch_environment().rank == 0);
+    return fail_alone(options, error, launch_environment().largest.rank == 0);
   }
   return run(options, ranks->world(), &*ranks);
 }
@@ -193,7 +194,7 @@ int start(Options const& options) {
 int main(int argc, char** argv) {
   using namespace rankslice;
   // Until the ranks know each other they all fail alike, and the first one speaks for all.
-  auto const speaks = cli::launch_environment().rank == 0;
+  auto const speaks = cli::launch_environment().largest.rank == 0;
   cli::Console console;
   try {
     auto const options = cli::parse_options(argc, argv);

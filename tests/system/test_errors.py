@@ -373,16 +373,22 @@ def test_many_jobs_of_one_rank_instead_of_one_job(mini, variable, tmp_path):
 
 
 CAUSES = [
-    ("SLURM_STEP_NUM_TASKS", "srun --mpi=pmix"),
-    ("WORLD_SIZE", "--rank $RANK --ranks $WORLD_SIZE"),
-    ("PMI_SIZE", "another MPI library"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "srun --mpi=pmix"),
+    ("WORLD_SIZE", "RANK", "--rank $RANK --ranks $WORLD_SIZE"),
+    ("PMI_SIZE", "PMI_RANK", "another MPI library"),
 ]
 
 
-@pytest.mark.parametrize("variable, cause", CAUSES)
-def test_one_rank_worlds_are_told_their_likely_cause_by_one_of_them(mini, variable, cause):
-    expect(78, "verify", mini, env={variable: "2", "RANK": "0"}, says=cause)
-    assert not expect(78, "verify", mini, env={variable: "2", "RANK": "1"}).stderr
+@pytest.mark.parametrize("ranks, rank, cause", CAUSES)
+def test_one_rank_worlds_are_told_their_likely_cause_by_one_of_them(mini, ranks, rank, cause):
+    expect(78, "verify", mini, env={ranks: "2", rank: "0"}, says=cause)
+    assert not expect(78, "verify", mini, env={ranks: "2", rank: "1"}).stderr
+
+
+def test_the_launcher_of_most_ranks_says_which_one_this_is(mini):
+    srun = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
+    expect(78, "verify", mini, env=srun | {"WORLD_SIZE": "16", "RANK": "0"}, says="WORLD_SIZE=16")
+    assert not expect(78, "verify", mini, env=srun | {"WORLD_SIZE": "16", "RANK": "9"}).stderr
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
@@ -392,13 +398,34 @@ def test_processes_that_would_all_load_as_one_rank(mini, rank, tmp_path):
     result = run("load", mini, "--rank", rank, "--ranks", 3, *shards, ranks=3, on_rank=on_rank)
     assert result.rank_codes == {r: 0 if r == rank else 78 for r in range(3)}
     lines = [line for line in result.stderr.splitlines() if "Likely cause: --rank is for one process" in line]
-    assert len(lines) == 1, result.stderr
+    numbers = {int(re.search(r"and number (\d+) was", line)[1]) for line in lines}
+    assert len(lines) == 2 and numbers == {0, 1, 2} - {rank}, result.stderr
+
+
+def test_one_process_with_the_number_of_another_is_told(mini):
+    expect(78, "load", mini, "--rank", 1, "--ranks", 4, env={"WORLD_SIZE": "4", "RANK": "2"}, says="number 2 was")
 
 
 def test_processes_that_each_load_as_their_own_rank_may(mini):
     for rank in range(2):
         env = {"RANK": str(rank), "WORLD_SIZE": "2"}
         run_ok("load", mini, "--rank", rank, "--ranks", 2, env=env)
+
+
+@pytest.mark.parametrize("rank", [0, 8, 9, 15])
+def test_processes_of_torchrun_may_be_started_by_srun(mini, rank):
+    """srun -N2 torchrun --nproc-per-node 8, which all processes of a node see."""
+    srun = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(rank // 8)}
+    env = srun | {"WORLD_SIZE": "16", "RANK": str(rank)}
+    run_ok("load", mini, "--rank", rank, "--ranks", 16, "--ep", 2, env=env)
+    said = f"number {rank} was started with --rank {rank ^ 4}"
+    expect(78, "load", mini, "--rank", rank ^ 4, "--ranks", 16, "--ep", 2, env=env, says=said)
+
+
+def test_the_job_that_is_meant_may_be_the_smaller_one(mini):
+    env = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "WORLD_SIZE": "16", "RANK": "3"}
+    run_ok("load", mini, "--rank", 1, "--ranks", 2, env=env)
+    expect(78, "load", mini, "--rank", 1, "--ranks", 4, env=env, says="number 3 was started with --rank 1")
 
 
 def test_commands_without_ranks_do_not_mind_the_launch(mini):
