@@ -357,6 +357,10 @@ void check_options(Options const& o) {
   if (o.command == "load" && o.rank && !o.store.empty()) {
     throw UsageError("--store needs all ranks; a rank-local load can be kept with --save-shards");
   }
+  if (o.command == "load" && o.rank && o.verify == "coverage") {
+    throw UsageError(
+        "--verify coverage needs all ranks: it asks who holds what; one rank alone has off, full and reread");
+  }
   if (o.command == "bench" && !o.input.empty() && !o.preset.empty()) {
     throw UsageError(fmt::format("--preset {}: is for a synthetic checkpoint, and {} is given", o.preset, o.input));
   }

@@ -43,6 +43,12 @@ def test_coverage_says_so_and_digests_nothing(mini):
     assert "no bytes compared" in result.stderr
 
 
+def test_coverage_of_one_rank_alone_is_refused(mini):
+    refused = expect(2, "load", mini, "--rank", 0, "--ranks", 2, "--verify", "coverage", says="needs all ranks")
+    assert "all there" not in refused.stdout + refused.stderr
+    run_ok("load", mini, "--rank", 0, "--ranks", 2, "--verify", "off")
+
+
 def test_what_coverage_does_not_look_at_full_finds(damaged_store):
     run_ok("load", damaged_store, "--verify", "coverage", ranks=2)
     expect(3, "load", damaged_store, "--verify", "full", says="lm_head.weight", ranks=2)
