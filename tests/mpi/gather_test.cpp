@@ -309,9 +309,12 @@ TEST_F(GatherTest, ACallbackThatThrowsOnOneRankEndsAllWithItsError) {
 TEST_F(GatherTest, AStopOnARankThatOnlySendsEndsAll) {
   auto const state = load_all();
   std::stop_source stop;
-  if (world().rank() == world().size() - 1) stop.request_stop();
-  GatherOptions const options{.call = {.stop = stop.get_token()}};
+  auto const after_a_block = [&](Progress const& progress) {
+    if (progress.phase == "gather" && world().rank() == world().size() - 1) stop.request_stop();
+  };
+  GatherOptions const options{.call = {.progress = after_a_block, .stop = stop.get_token()}};
   EXPECT_THROW(gather(state, world(), options, [](HfBlock const&) {}), Interrupted);
+  EXPECT_EQ(stop.stop_requested(), world().rank() == world().size() - 1) << "while blocks travelled";
 }
 
 TEST_F(GatherTest, RanksThatAskForDifferentThingsAreRefused) {
