@@ -15,14 +15,13 @@ namespace rankslice {
 
 namespace {
 
-/// Opens files past the page cache where the file system does that, and remembers where it did not.
+/// Opens files past the page cache where the file system does that, and remembers where that is not known.
 class DirectFiles {
  public:
   [[nodiscard]] std::unique_ptr<FileReader> open(std::string const& path) {
-    auto reader = open_direct_reader(path, block_);
-    if (reader) return reader;
-    all_direct_ = false;
-    return open_reader(path);
+    auto file = open_direct_reader(path, block_);
+    all_direct_ = all_direct_ && file.past_page_cache;
+    return std::move(file.reader);
   }
   [[nodiscard]] bool all_direct() const { return all_direct_; }
 

@@ -31,7 +31,7 @@ struct Mismatch {
 struct Reread {
   bool another_rank = false;  ///< … than read them first.
   bool another_host = false;
-  bool past_page_cache = false;  ///< From the file system itself. Asked of it wherever the host is the same one.
+  bool past_page_cache = false;  ///< From the file system itself, where that is known. Asked for on the same host.
   std::uint64_t bytes = 0;       ///< By all ranks together.
 };
 

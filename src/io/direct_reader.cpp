@@ -2,10 +2,12 @@
 
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -21,12 +23,23 @@ namespace {
 constexpr auto kAlignment = 4_KiB;  // of offsets, sizes and memory: what every common device and file system takes
 constexpr auto kBlockBytes = 1_MiB;
 
-/// tmpfs takes the flag, from Linux 6.6 on, and means nothing by it.
-bool lives_in_memory(int fd) {
+constexpr unsigned long kLustreMagic = 0x0BD00BD0;  // not in linux/magic.h
+
+/// A file can differ from others of its file system: ext4 reads through the cache what it journals or encrypts.
+bool is_excepted([[maybe_unused]] int fd) {
+#ifdef STATX_DIOALIGN  // from Linux 6.1 on
+  struct ::statx found {};
+  if (::statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &found) != 0) return false;
+  return (found.stx_mask & STATX_DIOALIGN) != 0 && found.stx_dio_offset_align == 0;
+#else
+  return false;
+#endif
+}
+
+bool reads_past_page_cache(int fd) {
   struct ::statfs system {};
-  if (::fstatfs(fd, &system) != 0) return true;
-  auto const type = static_cast<unsigned long>(system.f_type);
-  return type == TMPFS_MAGIC || type == RAMFS_MAGIC;
+  if (::fstatfs(fd, &system) != 0) return false;
+  return keeps_its_word(static_cast<unsigned long>(system.f_type)) && !is_excepted(fd);
 }
 
 }  // namespace
@@ -39,16 +52,16 @@ DirectBlock::DirectBlock() : memory_(static_cast<std::byte*>(std::aligned_alloc(
 
 class DirectReader final : public FileReader {
  public:
-  DirectReader(std::unique_ptr<FileReader> buffered, UniqueFd fd, DirectBlock& block)
-      : buffered_(std::move(buffered)), fd_(std::move(fd)), block_(block) {}
+  DirectReader(std::string path, UniqueFd fd, DirectBlock& block)
+      : path_(std::move(path)), fd_(std::move(fd)), block_(block) {}
   ~DirectReader() override {
     if (block_.owner_ == this) block_.owner_ = nullptr;
   }
   DirectReader(DirectReader const&) = delete;
   DirectReader& operator=(DirectReader const&) = delete;
 
-  [[nodiscard]] std::string const& path() const override { return buffered_->path(); }
-  [[nodiscard]] FileIdentity identity() const override { return buffered_->identity(); }
+  [[nodiscard]] std::string const& path() const override { return path_; }
+  [[nodiscard]] FileIdentity identity() const override { return identity_of(fd_.get(), path_); }
 
   void read(std::span<std::byte> out, std::uint64_t offset) override {
     auto const once = [this](std::byte* to, std::size_t size, std::uint64_t at) { return read_once(to, size, at); };
@@ -69,30 +82,43 @@ class DirectReader final : public FileReader {
     return static_cast<::ssize_t>(count);
   }
 
+  /// Hold the block of `offset`, or what there is of it before the end of the file.
   bool fill(std::uint64_t offset, std::uint64_t size) {
     auto const begin = offset / kAlignment * kAlignment;
-    auto const end = (offset + size + kAlignment - 1) / kAlignment * kAlignment;
+    auto const end = std::min((offset + size + kAlignment - 1) / kAlignment * kAlignment, begin + kBlockBytes);
     block_.owner_ = nullptr;
-    auto const got =
-        ::pread(fd_.get(), block_.memory_.get(), std::min(kBlockBytes, end - begin), static_cast<::off_t>(begin));
-    if (got < 0) return false;
+    block_.range_ = {begin, begin};
+    auto& got = block_.range_.end;
+    for (auto at_end = false; got < end && !at_end;) {
+      auto* const to = block_.memory_.get() + (got - begin);
+      auto const count = ::pread(fd_.get(), to, end - got, static_cast<::off_t>(got));
+      if (count < 0) return false;
+      got += static_cast<std::uint64_t>(count);
+      // From an end that is not aligned nothing can be asked for any more.
+      at_end = count == 0 || (got < end && got >= identity().size);
+    }
     block_.owner_ = this;
-    block_.range_ = {begin, begin + static_cast<std::uint64_t>(got)};
     return true;
   }
 
-  std::unique_ptr<FileReader> buffered_;  // for what is no reading
+  std::string path_;
   UniqueFd fd_;
   DirectBlock& block_;
 };
 
-std::unique_ptr<FileReader> open_direct_reader(std::string const& path, DirectBlock& block) {
+bool keeps_its_word(unsigned long file_system) {
+  constexpr std::array<unsigned long, 4> kKnown{EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, NFS_SUPER_MAGIC, kLustreMagic};
+  return std::ranges::find(kKnown, file_system) != kKnown.end();
+}
+
+DirectFile open_direct_reader(std::string const& path, DirectBlock& block) {
   auto buffered = open_reader(path);
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_DIRECT));
-  if (!fd.valid() || lives_in_memory(fd.get())) return nullptr;
-  auto reader = std::make_unique<DirectReader>(std::move(buffered), std::move(fd), block);
-  if (!reader->works()) return nullptr;
-  return reader;
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | O_DIRECT));
+  if (!fd.valid()) return {.reader = std::move(buffered)};
+  auto const known = reads_past_page_cache(fd.get());
+  auto direct = std::make_unique<DirectReader>(path, std::move(fd), block);
+  if (!direct->works()) return {.reader = std::move(buffered)};
+  return {.reader = std::move(direct), .past_page_cache = known};
 }
 
 }  // namespace rankslice

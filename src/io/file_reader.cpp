@@ -33,14 +33,7 @@ class PosixReader final : public FileReader {
 
   [[nodiscard]] std::string const& path() const override { return path_; }
 
-  [[nodiscard]] FileIdentity identity() const override {
-    auto const now = status(path_, fd_.get());
-    return {.device = now.st_dev,
-            .inode = now.st_ino,
-            .size = static_cast<std::uint64_t>(now.st_size),
-            .modified_ns = nanoseconds(now.st_mtim),
-            .changed_ns = nanoseconds(now.st_ctim)};
-  }
+  [[nodiscard]] FileIdentity identity() const override { return identity_of(fd_.get(), path_); }
 
   void read(std::span<std::byte> out, std::uint64_t offset) override {
     auto const read_once = [fd = fd_.get()](std::byte* to, std::size_t size, std::uint64_t at) {
@@ -55,6 +48,15 @@ class PosixReader final : public FileReader {
 };
 
 }  // namespace
+
+FileIdentity identity_of(int fd, std::string const& path) {
+  auto const now = status(path, fd);
+  return {.device = now.st_dev,
+          .inode = now.st_ino,
+          .size = static_cast<std::uint64_t>(now.st_size),
+          .modified_ns = nanoseconds(now.st_mtim),
+          .changed_ns = nanoseconds(now.st_ctim)};
+}
 
 void FdTraits::close(Handle fd) noexcept { ::close(fd); }
 

@@ -24,6 +24,9 @@ using ReadOnce = std::function<::ssize_t(std::byte* out, std::size_t size, std::
 /// `FileReader::read`.
 void read_fully(FileReader const& file, ReadOnce const& read_once, std::span<std::byte> out, std::uint64_t offset);
 
+/// Of the file that an open descriptor is of; `path` is for the error. @throws IoError
+[[nodiscard]] FileIdentity identity_of(int fd, std::string const& path);
+
 /// A system call that tells errors by a negative result and `errno`, made again when a signal interrupted it.
 template <typename Call>
 [[nodiscard]] auto uninterrupted(Call const& call) {
