@@ -25,7 +25,8 @@ struct Outcome {
   std::string tensor;
 };
 
-/// Bytes on their way between ranks. Their memory stays as it is until `wait` has returned.
+/// Bytes on their way between ranks. Their memory stays as it is until `wait` has returned. Ends before its
+/// communicator.
 class PendingTransfer {
  public:
   PendingTransfer() = default;
@@ -88,16 +89,18 @@ class Communicator {
 [[nodiscard]] std::unique_ptr<Communicator> make_solo_communicator();
 
 /// Run `step` on every rank, then agree: the exception of the lowest failing rank becomes everyone's, of the type that
-/// its exit code stands for, with message, file, tensor and `rank` set. `step` may send and receive, if it does so to
-/// the end even where it fails; it makes no collective call. Collective.
+/// its exit code stands for, with message, file, tensor and `rank` set. `step` may send and receive, and start
+/// broadcasts in the same order on all ranks, if it does so to the end even where it fails; it makes no other
+/// collective call. Collective.
 /// @throws UnexpectedError for exceptions that are not rankslice's own.
 void on_every_rank(Communicator& world, std::function<void()> const& step);
 
 /// Broadcast bytes of a size that only `root` knows; elsewhere `bytes` is replaced. Collective.
-/// @throws UnexpectedError on every rank when one has no memory for them.
+/// @throws UnexpectedError on every rank when one has no memory for them; VerifyError when they were damaged on the way
 void broadcast_vector(Communicator& world, std::vector<std::byte>& bytes, int root);
 
 /// Everyone's bytes on every rank, by rank; sizes may differ. For small things: they pass through rank 0. Collective.
+/// @throws VerifyError on every rank when something was damaged on the way
 [[nodiscard]] std::vector<std::vector<std::byte>> all_gather(Communicator& world, std::span<std::byte const> bytes);
 
 /// Returns on no rank before it was called on all. Collective.
