@@ -6,6 +6,7 @@
 
 #include "cli/model_facts.hpp"
 #include "core/block_scales.hpp"
+#include "plan/gather_plan.hpp"
 #include "plan/plan.hpp"
 #include "verify/traffic.hpp"
 
@@ -31,6 +32,32 @@ Json traffic_json(Model const& model, int ranks) {
                                         {"wire_bytes_per_rank", traffic.wire_bytes(ranks)}};
   }
   return levels;
+}
+
+/// The most that any rank sends and receives when a loaded state is gathered along a route.
+Json most_of_any_rank(Model const& model, GatherOwners const& owners, GatherRoute const& route) {
+  std::vector<PlannedSlice> travelling;
+  for (std::uint32_t i = 0; i < model.parameters.size(); ++i) {
+    if (model.parameters[i].stacked_experts) travelling.push_back({i, model.parameters[i].whole()});
+  }
+  GatherTraffic most;
+  for (auto const& rank : gather_traffic(model, plan_gather(model, travelling, owners), route)) {
+    most.sent = std::max(most.sent, rank.sent);
+    most.received = std::max(most.received, rank.received);
+  }
+  return {{"sent_bytes", most.sent}, {"received_bytes", most.received}};
+}
+
+/// What gathering passes between ranks. Which of them share a host no plan can know.
+Json gather_json(Model const& model, Mesh const& mesh) {
+  constexpr int kRanksPerHost = 8;
+  std::vector<int> first_ranks;
+  for (int rank = 0; rank < mesh.ranks(); ++rank) first_ranks.push_back(rank / kRanksPerHost * kRanksPerHost);
+  auto to_hosts = most_of_any_rank(model, {.mesh = mesh}, route_to_hosts(first_ranks));
+  to_hosts["ranks_per_host"] = kRanksPerHost;
+  return {{"to_one", most_of_any_rank(model, {.mesh = mesh, .receiver = 0}, route_to(0, mesh.ranks()))},
+          {"to_hosts", to_hosts},
+          {"to_all", most_of_any_rank(model, {.mesh = mesh}, route_to_all(mesh.ranks()))}};
 }
 
 void list_all(Job const& job, Checkpoint const& source, Mesh const& mesh) {
@@ -77,7 +104,8 @@ void list_all(Job const& job, Checkpoint const& source, Mesh const& mesh) {
                       {"conversions", conversions},
                       {"rank", list},
                       {"bytes", {{"wanted", all.wanted}, {"read", all.read}, {"owned", all.owned}}},
-                      {"verify", traffic_json(source.model, mesh.ranks())}};
+                      {"verify", traffic_json(source.model, mesh.ranks())},
+                      {"gather", gather_json(source.model, mesh)}};
   print_data(document.dump(2) + "\n");
 }
 

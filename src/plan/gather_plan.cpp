@@ -133,6 +133,8 @@ GatherRoute route_to_hosts(std::vector<int> const& first_ranks) {
 std::vector<GatherTraffic> gather_traffic(Model const& model, GatherPlan const& plan, GatherRoute const& route) {
   std::vector<GatherTraffic> traffic(route.roots.size());
   auto const at = [](int rank) { return static_cast<std::size_t>(rank); };
+  std::vector<std::uint64_t> rooted(traffic.size());  // what each root broadcasts
+  std::uint64_t total = 0;
   for (auto const& block : plan.blocks) {
     for (auto const& [owner, slice] : block.parts) {
       auto const bytes = model.parameters[block.parameter].bytes(slice, Form::native);
@@ -141,10 +143,14 @@ std::vector<GatherTraffic> gather_traffic(Model const& model, GatherPlan const& 
         traffic[at(owner)].sent += bytes;
         traffic[at(root)].received += bytes;
       }
-      if (route.receivers.size() == 1) continue;
-      traffic[at(root)].sent += bytes;
-      for (auto const rank : route.receivers) traffic[at(rank)].received += rank == root ? 0 : bytes;
+      rooted[at(root)] += bytes;
+      total += bytes;
     }
+  }
+  if (route.receivers.size() == 1) return traffic;
+  for (auto const rank : route.receivers) {
+    traffic[at(rank)].sent += rooted[at(rank)];
+    traffic[at(rank)].received += total - rooted[at(rank)];
   }
   return traffic;
 }

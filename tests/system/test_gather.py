@@ -168,3 +168,25 @@ def test_a_sender_that_is_told_to_stop_ends_all(tiny, tmp_path):
         result = job.finish()
     assert result.rank_codes == dict.fromkeys(range(4), 143), result.stderr
     assert_nothing_made(tmp_path / "out")
+
+
+# Of (sent, received), in experts, the most of any of the ranks. With replicas, expert 0 to 5 are sent by ranks 0, 4, 9,
+# 1, 6 and 11: those of experts 2 and 5 are on the second host.
+TRAFFIC = {
+    "--ranks 1": {"to_one": (0, 0), "to_hosts": (0, 0), "to_all": (0, 0)},
+    "--ranks 3": {"to_one": (2, 4), "to_hosts": (2, 4), "to_all": (2, 4)},
+    "--ranks 2 --ep 1 --ep-shard 2": {"to_one": (3, 3), "to_hosts": (3, 3), "to_all": (3, 3)},
+    "--ranks 12 --ep 4": {"to_one": (1, 4), "to_hosts": (4, 6), "to_all": (1, 6)},
+}
+
+
+@pytest.mark.parametrize("ranks", TRAFFIC)
+def test_plan_says_what_gathering_passes_between_ranks(mini, mini_tensors, ranks):
+    experts = 6
+    of_expert = sum(t.bits.nbytes for key, t in mini_tensors.items() if ".mlp.experts." in key) // experts
+    found = run_ok("plan", mini, *ranks.split(), "--json").json["gather"]
+    assert found["to_hosts"].pop("ranks_per_host") == 8
+    assert found == {
+        route: {"sent_bytes": sent * of_expert, "received_bytes": received * of_expert}
+        for route, (sent, received) in TRAFFIC[ranks].items()
+    }
