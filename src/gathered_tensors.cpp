@@ -7,6 +7,7 @@
 
 #include "rankslice/error.hpp"
 
+#include "comm/outcome.hpp"
 #include "io/memory.hpp"
 
 namespace rankslice {
@@ -77,7 +78,7 @@ void GatheredTensors::take_part(Range batch, BatchStep const& use) {
     failed = std::current_exception();
   }
   while (used_ < end_) next(nullptr);
-  settle();
+  carry([&] { settle(); });
   if (!failed) failed = failed_;
   if (failed) std::rethrow_exception(failed);
 }
@@ -102,10 +103,12 @@ void GatheredTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& us
 /// The block after the last one; two further ones are on their way meanwhile.
 void GatheredTensors::next(BoxStep const* use) {
   auto const block = used_++;
-  while (to_root_ < std::min(block + 3, end_)) start_to_root(to_root_++);
-  while (to_receivers_ < std::min(block + 2, end_)) start_to_receivers(to_receivers_++);
   auto& here = travelling(block);
-  wait_for(here.to_receivers);
+  carry([&] {
+    while (to_root_ < std::min(block + 3, end_)) start_to_root(to_root_++);
+    while (to_receivers_ < std::min(block + 2, end_)) start_to_receivers(to_receivers_++);
+    wait_for(here.to_receivers);
+  });
   if (use == nullptr || failed_) return;
   auto const& [parameter, slice, parts] = plan_.blocks[block];
   if (parts.empty()) {
@@ -188,6 +191,19 @@ std::span<std::byte const> GatheredTensors::own_bytes(Travelling& here, GatherBl
     sent_(bytes.size());
   });
   return bytes;
+}
+
+/// What makes blocks travel.
+void GatheredTensors::carry(std::function<void()> const& step) {
+  if (broken_) std::rethrow_exception(broken_);
+  auto const outcome = outcome_of(step);
+  if (outcome.code == ExitCode::done) return;
+  try {
+    paths_.world().abort(outcome.code, outcome.message);
+  } catch (...) {
+    broken_ = std::current_exception();
+    throw;
+  }
 }
 
 void GatheredTensors::attempt(std::function<void()> const& step) {

@@ -42,7 +42,8 @@ class GatherPaths {
 /// Note [Gathering to the end]. A rank that fails alone, in its own source or in what it does with a block, must not
 /// leave the others waiting for blocks that never come. So it goes through the rest of the batch: it sends anything
 /// instead of what it cannot get, receives what it no longer wants, and only then lets its error out, into the
-/// agreement that ends the batch on every rank.
+/// agreement that ends the batch on every rank. Where it is the communicator that fails, nothing can be brought to an
+/// end: then the rank gives up for all, with what it was told.
 class GatheredTensors final : public NativeSource {
  public:
   /// Called on those who receive with what a batch brings: they take all of it from the source, in this order.
@@ -73,6 +74,7 @@ class GatheredTensors final : public NativeSource {
   void settle();
   [[nodiscard]] std::span<std::byte const> own_bytes(Travelling& travelling, GatherBlock const& block,
                                                      GatherPart const& part);
+  void carry(std::function<void()> const& step);
   void attempt(std::function<void()> const& step);
   [[nodiscard]] Travelling& travelling(std::uint64_t block) { return travelling_[block % travelling_.size()]; }
   [[nodiscard]] std::span<std::byte> room_for(Travelling& travelling, GatherBlock const& block,
@@ -88,6 +90,7 @@ class GatheredTensors final : public NativeSource {
   std::uint64_t to_root_ = 0, to_receivers_ = 0, used_ = 0;
   std::uint64_t end_ = 0;      // of the batch
   std::exception_ptr failed_;  // why this rank no longer has what it should send
+  std::exception_ptr broken_;  // why nothing travels any more
 };
 
 }  // namespace rankslice

@@ -12,6 +12,7 @@
 
 #include "comm/checked_bytes.hpp"
 #include "comm/host_name.hpp"
+#include "comm/outcome.hpp"
 
 namespace rankslice {
 namespace {
@@ -72,21 +73,6 @@ Outcome unexpected(std::string message) {
   return {.code = ExitCode::unexpected, .message = std::move(message), .file = {}, .tensor = {}};
 }
 
-Outcome outcome_of(std::function<void()> const& step) {
-  try {
-    step();
-    return {};
-  } catch (Error const& error) {
-    return {.code = error.code, .message = error.what(), .file = error.file, .tensor = error.tensor};
-  } catch (std::bad_alloc const&) {
-    return unexpected("out of memory: the system refused an allocation");
-  } catch (std::exception const& error) {
-    return unexpected(std::string("unexpected: ") + error.what());
-  } catch (...) {
-    return unexpected("unexpected: an exception of unknown type");
-  }
-}
-
 template <typename SomeError>
 [[noreturn]] void raise(SomeError error, Outcome const& agreed) {
   error.file = agreed.file;
@@ -123,6 +109,21 @@ template <typename SomeError>
 }
 
 }  // namespace
+
+Outcome outcome_of(std::function<void()> const& step) {
+  try {
+    step();
+    return {};
+  } catch (Error const& error) {
+    return {.code = error.code, .message = error.what(), .file = error.file, .tensor = error.tensor};
+  } catch (std::bad_alloc const&) {
+    return unexpected("out of memory: the system refused an allocation");
+  } catch (std::exception const& error) {
+    return unexpected(std::string("unexpected: ") + error.what());
+  } catch (...) {
+    return unexpected("unexpected: an exception of unknown type");
+  }
+}
 
 std::unique_ptr<Communicator> make_solo_communicator() { return std::make_unique<SoloCommunicator>(); }
 

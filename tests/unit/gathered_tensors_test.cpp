@@ -8,7 +8,10 @@
 #include <algorithm>
 #include <atomic>
 #include <iterator>
+#include <memory>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "rankslice/error.hpp"
@@ -245,6 +248,91 @@ TEST(GatheredTensors, ARankThatFailsWithABlockEndsAllWithItsErrorWhereverThatHap
         });
       });
       expect_same_error(thrown, ExitCode::difference, failing, "it does not fit");
+    }
+  }
+}
+
+/// Of whom transfers of one kind fail: as they start, or as they are waited for.
+class BrokenCommunicator final : public ForwardingCommunicator {
+ public:
+  enum class Breaks : std::uint8_t { start_send, start_receive, start_broadcast, wait };
+
+  BrokenCommunicator(Communicator& inner, Breaks breaks, int call)
+      : ForwardingCommunicator(inner), breaks_(breaks), calls_left_(call) {}
+
+  [[nodiscard]] std::unique_ptr<PendingTransfer> start_send(std::span<std::byte const> bytes, int to) override {
+    meet(Breaks::start_send);
+    return std::make_unique<Transfer>(*this, next().start_send(bytes, to));
+  }
+  [[nodiscard]] std::unique_ptr<PendingTransfer> start_receive(std::span<std::byte> bytes, int from) override {
+    meet(Breaks::start_receive);
+    return std::make_unique<Transfer>(*this, next().start_receive(bytes, from));
+  }
+  [[nodiscard]] std::unique_ptr<PendingTransfer> start_broadcast(std::span<std::byte> bytes, int root) override {
+    meet(Breaks::start_broadcast);
+    return std::make_unique<Transfer>(*this, next().start_broadcast(bytes, root));
+  }
+
+ private:
+  class Transfer final : public PendingTransfer {
+   public:
+    Transfer(BrokenCommunicator& world, std::unique_ptr<PendingTransfer> inner)
+        : world_(world), inner_(std::move(inner)) {}
+    void wait() override {
+      world_.meet(Breaks::wait);
+      inner_->wait();
+    }
+
+   private:
+    BrokenCommunicator& world_;
+    std::unique_ptr<PendingTransfer> inner_;
+  };
+
+  void meet(Breaks call) {
+    if (call == breaks_ && --calls_left_ == 0) throw UsageError("memory of another GPU");
+  }
+
+  Breaks breaks_;
+  int calls_left_;
+};
+
+TEST(GatheredTensors, ARankWhoseCommunicatorFailsGivesUpForAllAndSaysWhy) {
+  using Breaks = BrokenCommunicator::Breaks;
+  struct Case {
+    GatherRoute route;
+    int failing;
+    Breaks breaks;
+  };
+  std::vector<Case> const cases{{route_to(1, 2), 0, Breaks::start_send},       {route_to(1, 2), 0, Breaks::wait},
+                                {route_to(1, 2), 1, Breaks::start_receive},    {route_to(1, 2), 1, Breaks::wait},
+                                {route_to_all(2), 1, Breaks::start_broadcast}, {route_to_all(2), 1, Breaks::wait}};
+  for (auto const& [route, failing, breaks] : cases) {
+    for (auto const call : {1, 4}) {
+      SCOPED_TRACE(testing::Message() << "call " << call << " of kind " << static_cast<int>(breaks) << " on rank "
+                                      << failing << ", to " << route.receivers.size());
+      Job const job{.mesh = make_mesh(2), .route = route, .all_well = false};
+      std::vector<std::string> heard;
+      auto const rank_main = [&, failing = failing, breaks = breaks](Communicator& world) {
+        OwnTensors own(job.model, job.mesh, world.rank(), job.keeps);
+        BrokenCommunicator broken(world, breaks, call);
+        gather_on(world.rank() == failing ? broken : world, job, own, [] {});
+      };
+      auto const listen = [&](Collectives& group) {
+        group.abort = [&](ExitCode code, std::string const& message) {
+          heard.push_back(std::to_string(static_cast<int>(code)) + ": " + message);
+        };
+      };
+      auto const thrown = exceptions_of_ranks(2, rank_main, {.change = listen});
+      // The other one gives up too, where it misses this one.
+      ASSERT_FALSE(heard.empty());
+      EXPECT_EQ(heard.front(), "2: memory of another GPU");
+      ASSERT_TRUE(thrown[static_cast<std::size_t>(failing)]);
+      try {
+        std::rethrow_exception(thrown[static_cast<std::size_t>(failing)]);
+      } catch (CommError const& error) {
+        EXPECT_EQ(error.code, ExitCode::usage);
+        EXPECT_STREQ(error.what(), "memory of another GPU");
+      }
     }
   }
 }
