@@ -41,10 +41,11 @@ struct Collectives {
   std::function<void(std::span<std::int64_t> values, Reduce op)> all_reduce = {};
   std::function<WaitFunction(std::span<std::byte> bytes, int root)> broadcast = {};
   /// The group of the ranks that have this rank's colour, in their order; `colors` are by rank. Missing: messages
-  /// serve the parts.
+  /// serve the parts. As with the other collective calls, where it throws on one rank the others' deadlines count.
   std::function<Collectives(std::vector<int> const& colors)> split = {};
 
-  /// Called whenever this rank gets on. May throw `Interrupted`, which then stops all ranks together.
+  /// Called whenever this rank gets on. May throw `Interrupted`, which then stops all ranks together: where this rank
+  /// only waits, at its next block.
   std::function<void()> progress = {};
   /// Called when this rank gives up for all: ends the job, or makes the others fail, where that can be done.
   std::function<void(ExitCode code, std::string const& message)> abort = {};

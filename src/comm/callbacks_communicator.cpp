@@ -83,9 +83,7 @@ class CallbacksCommunicator final : public Communicator {
   [[nodiscard]] std::unique_ptr<Communicator> split(int color) override;
   [[nodiscard]] Outcome agree(Outcome const& mine) override { return agree_by_collectives(*this, mine); }
 
-  void progress() override {
-    if (group_->functions().progress) group_->functions().progress();
-  }
+  void progress() override { group_->progress(); }
   void wait_until(std::function<bool()> const& done) override;
   [[noreturn]] void abort(ExitCode code, std::string const& message) override;
 
@@ -226,7 +224,7 @@ void CallbacksCommunicator::wait_until(std::function<bool()> const& done) {
       throw CommError(ExitCode::timeout, fmt::format("{}: what rank {} waits for was not done within {:.1f} s", kind(),
                                                      rank(), std::chrono::duration<double>(timeout).count()));
     }
-    progress();
+    group_->progress_in_wait();
     backoff.pause();
   }
 }

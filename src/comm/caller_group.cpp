@@ -79,6 +79,20 @@ CallerGroup::CallerGroup(Collectives functions) : functions_(std::move(functions
   if (f.largest_message == 0) refuse("the largest message has no bytes");
 }
 
+void CallerGroup::progress() {
+  if (stop_) std::rethrow_exception(std::exchange(stop_, nullptr));
+  if (functions_.progress) functions_.progress();
+}
+
+void CallerGroup::progress_in_wait() noexcept {
+  if (stop_) return;
+  try {
+    progress();
+  } catch (...) {
+    stop_ = std::current_exception();
+  }
+}
+
 void CallerGroup::fail(std::exception_ptr error) noexcept {
   if (!error_) error_ = std::move(error);
 }

@@ -30,6 +30,11 @@ class CallerGroup : public std::enable_shared_from_this<CallerGroup> {
   void all_reduce(std::span<std::uint64_t> values, Reduce op);
   [[nodiscard]] Collectives split(std::vector<int> const& colors);
 
+  /// What it throws is no failure of the group.
+  void progress();
+  /// What it throws here comes out of the next `progress`: a wait that it ends would end this rank alone.
+  void progress_in_wait() noexcept;
+
   void fail(std::exception_ptr error) noexcept;
   void expect_no_error() const;
 
@@ -53,6 +58,7 @@ class CallerGroup : public std::enable_shared_from_this<CallerGroup> {
 
   Collectives functions_;
   std::exception_ptr error_;
+  std::exception_ptr stop_;                           ///< Thrown by `progress` in a wait.
   std::map<std::pair<int, int>, Messages> received_;  ///< In the order of their start, by sender and tag.
 };
 

@@ -316,6 +316,34 @@ TEST(Callbacks, StopTogetherWhenProgressIsInterruptedOnOneRank) {
       interrupted);
 }
 
+TEST(Callbacks, StopTogetherAtTheNextBlockWhenProgressIsInterruptedInAWait) {
+  ThreadWorld const interrupted{.change = [](Collectives& group) {
+    auto const calls = std::make_shared<int>(0);
+    if (group.rank == 1) {
+      group.progress = [calls] {
+        if (++*calls == 2) throw Interrupted();
+      };
+    }
+  }};
+  test::run_ranks(
+      3,
+      [](Communicator& world) {
+        int polls = 0;
+        std::uint64_t sum = 1;
+        EXPECT_THROW(on_every_rank(world,
+                                   [&] {
+                                     world.wait_until([&] { return ++polls == 5; });
+                                     world.progress();
+                                   }),
+                     Interrupted);
+        EXPECT_EQ(polls, 5);
+        world.all_reduce(std::span(&sum, 1), Reduce::sum);
+        EXPECT_EQ(sum, 3U);
+        on_every_rank(world, [&] { world.progress(); });
+      },
+      interrupted);
+}
+
 TEST(Callbacks, TellTheCallerBeforeTheyGiveUp) {
   std::string heard;
   auto const world = make_communicator({.abort = [&](ExitCode code, std::string const& message) {
