@@ -10,6 +10,7 @@
 #include "rankslice/nccl.hpp"
 
 #include "comm/gpu_cards.hpp"
+#include "comm/lineage.hpp"
 #include "comm/nccl_calls.hpp"
 #include "comm/nccl_gpu.hpp"
 #include "comm/nccl_queue.hpp"
@@ -91,7 +92,7 @@ class NcclCommunicator final : public Communicator {
   std::optional<NcclQueue> queue_;  // before `comm_`, which works on its memory until its end
   NcclComm comm_;
   std::shared_ptr<NcclFamily> family_;
-  bool failed_together_ = false;  ///< The last agreement was on a failure.
+  Lineage lineage_;
 };
 
 class NcclCommunicator::Transfer final : public PendingTransfer {
@@ -135,7 +136,7 @@ NcclCommunicator::NcclCommunicator(Communicator& base, std::unique_ptr<Communica
 // Collective, as the end of an NCCL communicator is. Where an exception that the ranks did not agree on takes this rank
 // out alone, the others will not come.
 NcclCommunicator::~NcclCommunicator() {
-  bool const alone = std::uncaught_exceptions() > 0 && !failed_together_;
+  bool const alone = std::uncaught_exceptions() > 0 && !lineage_.failed_together();
   try {
     if (!family_->failure && !alone) {
       launch_all();
@@ -178,13 +179,15 @@ std::unique_ptr<Communicator> NcclCommunicator::split(int color) {
   launch_all();
   auto part = base_.split(color);
   auto& ranks = *part;
-  return std::make_unique<NcclCommunicator>(ranks, std::move(part), options_, name_, family_);
+  auto made = std::make_unique<NcclCommunicator>(ranks, std::move(part), options_, name_, family_);
+  made->lineage_ = lineage_.part();
+  return made;
 }
 
 Outcome NcclCommunicator::agree(Outcome const& mine) {
   launch_all();
   auto agreed = base_.agree(mine);
-  failed_together_ = agreed.code != ExitCode::done;
+  lineage_.note_agreement(agreed);
   return agreed;
 }
 
