@@ -20,7 +20,6 @@ struct TcpTransit {
   std::span<std::byte const> rest;  ///< To be sent.
   std::span<std::byte> room;        ///< To be filled.
   std::uint64_t total = 0;
-  bool begun = false;
   bool moved = false;      ///< All of it, into the writer or into its room.
   std::uint64_t mark = 0;  ///< Where the writer must have come for what was sent to be gone.
 };

@@ -81,8 +81,8 @@ SocketAddress any_address(int family, std::uint16_t port) {
 [[noreturn]] void refuse_port(std::uint16_t port, int error) {
   if (error == EADDRINUSE) {
     throw CommError(ExitCode::bad_launch,
-                    fmt::format("port {} of {} is in use: rankslice needs one of its own (RANKSLICE_MASTER_PORT), not "
-                                "the one that torchrun's store holds (MASTER_PORT)",
+                    fmt::format("port {} of {} is in use: rankslice needs one of its own, not the one that "
+                                "torchrun's store holds (MASTER_PORT)",
                                 port, host_name()));
   }
   throw CommError(ExitCode::bad_launch,

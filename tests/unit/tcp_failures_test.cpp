@@ -109,10 +109,9 @@ TEST_F(TcpFailures, APortInUseIsRefusedWithAdvice) {
   auto const thrown = exceptions_of(1, [&](int) {
     std::ignore = make_tcp_communicator({.rank = 0, .size = 2, .rendezvous = "localhost:" + port, .timeout = kNever});
   });
-  EXPECT_EQ(message_of(thrown[0], ExitCode::bad_launch),
-            "port " + port + " of " + host +
-                " is in use: rankslice needs one of its own (RANKSLICE_MASTER_PORT), not " +
-                "the one that torchrun's store holds (MASTER_PORT)");
+  EXPECT_EQ(message_of(thrown[0], ExitCode::bad_launch), "port " + port + " of " + host +
+                                                             " is in use: rankslice needs one of its own, not " +
+                                                             "the one that torchrun's store holds (MASTER_PORT)");
 }
 
 TEST_F(TcpFailures, ASecondProcessOfTheSameRankIsRefusedAndTheJobGoesOn) {
