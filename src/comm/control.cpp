@@ -38,15 +38,20 @@ class Watched {
 
 }  // namespace
 
-Control::Control(ControlChannel& channel, std::vector<RankName> names, milliseconds timeout,
+Control::Control(ControlChannel& channel, ControlFamily& family, std::vector<RankName> names, milliseconds timeout,
                  std::unique_ptr<Watchdog> watchdog, std::function<Clock::time_point()> now)
     : channel_(channel),
+      family_(family),
       names_(std::move(names)),
       timeout_(timeout),
       interval_(std::min(timeout / 10, kLongestInterval)),
       watchdog_(std::move(watchdog)),
       now_(std::move(now)),
-      peers_(names_.size()) {}
+      peers_(names_.size()) {
+  family_.push_back(this);
+}
+
+Control::~Control() { std::erase(family_, this); }
 
 void Control::begin_step() {
   if (watchdog_) watchdog_->arm();
@@ -57,11 +62,15 @@ void Control::end_step() {
 }
 
 void Control::progress() {
-  if (watchdog_) watchdog_->touch();
   auto const now = now_();
+  for (auto* const each : family_) each->say(ControlKind::working, now);
+}
+
+void Control::say(ControlKind what, Clock::time_point now) {
+  if (watchdog_) watchdog_->touch();
   if (now < sign_due_) return;
   if (rank() == 0) listen();
-  give_sign(now, ControlKind::working);
+  give_sign(now, what);
 }
 
 void Control::wait_until(std::function<bool()> const& done) {
@@ -144,6 +153,9 @@ void Control::wait_until(std::function<bool()> const& done, std::optional<Contro
     if (done()) return;
     auto const now = now_();
     give_sign(now, sign);
+    for (auto* const each : family_) {
+      if (each != this) each->say(ControlKind::waiting, now);
+    }
     judge(now);
     channel_.pause(backoff);
   }
@@ -192,7 +204,8 @@ void Control::give_sign(Clock::time_point now, std::optional<ControlKind> mine) 
 }
 
 void Control::send_sign(int to, ControlKind kind) {
-  if (!channel_.sending(to)) channel_.send(to, encode({.kind = kind, .agreement = 0, .outcome = {}}));
+  if (!channel_.sending(to) && !channel_.has_left(to))
+    channel_.send(to, encode({.kind = kind, .agreement = 0, .outcome = {}}));
 }
 
 void Control::judge_left(std::function<bool(int)> const& is_awaited) const {

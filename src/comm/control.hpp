@@ -17,6 +17,11 @@
 
 namespace rankslice {
 
+class Control;
+
+/// Of one rank: its part in a communicator and in those that were split from that. One thread uses them all.
+using ControlFamily = std::vector<Control*>;
+
 /// Waits, deadlines and agreements of the ranks that one channel joins.
 ///
 /// Note [Signs of life]. All control messages go between rank 0 and another rank, and arrive in the order in which
@@ -31,13 +36,20 @@ namespace rankslice {
 /// the names, speaks first. Who has left without its word (where the channel knows) is given up at once. Because of the
 /// order, once a verdict has come no control message of the past is under way between the two; so an agreement before
 /// the channel ends leaves nothing unmatched in it.
+/// A rank that works or waits says so in all communicators of its family: who waits for it in one of them must not take
+/// it for dead while it is busy in another. Only the one that it waits in judges.
 class Control {
  public:
   using Clock = std::chrono::steady_clock;
 
-  /// `channel` is borrowed; `names` has one entry per rank. `watchdog` ends a rank stuck in a step, unless it is null.
-  Control(ControlChannel& channel, std::vector<RankName> names, std::chrono::milliseconds timeout,
-          std::unique_ptr<Watchdog> watchdog, std::function<Clock::time_point()> now = Clock::now);
+  /// `channel` and `family` are borrowed; `names` has one entry per rank. `watchdog` ends a rank stuck in a step,
+  /// unless it is null.
+  Control(ControlChannel& channel, ControlFamily& family, std::vector<RankName> names,
+          std::chrono::milliseconds timeout, std::unique_ptr<Watchdog> watchdog,
+          std::function<Clock::time_point()> now = Clock::now);
+  ~Control();
+  Control(Control const&) = delete;
+  Control& operator=(Control const&) = delete;
 
   /// The watchdog watches this rank from here to `end_step` or the end of the next agreement.
   void begin_step();
@@ -76,6 +88,8 @@ class Control {
   void wait_until(std::function<bool()> const& done, std::optional<ControlKind> sign,
                   std::function<void(Clock::time_point)> const& judge);
   void note(int source, ControlMessage const& message);
+  /// What this rank does, wherever it does it.
+  void say(ControlKind what, Clock::time_point now);
   void give_sign(Clock::time_point now, std::optional<ControlKind> mine);
   void send_sign(int to, ControlKind kind);
 
@@ -90,6 +104,7 @@ class Control {
   void expect_agreement(std::uint64_t agreement) const;
 
   ControlChannel& channel_;
+  ControlFamily& family_;
   std::vector<RankName> names_;
   std::chrono::milliseconds timeout_;
   std::chrono::milliseconds interval_;

@@ -19,6 +19,7 @@
 #include "comm/backoff.hpp"
 #include "comm/check_rank.hpp"
 #include "comm/control.hpp"
+#include "comm/lineage.hpp"
 #include "comm/mpi_channel.hpp"
 #include "comm/mpi_check.hpp"
 #include "core/literals.hpp"
@@ -131,11 +132,16 @@ class MpiTransfer final : public PendingTransfer {
 
 class MpiCommunicator final : public Communicator {
  public:
-  MpiCommunicator(UniqueMpiComm comm, std::vector<RankName> names, milliseconds timeout)
+  /// `family` is that of the communicator that this one was split from.
+  MpiCommunicator(UniqueMpiComm comm, std::shared_ptr<ControlFamily> family, Lineage lineage,
+                  std::vector<RankName> names, milliseconds timeout)
       : comm_(std::move(comm)),
         timeout_(timeout),
         channel_(comm_.get()),
-        control_(channel_, names, timeout, watchdog_of(names[static_cast<std::size_t>(channel_.rank())], timeout)) {}
+        family_(std::move(family)),
+        lineage_(std::move(lineage)),
+        control_(channel_, *family_, names, timeout,
+                 watchdog_of(names[static_cast<std::size_t>(channel_.rank())], timeout)) {}
   ~MpiCommunicator() override;
   MpiCommunicator(MpiCommunicator const&) = delete;
   MpiCommunicator& operator=(MpiCommunicator const&) = delete;
@@ -172,9 +178,10 @@ class MpiCommunicator final : public Communicator {
   UniqueMpiComm comm_;
   milliseconds timeout_;
   MpiChannel channel_;
+  std::shared_ptr<ControlFamily> family_;
+  Lineage lineage_;
   Control control_;
-  bool failed_together_ = false;  ///< The last agreement was on a failure.
-  int under_way_ = 0;             ///< Transfers that nobody has waited for yet.
+  int under_way_ = 0;  ///< Transfers that nobody has waited for yet.
 };
 
 // Collective, as MPI_Comm_free is. Where an exception that the ranks did not agree on takes this rank out alone, the
@@ -182,7 +189,7 @@ class MpiCommunicator final : public Communicator {
 MpiCommunicator::~MpiCommunicator() {
   int finalized = 0;
   MPI_Finalized(&finalized);
-  bool const alone = std::uncaught_exceptions() > 0 && !failed_together_;
+  bool const alone = std::uncaught_exceptions() > 0 && !lineage_.failed_together();
   if (finalized != 0 || alone) {
     std::ignore = comm_.release();
     return;
@@ -277,7 +284,7 @@ std::unique_ptr<Communicator> MpiCommunicator::split(int color) {
   UniqueMpiComm owned(part);
   check_mpi(MPI_Comm_set_errhandler(part, MPI_ERRORS_RETURN), part);
   auto names = exchange_names(part, control_.name().rank, timeout_);
-  return std::make_unique<MpiCommunicator>(std::move(owned), std::move(names), timeout_);
+  return std::make_unique<MpiCommunicator>(std::move(owned), family_, lineage_.part(), std::move(names), timeout_);
 }
 
 /// All pieces at once: `start_piece(piece, request)` starts one.
@@ -314,7 +321,7 @@ std::unique_ptr<PendingTransfer> MpiCommunicator::start_broadcast(std::span<std:
 
 Outcome MpiCommunicator::agree(Outcome const& mine) {
   auto agreed = control_.agree(mine);
-  failed_together_ = agreed.code != ExitCode::done;
+  lineage_.note_agreement(agreed);
   return agreed;
 }
 
@@ -345,7 +352,8 @@ std::unique_ptr<Communicator> make_mpi_communicator(MPI_Comm comm, MpiOptions co
   int rank = 0;
   check_mpi(MPI_Comm_rank(duplicate, &rank), duplicate);
   auto names = exchange_names(duplicate, rank, options.timeout);
-  return std::make_unique<MpiCommunicator>(std::move(owned), std::move(names), options.timeout);
+  return std::make_unique<MpiCommunicator>(std::move(owned), std::make_shared<ControlFamily>(), Lineage(),
+                                           std::move(names), options.timeout);
 }
 
 }  // namespace rankslice

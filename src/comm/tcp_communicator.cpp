@@ -35,6 +35,7 @@ struct TcpSession {
   std::optional<TcpHub> hub{};            ///< On rank 0.
   std::optional<PublishedPlace> place{};  ///< On rank 0, of a rendezvous by file.
   std::optional<TcpLink> link{};
+  ControlFamily controls{};
 };
 
 class TcpTransfer final : public PendingTransfer {
@@ -45,7 +46,7 @@ class TcpTransfer final : public PendingTransfer {
   ~TcpTransfer() override {
     try {
       wait();
-    } catch (CommError const&) {  // who waits for anything else is told; the memory is not touched any more
+    } catch (...) {  // who waits for anything else is told; the memory is not touched any more
     }
   }
   TcpTransfer(TcpTransfer const&) = delete;
@@ -93,7 +94,7 @@ class TcpCommunicator final : public Communicator {
   TcpCommunicator(std::shared_ptr<TcpSession> session, std::uint64_t group, std::vector<int> const& members)
       : session_(std::move(session)),
         group_(*session_->link, group, members),
-        control_(group_, names_of(*session_->link, members), session_->timeout, nullptr) {}
+        control_(group_, session_->controls, names_of(*session_->link, members), session_->timeout, nullptr) {}
 
   [[nodiscard]] int rank() const override { return group_.rank(); }
   [[nodiscard]] int size() const override { return group_.size(); }

@@ -14,6 +14,16 @@
 #include "support/communicator_conformance.hpp"
 #include "support/large_message.hpp"
 
+namespace {
+int communicators_freed = 0;
+}  // namespace
+
+/// Instead of MPI's, whose profiling interface provides for that.
+int MPI_Comm_free(MPI_Comm* comm) {
+  ++communicators_freed;
+  return PMPI_Comm_free(comm);
+}
+
 namespace rankslice {
 namespace {
 
@@ -116,6 +126,21 @@ TEST(MpiCommunicator, UnwindsTogetherAfterAnAgreedFailure) {
       },
       UnexpectedError);
   EXPECT_EQ(world()->agree({}).code, ExitCode::done);
+}
+
+TEST(MpiCommunicator, UnwindsTogetherWithItsPartsAfterAnAgreedFailure) {
+  auto const before = communicators_freed;
+  EXPECT_THROW(
+      {
+        auto const comm = world();
+        auto const part = comm->split(0);
+        auto const half = part->split(comm->rank() % 2);
+        on_every_rank(*comm, [&] {
+          if (comm->rank() == 0) throw std::runtime_error("x");
+        });
+      },
+      UnexpectedError);
+  EXPECT_EQ(communicators_freed, before + 3);
 }
 
 TEST(MpiCommunicator, DoesNotWaitForTheOthersWhenOneUnwindsAlone) {

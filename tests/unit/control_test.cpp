@@ -85,12 +85,16 @@ class ScriptedChannel final : public ControlChannel {
 
 class ControlTest : public testing::Test {
  protected:
-  Control& control_of(int rank, int size) {
-    channel.emplace(rank, size);
+  Control& control_of(int rank, int size) { return make(channel, control, rank, size); }
+  /// Of the same rank, in what its communicator was split from.
+  Control& parent_of(int rank, int size) { return make(parent_channel, parent, rank, size); }
+
+  Control& make(std::optional<ScriptedChannel>& new_channel, std::optional<Control>& new_control, int rank, int size) {
+    new_channel.emplace(rank, size);
     std::vector<RankName> names;
     for (int r = 0; r < size; ++r) names.push_back({r, fmt::format("h{}", r)});
-    return control.emplace(*channel, names, kTimeout, nullptr,
-                           [this] { return Control::Clock::time_point(channel->now); });
+    return new_control.emplace(*new_channel, family, names, kTimeout, nullptr,
+                               [&] { return Control::Clock::time_point(new_channel->now); });
   }
 
   /// What the control said as it gave up.
@@ -112,16 +116,18 @@ class ControlTest : public testing::Test {
     return last_words([&] { control->wait_until([] { return false; }); });
   }
 
-  [[nodiscard]] std::vector<milliseconds> sent(ControlKind kind, int to) const {
+  [[nodiscard]] std::vector<milliseconds> sent(ControlKind kind, int to) const { return sent(*channel, kind, to); }
+  [[nodiscard]] static std::vector<milliseconds> sent(ScriptedChannel const& by, ControlKind kind, int to) {
     std::vector<milliseconds> when;
-    for (auto const& each : channel->sent) {
+    for (auto const& each : by.sent) {
       if (each.message.kind == kind && each.to == to) when.push_back(each.when);
     }
     return when;
   }
 
-  std::optional<ScriptedChannel> channel;
-  std::optional<Control> control;
+  ControlFamily family;
+  std::optional<ScriptedChannel> channel, parent_channel;
+  std::optional<Control> control, parent;
 };
 
 TEST_F(ControlTest, AgreesAsSoonAsTheLastCheckInIsThere) {
@@ -236,6 +242,74 @@ TEST_F(ControlTest, Rank0TellsTheWaitingAndOnlyThemThatItKeepsWatch) {
   for (int i = 0; i < 8; ++i, channel->now += 100ms) control->progress();
   EXPECT_THAT(sent(ControlKind::watching, 1), IsEmpty());
   EXPECT_EQ(sent(ControlKind::watching, 2).size(), 3U);
+}
+
+TEST_F(ControlTest, ARankThatWaitsInAPartSaysSoInTheWhole) {
+  parent_of(1, 3);
+  control_of(1, 2);
+  control->wait_until([&] { return channel->now >= kTimeout; });
+  EXPECT_EQ(sent(*parent_channel, ControlKind::waiting, 0).size(), kTimeout / kInterval);
+}
+
+TEST_F(ControlTest, ARankThatWaitsInTheWholeSaysSoInThePart) {
+  parent_of(1, 3);
+  control_of(1, 2);
+  parent->wait_until([&] { return parent_channel->now >= kTimeout; });
+  EXPECT_EQ(sent(ControlKind::waiting, 0).size(), kTimeout / kInterval);
+}
+
+TEST_F(ControlTest, ARankThatWorksForTheWholeIsHeardInThePart) {
+  parent_of(2, 3);
+  control_of(1, 2);
+  parent->progress();
+  EXPECT_THAT(sent(ControlKind::working, 0), ElementsAre(0ms));
+}
+
+TEST_F(ControlTest, Rank0OfAPartKeepsWatchOverItWhileItWorksForTheWhole) {
+  parent_of(0, 3);
+  control_of(0, 2);
+  channel->hear(0ms, 1, sign(ControlKind::waiting));
+  parent->progress();
+  EXPECT_THAT(sent(ControlKind::watching, 1), ElementsAre(testing::_));
+}
+
+TEST_F(ControlTest, Rank0OfTheWholeHearsWhoWaitsWhileItWaitsInAPart) {
+  parent_of(0, 3);
+  control_of(0, 2);
+  channel->hear_signs(0ms, 2 * kTimeout, 1, ControlKind::working);
+  channel->sort();
+  parent_channel->hear(0ms, 2, sign(ControlKind::waiting));
+  control->wait_until([&] { return channel->now >= kTimeout; });
+  EXPECT_THAT(sent(*parent_channel, ControlKind::watching, 1), IsEmpty());
+  EXPECT_EQ(sent(*parent_channel, ControlKind::watching, 2).size(), kTimeout / kInterval);
+}
+
+TEST_F(ControlTest, SignsInTheWholeDoNotHideWhoIsSilentInAPart) {
+  parent_of(1, 3);
+  control_of(1, 2);
+  parent_channel->hear_signs(0ms, 3 * kTimeout, 0, ControlKind::watching);
+  EXPECT_EQ(last_words_of_wait(), "no answer from rank(s) 0 (host h0) within 3.0 s");
+}
+
+TEST_F(ControlTest, PartsAndTheWholeMayOutliveEachOther) {
+  parent_of(1, 3);
+  control_of(1, 2);
+  parent.reset();
+  control->wait_until([&] { return channel->now >= kTimeout; });
+  EXPECT_THAT(parent_channel->sent, IsEmpty());
+  parent_of(1, 3);
+  control.reset();
+  channel->sent.clear();
+  parent->progress();
+  EXPECT_THAT(channel->sent, IsEmpty());
+  EXPECT_THAT(sent(*parent_channel, ControlKind::working, 0), ElementsAre(0ms));
+}
+
+TEST_F(ControlTest, NoSignGoesToOneWhoHasLeft) {
+  control_of(1, 2);
+  channel->left = {0};
+  control->progress();
+  EXPECT_THAT(channel->sent, IsEmpty());
 }
 
 TEST_F(ControlTest, NoSignFollowsOneThatHasNotLeftYet) {
