@@ -53,7 +53,7 @@ SCENARIOS = {
     "failure_is_everyones": Scenario("fail", 2, {65}, r"^rank 2: model\.safetensors: cut short at byte 7$"),
     "failure_of_rank_0_is_everyones": Scenario("fail", 0, {65}, r"^rank 0: model\.safetensors: cut short at byte 7$"),
     "failure_outside_of_steps_is_told_at_once": Scenario("fail_alone", 1, {65}, r"^rank 1: : outside of any step$"),
-    "different_calls_end_the_job": Scenario("call_something_else", 2, {75}, silent(2)),
+    "different_calls_end_the_job": Scenario("call_something_else", 2, {75}, DIFFERENT_CALLS),
     # Rank 1 sends to rank 2, and rank 0 waits for both in the agreement.
     "transfer_arrives": Scenario("transfer", 0, {0}),
     "sender_that_stopped_is_named": Scenario("stop_in_a_transfer", 1, {75}, silent(1)),

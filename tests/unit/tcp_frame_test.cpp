@@ -37,7 +37,7 @@ TEST(TcpFrame, AHeaderIs32BytesAndStartsWithFourLetters) {
   auto const wire = wire_bytes(writer);
   std::vector<int> numbers;
   for (auto const byte : wire) numbers.push_back(static_cast<int>(byte));
-  EXPECT_THAT(numbers, testing::ElementsAre('R', 'K', 'S', 'L', 7, 1, 0, 0, 3, 0, 0, 0, 2, 0, 0, 0,  //
+  EXPECT_THAT(numbers, testing::ElementsAre('R', 'K', 'S', 'L', 8, 1, 0, 0, 3, 0, 0, 0, 2, 0, 0, 0,  //
                                             5, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 7));
 }
 
