@@ -29,17 +29,19 @@ constexpr auto kMaxListBytes = 64_MiB;
 constexpr std::size_t kSha256Digits = 64;
 constexpr std::size_t kGitDigits = 40;
 
-/// Files of a folder and of those below it, by name; what stands in hidden folders is somebody else's.
+/// Files of a folder and of those below it, by name; what stands in hidden folders is somebody else's. Links to
+/// folders, which may lead anywhere, are not followed and are among the names, with a slash at the end.
 std::vector<std::string> names_below(std::string const& folder) {
   std::vector<std::string> names;
   std::error_code error;
   auto entry = fs::recursive_directory_iterator(folder, error);
   for (; !error && entry != fs::end(entry); entry.increment(error)) {
     std::error_code ignored;  // of links that lead nowhere
-    if (entry->is_directory(ignored)) {
-      if (entry->path().filename().string().starts_with('.')) entry.disable_recursion_pending();
-    } else {
-      names.push_back(entry->path().lexically_relative(folder).string());
+    auto const is_folder = entry->is_directory(ignored);
+    if (is_folder && entry->path().filename().string().starts_with('.')) {
+      entry.disable_recursion_pending();
+    } else if (!is_folder || entry->is_symlink(ignored)) {
+      names.push_back(entry->path().lexically_relative(folder).string() + (is_folder ? "/" : ""));
     }
   }
   if (error) throw IoError(ExitCode::io, fmt::format("{}: {}", folder, error.message()), folder);

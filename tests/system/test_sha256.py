@@ -194,6 +194,18 @@ def test_a_file_that_is_not_listed_is_said(ckpt, snapshot, tmp_path):
     assert result.json["verify"]["sha256"]["not_listed"] == ["own.txt"]
 
 
+@pytest.mark.parametrize("which", ["listed", "snapshot"])
+def test_a_link_to_a_folder_is_said_and_not_followed(which, request, tmp_path):
+    folder = request.getfixturevalue(which)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "weights.bin").write_bytes(b"unknown")
+    for name in ["linked", ".hidden"]:
+        (folder / name).symlink_to(elsewhere)
+    result = expect(0, "verify", folder, "--sha256", "--json", says=["1 file not checked", "linked/"])
+    assert result.json["verify"]["sha256"]["not_listed"] == ["linked/"]
+
+
 def test_without_any_list_there_is_advice(mini, mini_store):
     expect(66, "verify", mini, "--sha256", says=[LIST, "--sha256 FILE", "Hub cache"], ranks=2)
     expect(2, "verify", mini_store, "--sha256", says="--sha256")
