@@ -9,6 +9,7 @@
 
 #include "rankslice/nccl.hpp"
 
+#include "comm/check_rank.hpp"
 #include "comm/gpu_cards.hpp"
 #include "comm/lineage.hpp"
 #include "comm/nccl_calls.hpp"
@@ -78,8 +79,6 @@ class NcclCommunicator final : public Communicator {
 
   [[nodiscard]] std::shared_ptr<NcclOperation> add(NcclOperation operation);
   void expect_alive() const;
-  void check_root(int root) const;
-  void check_peer(int peer) const;
   void launch_all();
   [[noreturn]] void give_up(NcclFailure const& failure);
   void abort_nccl() noexcept;
@@ -160,18 +159,18 @@ std::vector<std::vector<std::byte>> NcclCommunicator::gather(std::span<std::byte
 }
 
 std::unique_ptr<PendingTransfer> NcclCommunicator::start_send(std::span<std::byte const> bytes, int to) {
-  check_peer(to);
+  check_peer(*this, to);
   std::span const unchanged(const_cast<std::byte*>(bytes.data()), bytes.size());
   return std::make_unique<Transfer>(*this, add({.kind = Kind::send, .bytes = unchanged, .peer = to}));
 }
 
 std::unique_ptr<PendingTransfer> NcclCommunicator::start_receive(std::span<std::byte> bytes, int from) {
-  check_peer(from);
+  check_peer(*this, from);
   return std::make_unique<Transfer>(*this, add({.kind = Kind::receive, .bytes = bytes, .peer = from}));
 }
 
 std::unique_ptr<PendingTransfer> NcclCommunicator::start_broadcast(std::span<std::byte> bytes, int root) {
-  check_root(root);
+  check_root(*this, root);
   return std::make_unique<Transfer>(*this, add({.kind = Kind::broadcast, .bytes = bytes, .peer = root}));
 }
 
@@ -273,16 +272,6 @@ std::shared_ptr<NcclOperation> NcclCommunicator::add(NcclOperation operation) {
 
 void NcclCommunicator::expect_alive() const {
   if (family_->failure) std::rethrow_exception(family_->failure);
-}
-
-void NcclCommunicator::check_root(int root) const {
-  if (root < 0 || root >= size()) throw UsageError(fmt::format("root rank {} among {} ranks", root, size()));
-}
-
-void NcclCommunicator::check_peer(int peer) const {
-  if (peer < 0 || peer >= size() || peer == rank()) {
-    throw UsageError(fmt::format("rank {} as another rank than {} among {} ranks", peer, rank(), size()));
-  }
 }
 
 std::optional<NcclRefusal> find_refusal(Communicator& base, NcclOptions const& options) {
