@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "rankslice/error.hpp"
@@ -62,9 +63,27 @@ GatheredTensors::GatheredTensors(Model const& model, GatherPlan const& plan, Gat
 }
 
 void GatheredTensors::gather(BatchStep const& use) {
+  on_every_rank(paths_.world(), [&] { try_ways(); });
   for (auto const& batch : plan_.batches) {
     on_every_rank(paths_.world(), [&] { take_part(batch, use); });
   }
+}
+
+/// Nothing goes along every way to a root, once: a communicator that cannot send says so before there are batches.
+void GatheredTensors::try_ways() const {
+  auto& world = paths_.world();
+  std::set<int> owners;
+  for (auto const& block : plan_.blocks) {
+    for (auto const& part : block.parts) owners.insert(part.owner);
+  }
+  std::vector<std::unique_ptr<PendingTransfer>> tries;
+  for (auto const owner : owners) {
+    auto const root = paths_.root_of(owner);
+    if (root == owner) continue;
+    if (owner == world.rank()) tries.push_back(world.start_send({}, root));
+    if (root == world.rank()) tries.push_back(world.start_receive({}, owner));
+  }
+  wait_for(tries);
 }
 
 /// To the end of the batch, whatever happens (Note [Gathering to the end]).

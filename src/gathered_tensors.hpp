@@ -67,6 +67,7 @@ class GatheredTensors final : public NativeSource {
     NativeBox<std::byte const> box;
   };
 
+  void try_ways() const;
   void take_part(Range batch, BatchStep const& use);
   void next(BoxStep const* use);
   void start_to_root(std::uint64_t block);
