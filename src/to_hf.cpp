@@ -2,12 +2,16 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <initializer_list>
+#include <map>
 #include <optional>
+#include <string_view>
 
 #include "checkpoint_parts.hpp"
 #include "copied_slices.hpp"
 #include "copies.hpp"
+#include "core/fingerprint.hpp"
 #include "export_plan.hpp"
 #include "exported_state.hpp"
 #include "gathered_tensors.hpp"
@@ -33,9 +37,16 @@ struct ExportPlan {
   std::vector<PlannedSlice> sent;    // … and of that this one
   std::optional<Storage> originals;  // of what is copied
   std::string copied_from;           // their folder
+  std::optional<Digests> recorded;   // of them, in the order of the target's tensors, if they have a manifest
+  std::string recorded_by;           // that
 };
 
 constexpr int kWriter = 0;  // of what is gathered
+
+/// Of a target that has copies.
+bool is_copied(ExportTarget const& target, std::size_t tensor) {
+  return !target.model.parameters[target.model.tensors[tensor].parameter].invertible();
+}
 
 /// All that is written goes through one rank.
 void gather_slices(ExportPlan& plan, GatherOwners owners, int rank) {
@@ -48,32 +59,50 @@ void gather_slices(ExportPlan& plan, GatherOwners owners, int rank) {
   plan.slices.copied = writes ? std::move(whole.copied) : std::vector<PlannedSlice>();
 }
 
+/// Digests of what is copied, without those of all else.
+DigestTable of_copies(ExportTarget const& target, Digests const& digests) {
+  auto copied = target.taken;
+  for (std::size_t i = 0; i < copied.size(); ++i) copied[i] = copied[i] && is_copied(target, i);
+  return without_left_out(copied, digests).source;
+}
+
+/// Where the originals are, and what is known of them.
+void find_originals(ExportPlan& plan, Checkpoint const& from) {
+  auto const& model = plan.target.model;
+  plan.originals = storage_of(model, from);
+  plan.copied_from = from.path;
+  if (!from.digests) return;
+  plan.recorded_by = fmt::format("{} of {}", from.digests_from, from.path);
+  plan.recorded.emplace(model);
+  std::map<std::string_view, std::size_t> by_key;
+  for (std::size_t i = 0; i < from.model.tensors.size(); ++i) by_key.emplace(from.model.tensors[i].key, i);
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+    std::ranges::copy(from.digests->source.of(by_key.at(model.tensors[i].key)), plan.recorded->source.of(i).begin());
+  }
+}
+
 /// Every rank's part of the same files. Collective.
 ExportPlan agree_on_export(Checkpoint const& source, GatherOwners const& owners, Communicator& world,
                            ExportOptions const& options) {
   auto const& mesh = owners.mesh;
   ExportPlan plan;
+  std::string originals = "none";
   on_every_rank(world, [&] {
     plan.target = make_export_target(source, options);
     plan.slices = plan_export(plan.target, mesh, mesh.coordinate(world.rank()));
     if (options.gather) gather_slices(plan, owners, world.rank());
     if (!has_copies(plan.target)) return;
     auto const& from = copied_from(source, options);
-    plan.originals = storage_of(plan.target.model, from);
-    plan.copied_from = from.path;
+    find_originals(plan, from);
+    originals = checkpoint_fingerprint(from);
   });
   require_same(fingerprint(plan.target.files.hf) + (options.gather ? "1" : "0"),
                "would write other files than rank 0; options must be the same on every rank", world);
+  require_same(xxh3_128(std::as_bytes(std::span(originals))),
+               fmt::format("would copy from another checkpoint than rank 0, or knows other digests of it: {}, {}",
+                           plan.copied_from, plan.recorded ? plan.recorded_by : "no recorded digests"),
+               world);
   return plan;
-}
-
-/// Digests of what is copied, without those of all else.
-DigestTable of_copies(ExportTarget const& target, Digests const& digests) {
-  auto copied = target.taken;
-  for (std::size_t i = 0; i < copied.size(); ++i) {
-    if (target.model.parameters[target.model.tensors[i].parameter].invertible()) copied[i] = false;
-  }
-  return without_left_out(copied, digests).source;
 }
 
 /// The digests of values as they are held: of what was converted those of the results.
@@ -117,7 +146,7 @@ class Export {
     if (!plan_.originals) return written;
     on_every_rank(world_, [&] { copied_ = copy_slices(model_, copied, *plan_.originals, storage, done); });
     on_every_rank(world_, [&] { check_copies(model_, copied, storage, copied_, done); });
-    if (compared_) require_copied();
+    require_copied();
     return written;
   }
 
@@ -162,12 +191,17 @@ class Export {
     return written;
   }
 
-  /// What was copied is what was compared before.
+  /// What was copied is what was compared before, and what is recorded of it.
   void require_copied() {
-    auto const expected = of_copies(plan_.target, *compared_);
     world_.all_reduce(copied_.source.values(), Reduce::sum);
     on_every_rank(world_, [&] {
-      require_equal(model_, NamedTable{"compared", expected}, NamedTable{"copied", copied_.source});
+      auto const require = [&](std::string_view name, std::optional<Digests> const& digests) {
+        if (!digests) return;
+        auto const expected = of_copies(plan_.target, *digests);
+        require_equal(model_, NamedTable{name, expected}, NamedTable{"copied", copied_.source});
+      };
+      require("compared", compared_);
+      require(plan_.recorded_by, plan_.recorded);
     });
   }
 
@@ -259,6 +293,14 @@ std::vector<PlannedSlice> streamed_slices(Checkpoint const& source, ExportPlan c
   return streamed;
 }
 
+/// Which tensors of a checkpoint are streamed in full: of one in the form of its files not those that are copied.
+std::vector<bool> tensors_streamed(Checkpoint const& source, ExportTarget const& target) {
+  auto streamed = tensors_to_read(target, source.model);
+  if (source.storage.form == Form::native || !has_copies(target)) return streamed;
+  for (std::size_t i = 0; i < streamed.size(); ++i) streamed[i] = streamed[i] && !is_copied(target, i);
+  return streamed;
+}
+
 /// What was streamed is the same when another rank reads it. Collective. @throws VerifyError
 Reread reread_streamed(Checkpoint const& source, ExportPlan const& plan, Digests const& read, CallOptions const& call,
                        Communicator& world) {
@@ -299,8 +341,9 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
                    ExportOptions const& options, VerifyLevel verify) {
   auto const& model = checkpoint.model;
   require_same_options(fmt::format("verify level {}", name(verify)), world);
-  auto const plan =
-      agree_on_export(checkpoint, {.mesh = make_mesh(world.size()), .dense_everywhere = false}, world, options);
+  require_same_checkpoint(checkpoint, world);
+  auto plan = agree_on_export(checkpoint, {.mesh = make_mesh(world.size()), .dense_everywhere = false}, world, options);
+  if (!digests(verify)) plan.recorded.reset();
   if (digests(verify)) require_equal_copies(checkpoint, world, options.call);
 
   StreamedTensors streamed(checkpoint.storage, model);
@@ -313,7 +356,7 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
                         : write_as_read(checkpoint, plan, streamed, output, world);
   if (digests(verify) && checkpoint.digests) {
     auto read = streamed.read();
-    auto const recorded = without_left_out(tensors_to_read(plan.target, model), *checkpoint.digests);
+    auto const recorded = without_left_out(tensors_streamed(checkpoint, plan.target), *checkpoint.digests);
     sum_over_ranks({&read}, world);
     on_every_rank(world, [&] {
       require_equal(model, NamedDigests{checkpoint.digests_from, recorded}, NamedDigests{"read", read});

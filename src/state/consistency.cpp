@@ -32,6 +32,14 @@ void require_tensor(ShardedTensor const& tensor, Checkpoint const& source) {
                              expected, tensor.data.bytes));
 }
 
+/// Where recorded digests are from, which of them are known, and what they are.
+std::string recorded_fingerprint(Checkpoint const& checkpoint) {
+  if (!checkpoint.digests) return {};
+  auto const& [source, stored, without_codes, without_values] = *checkpoint.digests;
+  return fmt::format("{} {} {} {} {}", checkpoint.digests_from, xxh3_128(std::as_bytes(source.values())),
+                     xxh3_128(std::as_bytes(stored.values())), without_codes, without_values);
+}
+
 }  // namespace
 
 void require_consistent(StateDict const& state) {
@@ -87,15 +95,40 @@ std::string model_fingerprint(Checkpoint const& source) {
     text += fmt::format("\n{} {} {} {} {}", parameter.fqn, name(parameter.hf_dtype), name(parameter.dtype),
                         static_cast<int>(parameter.layout), to_string(parameter.shape));
   }
+  text += '\n' + recorded_fingerprint(source);
   return xxh3_128(std::as_bytes(std::span(text)));
+}
+
+std::string checkpoint_fingerprint(Checkpoint const& checkpoint) {
+  auto text = fmt::format("{} {} {}", model_fingerprint(checkpoint), static_cast<int>(checkpoint.format),
+                          static_cast<int>(checkpoint.storage.form));
+  if (checkpoint.format == CheckpointFormat::shards) {  // of which the ranks compare the copies together
+    for (auto const& piece : checkpoint.storage.pieces) {
+      text += fmt::format("\n{} {} {}", piece.parameter, to_string(piece.slice), piece.extent.file);
+    }
+  }
+  return xxh3_128(std::as_bytes(std::span(text)));
+}
+
+void require_same_checkpoint(Checkpoint const& checkpoint, Communicator& world) {
+  require_same(checkpoint_fingerprint(checkpoint),
+               fmt::format("has another checkpoint than rank 0, or knows other digests of it: {}, {}", checkpoint.path,
+                           describe_recorded(checkpoint)),
+               world);
+}
+
+std::string describe_recorded(Checkpoint const& checkpoint) {
+  if (!checkpoint.digests) return "no recorded digests";
+  return fmt::format("digests of its {}", checkpoint.digests_from);
 }
 
 void require_agreement(StateDict const& state, Communicator& world) {
   on_every_rank(world, [&] { require_consistent(state, world); });
   require_same_mesh(state.mesh, world);
   require_same(model_fingerprint(*state.source),
-               fmt::format("its state has other tensors, dtypes, layouts or global shapes than rank 0's: {} of {}",
-                           state.source->model.parameters.size(), state.source->path),
+               fmt::format("its state has other tensors, dtypes, layouts, global shapes or recorded digests than rank "
+                           "0's: {} of {}, {}",
+                           state.source->model.parameters.size(), state.source->path, describe_recorded(*state.source)),
                world);
 }
 

@@ -27,9 +27,20 @@ void require_same(std::string const& fingerprint, std::string const& problem, Co
 /// would take different steps, and wait for one another. Collective. @throws PlanError naming a rank that differs
 void require_same_options(std::string const& options, Communicator& world);
 
-/// What the ranks must have alike of a state's source: the Hugging Face files, and what they are taken for: the family,
-/// and names, dtypes, layouts and global shapes of the parameters. 32 hex digits.
+/// What the ranks must have alike of a state's source: the Hugging Face files, what they are taken for (the family, and
+/// names, dtypes, layouts and global shapes of the parameters), and the digests that are recorded of them: ranks that
+/// know of other references, or of none, would take different steps. 32 hex digits.
 [[nodiscard]] std::string model_fingerprint(Checkpoint const& source);
+
+/// What the ranks must have alike of a checkpoint that they read together: the above, and in which form it is stored.
+/// 32 hex digits.
+[[nodiscard]] std::string checkpoint_fingerprint(Checkpoint const& checkpoint);
+
+/// Every rank passes the same checkpoint. Collective. @throws PlanError naming a rank that does not
+void require_same_checkpoint(Checkpoint const& checkpoint, Communicator& world);
+
+/// "digests of its manifest", "no recorded digests": for errors of ranks that differ.
+[[nodiscard]] std::string describe_recorded(Checkpoint const& checkpoint);
 
 /// What must be so before the ranks save a state together, as each plans its own part alone: the state of every rank is
 /// consistent, and mesh and source are the same everywhere. Collective. @throws PlanError

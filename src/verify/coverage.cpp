@@ -14,15 +14,8 @@ namespace {
 
 /// What every rank must have alike, as one text.
 std::string describe(StateDict const& state) {
-  auto const& source = *state.source;
-  auto text =
-      fmt::format("{} {} {}", model_fingerprint(source), to_string(state.mesh), static_cast<int>(source.format));
+  auto text = fmt::format("{} {}", checkpoint_fingerprint(*state.source), to_string(state.mesh));
   for (auto const& [fqn, tensor] : state.tensors) text += '\n' + fqn;
-  if (source.format == CheckpointFormat::shards) {  // of which the ranks compare the copies together
-    for (auto const& piece : source.storage.pieces) {
-      text += fmt::format("\n{} {} {}", piece.parameter, to_string(piece.slice), piece.extent.file);
-    }
-  }
   return text;
 }
 
@@ -100,10 +93,11 @@ bool check_alike(StateDict const& state, Communicator& world, std::vector<Mismat
         {.tensor = {},
          .expert = -1,
          .rank = world.rank(),
-         .what = fmt::format("rank {}: its {} tensors have other names, dtypes, layouts or global shapes "
-                             "than those of rank 0, come from another checkpoint or storage, or are "
-                             "sharded over another mesh, {} ranks",
-                             world.rank(), state.tensors.size(), to_string(state.mesh))});
+         .what =
+             fmt::format("rank {}: its {} tensors have other names, dtypes, layouts or global shapes "
+                         "than those of rank 0, come from another checkpoint or storage, or one with other "
+                         "references ({}), or are sharded over another mesh, {} ranks",
+                         world.rank(), state.tensors.size(), describe_recorded(*state.source), to_string(state.mesh))});
   }
   return all_say(world, of_rank_0 == mine);
 }

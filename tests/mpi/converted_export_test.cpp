@@ -12,13 +12,14 @@
 #include <map>
 
 #include "rankslice/load.hpp"
+#include "rankslice/manifest.hpp"
 #include "rankslice/store.hpp"
 #include "rankslice/to_hf.hpp"
 #include "rankslice/verify.hpp"
 
 #include "io/file.hpp"
+#include "support/fp8_checkpoint.hpp"
 #include "support/job_fixture.hpp"
-#include "support/model_catalog.hpp"
 #include "support/raw_checkpoint.hpp"
 
 namespace rankslice::test {
@@ -33,23 +34,6 @@ Bytes widened(Bytes const& bytes) {
   Bytes wide(2 * bytes.size());
   for (std::size_t i = 0; i < bytes.size() / 2; ++i) std::memcpy(wide.data() + 4 * i + 2, bytes.data() + 2 * i, 2);
   return wide;
-}
-
-/// A small checkpoint with random codes, experts one by one, whose scales stand in another file than most weights.
-void write_fp8_checkpoint(std::string const& folder) {
-  auto shape = tiny_qwen35();
-  shape.experts_form = shape.mtp_form = ExpertForm::split;
-  TensorCatalog catalog{.files = {{.name = "one", .path = {}, .size = 0}}, .tensors = {}};
-  std::vector<std::string> weights;
-  for (auto const& tensor : make_catalog(shape).tensors) {
-    auto const is_quantised = tensor.name.find("_proj.weight") != std::string::npos;
-    append_tensor(catalog, tensor.name, is_quantised ? DType::F8_E4M3 : tensor.dtype, tensor.shape);
-    if (is_quantised) weights.push_back(tensor.name);
-  }
-  for (auto const& name : weights) append_tensor(catalog, name + "_scale_inv", DType::F32, {1, 1});
-  auto config = make_config_json(shape);
-  config.insert(1, R"("quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}, )");
-  write_checkpoint(folder, catalog, config);
 }
 
 float from_e4m3(std::byte code) {
@@ -264,6 +248,34 @@ TEST_F(ConvertedExport, InTheLayoutOfTheSourceOriginalsAreThoseThatWereLoaded) {
   }
   EXPECT_THROW(to_hf(*store, path("never"), world(), options), VerifyError);
   EXPECT_FALSE(std::filesystem::exists(path("never")));
+}
+
+// Of a store without codes nobody else knows them.
+TEST_F(ConvertedExport, InTheLayoutOfTheSourceOriginalsAreThoseOfTheirManifest) {
+  auto const original = fp8();
+  auto const from = open_checkpoint(original, world());
+  write_manifest(*from, digest(*from, world()), path("codes.json"), world());
+  save_store(load(from, make_mesh(world().size()), world(), {.verify = VerifyLevel::off}), path("no_codes.h5"),
+             world());
+  std::string changed;  // on rank 0
+  on_every_rank(world(), [&] {
+    if (world().rank() == 0) changed = copy_with_another_scale(original, path("changed_scale"));
+  });
+  auto const store = open_checkpoint(path("no_codes.h5"), world(), {.store = &native_store()});
+  ExportOptions options{.layout = ExportLayout::source, .call = {}};
+  options.source = open_checkpoint(original, world(), {.manifest = path("codes.json")});
+  to_hf(*store, path("as_recorded"), world(), options);
+  expect_equal_folders(original, path("as_recorded"));
+
+  options.source = open_checkpoint(path("changed_scale"), world(), {.manifest = path("codes.json")});
+  try {
+    to_hf(*store, path("never"), world(), options);
+    FAIL() << "copied what the manifest does not have";
+  } catch (VerifyError const& error) {
+    EXPECT_THAT(error.what(), HasSubstr(changed + ": manifest of " + path("changed_scale") + " digest"));
+  }
+  EXPECT_FALSE(std::filesystem::exists(path("never")));
+  to_hf(*store, path("unproved"), world(), options, VerifyLevel::off);
 }
 
 TEST_F(ConvertedExport, InTheLayoutOfTheSourceOriginalsAreReadTwiceOfAState) {

@@ -8,10 +8,12 @@
 #include <functional>
 
 #include "rankslice/load.hpp"
+#include "rankslice/manifest.hpp"
 #include "rankslice/store.hpp"
 #include "rankslice/to_hf.hpp"
 #include "rankslice/verify.hpp"
 
+#include "support/fp8_checkpoint.hpp"
 #include "support/job_fixture.hpp"
 
 namespace rankslice::test {
@@ -55,6 +57,12 @@ class UnlikeRanks : public JobTest {
     EXPECT_THAT(of_rank->what, HasSubstr(message));
   }
 };
+
+/// Writes a manifest of a checkpoint. Collective.
+void write_manifest_of(std::string const& folder, std::string const& path, Communicator& world) {
+  auto const source = open_checkpoint(folder, world);
+  write_manifest(*source, digest(*source, world), path, world, {.overwrite = true});
+}
 
 // Each of these states is sound by itself, and the digests of what the ranks hold tell nothing.
 TEST_F(UnlikeRanks, WithTwoMeshesAreRefusedByEveryCollectiveCall) {
@@ -139,6 +147,35 @@ TEST_F(UnlikeRanks, OfWhichOneHasShardsOfTheSameFilesAreToldSo) {
   ASSERT_EQ(report.mismatches.size(), 1U);
   EXPECT_THAT(report.mismatches.front().what,
               AllOf(HasSubstr("rank 1: its"), HasSubstr("another checkpoint or storage")));
+}
+
+// Only who knows a reference compares with it. Each opens alone: its own copy, or one that got a manifest meanwhile.
+TEST_F(UnlikeRanks, OfWhichOneKnowsAManifestAreToldSo) {
+  if (world().size() == 1) GTEST_SKIP() << "needs two ranks";
+  write_manifest_of(checkpoint(), path("m.json"), world());
+  auto const knows = world().rank() == 1;
+  auto const mine = open_checkpoint(checkpoint(), {.manifest = knows ? path("m.json") : ""});
+  auto const mesh = make_mesh(world().size());
+  auto const coordinate = mesh.coordinate(world().rank());
+  expect_refused<UsageError>([&] { (void)verify(*mine, world()); }, 1, "digests of its manifest");
+  expect_refused<UsageError>([&] { (void)verify(*source(), world(), {.against = mine.get()}); }, 1, "its options");
+  expect_refused<UsageError>([&] { to_hf(*mine, path("never"), world()); }, 1, "digests of its manifest");
+  expect_unlike(load(mine, mesh, coordinate), 1, "other references (digests of its manifest)");
+  auto const unverified = load(mine, mesh, coordinate, {.verify = VerifyLevel::off});
+  expect_no_save<UsageError>(unverified, 1, "digests of its manifest");
+}
+
+TEST_F(UnlikeRanks, OfWhichOneCopiesFromACheckpointWithAManifestAreRefused) {
+  if (world().size() == 1) GTEST_SKIP() << "needs two ranks";
+  on_every_rank(world(), [] {
+    if (world().rank() == 0) write_fp8_checkpoint(path("fp8"));
+  });
+  write_manifest_of(path("fp8"), path("fp8.json"), world());
+  auto const state = load(open_checkpoint(path("fp8"), world()), make_mesh(world().size()), world());
+  ExportOptions options{.layout = ExportLayout::source, .call = {}};
+  options.source = open_checkpoint(path("fp8"), {.manifest = world().rank() == 1 ? path("fp8.json") : ""});
+  expect_refused<UsageError>([&] { to_hf(state, path("never"), world(), options); }, 1,
+                             "would copy from another checkpoint than rank 0, or knows other digests of it");
 }
 
 TEST_F(UnlikeRanks, ThatTogetherHoldAnExpertNowhereSaveNothing) {
