@@ -59,9 +59,13 @@ void compare_with_references(Checkpoint const& source, Digests read, VerifyOptio
   }
   if (options.against == nullptr) return;
   auto const& against = *options.against;
-  // A manifest does not know the values of quantised weights, which are all that a store may know of them.
-  auto const comparable = against.digests && !(against.digests->without_values && read.without_codes);
-  auto const reference = comparable ? *against.digests : digest(against, world, options.call);
+  // Of a folder its bytes count, and not what its manifest says of them: that may be of another day.
+  auto const recorded = against.digests && against.format != CheckpointFormat::huggingface;
+  auto const reference = recorded ? *against.digests : digest(against, world, options.call);
+  if (against.digests && !recorded && world.rank() == 0) {
+    auto const name = fmt::format("{} of {}", against.digests_from, against.path);
+    add(report, differences(against.model, NamedDigests{name, *against.digests}, {"read", reference}, -1));
+  }
   auto const matched = in_order_of(source, against, reference, read);
   if (world.rank() == 0) add(report, matched.mismatches);
   report.without_codes = matched.without_codes;
@@ -99,11 +103,19 @@ Comparable only_whole(StateDict const& state, Digests const& recorded) {
   return digests;
 }
 
-std::string describe(VerifyOptions const& options) {
+/// The same on every rank, and a reference only where it is compared with. Collective. @throws PlanError, UsageError
+void require_sound(VerifyOptions const& options, Communicator& world) {
   auto const* const against = options.against;
-  return fmt::format("verify level {}{}", name(options.level),
-                     against != nullptr ? fmt::format(", against {} ({})", against->path, model_fingerprint(*against))
-                                        : std::string());
+  auto const of_against = against != nullptr
+                              ? fmt::format(", against {} ({}), {}", against->path, checkpoint_fingerprint(*against),
+                                            describe_recorded(*against))
+                              : std::string();
+  require_same_options(fmt::format("verify level {}{}", name(options.level), of_against), world);
+  on_every_rank(world, [&] {
+    if (against == nullptr || digests(options.level)) return;
+    throw UsageError(fmt::format("{}: nothing is compared with it at verify level {}, but from full on", against->path,
+                                 name(options.level)));
+  });
 }
 
 /// What each rank of the mesh of a state read when it was loaded.
@@ -188,7 +200,7 @@ VerifyReport verify(StateDict const& state, VerifyOptions const& options) {
 VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions const& options) {
   VerifyReport report;
   report.level = options.level;
-  require_same_options(describe(options), world);
+  require_sound(options, world);
   if (options.level == VerifyLevel::off) return report;
   on_every_rank(world, [&] { require_consistent(state, world); });
   for (auto const& [fqn, tensor] : state.tensors) {
@@ -214,9 +226,9 @@ Digests digest(Checkpoint const& checkpoint, Communicator& world, CallOptions co
 VerifyReport verify(Checkpoint const& checkpoint, Communicator& world, VerifyOptions const& options) {
   VerifyReport report;
   report.level = options.level;
-  require_same_options(describe(options), world);
+  require_sound(options, world);
   if (options.level == VerifyLevel::off) return report;
-  require_same(model_fingerprint(checkpoint), "has another checkpoint than rank 0: " + checkpoint.path, world);
+  require_same_checkpoint(checkpoint, world);
   report.tensors = checkpoint.model.parameters.size();
   for (auto const& parameter : checkpoint.model.parameters) {
     if (parameter.stacked_experts) report.experts += parameter.part_count();

@@ -12,9 +12,10 @@ namespace rankslice {
 /// The same on every rank.
 struct VerifyOptions {
   VerifyLevel level = VerifyLevel::full;
-  /// Compared with, beside the digests that the source recorded itself: its own recorded digests, or, when it has
-  /// none, those of its bytes, which are then read once by all ranks together. Where the two hold a tensor in different
-  /// dtypes, what they were loaded from is compared; where one of them does not know that either, that is a mismatch.
+  /// Compared with, beside the digests that the source recorded itself: the digests that a store recorded, or, of all
+  /// else, those of its bytes, which are read once by all ranks together and must be as its own manifest has them, if
+  /// there is one. Where the two hold a tensor in different dtypes, what they were loaded from is compared; where one
+  /// of them does not know that either, that is a mismatch. Levels below `full` compare nothing, and refuse it.
   Checkpoint const* against = nullptr;
   CallOptions call{};
 };
@@ -48,9 +49,10 @@ struct VerifyReport {
   std::uint64_t experts = 0;  ///< Expert blocks: the sum of E over the stacked tensors; rank-local, those held.
   /// Rank-local: those of them of which this rank has only some rows. No recorded digest is theirs to compare with.
   std::uint64_t experts_in_part = 0;
-  std::vector<Mismatch> mismatches;  ///< Of each rank at most the first 1000 when ranks share what they found.
-  std::uint64_t unlisted = 0;        ///< How many more there were.
-  Digests read;                      ///< Of a checkpoint: what all ranks together read of it.
+  /// When ranks share what they found, of each rank at most the first 1000, and 10000 in all.
+  std::vector<Mismatch> mismatches;
+  std::uint64_t unlisted = 0;  ///< How many more there were.
+  Digests read;                ///< Of a checkpoint: what all ranks together read of it.
 
   [[nodiscard]] bool ok() const { return mismatches.empty(); }
   /// @throws VerifyError naming the first mismatches.

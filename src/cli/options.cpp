@@ -341,6 +341,10 @@ void check_options(Options const& o) {
         fmt::format("--device cuda: only load brings tensors to a GPU; {} moves them between files", o.command));
   }
   (void)key_selection(o.include, o.exclude);  // refuses bad patterns before any file is opened
+  for (auto const& [name, value] : {std::pair("--against", o.against), std::pair("--manifest", o.manifest)}) {
+    if (value.empty() || digests(o.verify_level())) continue;
+    throw UsageError(fmt::format("{} {}: nothing is compared with it at --verify {}", name, value, o.verify));
+  }
   if (o.write_manifest && o.verify != "full" && o.verify != "reread") {
     throw UsageError(fmt::format("--write-manifest reads every byte, which --verify {} does not", o.verify));
   }

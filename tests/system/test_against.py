@@ -16,6 +16,23 @@ def fp8(tmp_path_factory):
     return FP8.write(tmp_path_factory.mktemp("fp8") / "ckpt")
 
 
+@pytest.mark.parametrize("level", ["off", "coverage"])
+def test_levels_that_compare_no_values_refuse_a_reference(fp8, level):
+    expect(2, "verify", fp8, "--against", fp8, "--verify", level, says=[f"--against {fp8}", level], ranks=2)
+
+
+def test_of_a_folder_with_a_manifest_the_bytes_are_compared(fp8, tmp_path):
+    rotten = checkpoints.copy(fp8, tmp_path / "rotten")
+    run_ok("verify", rotten, "--write-manifest")
+    key = "lm_head.weight"
+    file, begin, _ = reference.extents(rotten)[key]
+    data = bytearray((rotten / file).read_bytes())
+    data[begin] ^= 1
+    (rotten / file).write_bytes(data)
+    says = [f"{key}: manifest of {rotten} digest", f"{key}: against digest"]
+    expect(3, "verify", fp8, "--against", rotten, says=says, ranks=2)
+
+
 def test_a_selection_of_a_store_without_codes_has_none_either(fp8, tmp_path):
     run_ok("load", fp8, "--verify", "off", "--store", tmp_path / "s1.h5")
     keys = ["--include", r"model\..*"]
