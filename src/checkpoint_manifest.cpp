@@ -19,6 +19,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
+/// A manifest of other files, or of these before they were changed.
+class NoMatch : public FormatError {
+ public:
+  using FormatError::FormatError;
+};
+
 /// What is not as the manifest has it.
 struct Difference {
   std::string file;
@@ -92,6 +98,37 @@ Manifest read_manifest(std::string const& path) {
   return parse_manifest({reinterpret_cast<char const*>(bytes.data()), bytes.size()}, path);
 }
 
+/// The manifest at `path`, if it is one of the files of `parts`.
+Manifest read_matching_manifest(std::string const& path, CheckpointParts const& parts) {
+  auto manifest = read_manifest(path);
+  if (auto const differs = first_difference(manifest, parts.hf)) {
+    throw NoMatch(fmt::format("{}: does not match {}: {}: {}", path, parts.path, differs->file, differs->what),
+                  differs->file);
+  }
+  std::vector<std::string> no_concern;  // told by who assembles the checkpoint
+  require_tensors(manifest, make_catalog(parts.hf, parts.hf_folder, no_concern), path);
+  return manifest;
+}
+
+/// The same of one that nobody asked for: nothing when it is not of these files, or for another version of rankslice.
+std::optional<Manifest> read_default_manifest(std::string const& path, CheckpointParts& parts) {
+  auto const is_not_used = [&](Error const& error) {
+    parts.warnings.push_back(fmt::format("{}; it is not used, nothing is compared with it", error.what()));
+  };
+  try {
+    return read_matching_manifest(path, parts);
+  } catch (NoMatch const& error) {
+    is_not_used(error);
+  } catch (OtherManifestVersion const& error) {
+    is_not_used(error);
+  } catch (FormatError const& error) {
+    if (error.file != path) throw;  // what is wrong with the checkpoint
+    throw FormatError(fmt::format("{}; remove it, or let verify --write-manifest --overwrite replace it", error.what()),
+                      error.file, error.tensor);
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 Manifest make_manifest(Checkpoint const& checkpoint, DigestTable const& digests) {
@@ -127,16 +164,10 @@ void take_manifest(CheckpointParts& parts, OpenOptions const& options) {
   auto const path = asked_for ? options.manifest : (fs::path(parts.path) / kManifestName).string();
   std::error_code unreadable;  // told by who reads it
   if (!asked_for && fs::symlink_status(path, unreadable).type() == fs::file_type::not_found) return;
-  auto const manifest = read_manifest(path);
-  if (auto const differs = first_difference(manifest, parts.hf)) {
-    auto const what = fmt::format("{}: does not match {}: {}: {}", path, parts.path, differs->file, differs->what);
-    if (asked_for) throw FormatError(what, differs->file);
-    parts.warnings.push_back(what + "; it is not used, nothing is compared with it");
-    return;
-  }
-  std::vector<std::string> no_concern;  // told by who assembles the checkpoint
-  require_tensors(manifest, make_catalog(parts.hf, parts.hf_folder, no_concern), path);
-  for (auto const& tensor : manifest.tensors) {
+  auto const manifest =
+      asked_for ? std::optional(read_matching_manifest(path, parts)) : read_default_manifest(path, parts);
+  if (!manifest) return;
+  for (auto const& tensor : manifest->tensors) {
     parts.source_digests.push_back({.hf_key = tensor.key, .values = tensor.digests});
   }
 }

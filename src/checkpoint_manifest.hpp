@@ -11,7 +11,7 @@ namespace rankslice {
 [[nodiscard]] Manifest make_manifest(Checkpoint const& checkpoint, DigestTable const& digests);
 
 /// Take the digests of the manifest that is asked for, or lies in the folder, into the parts of a checkpoint. One that
-/// nobody asked for and that does not match becomes a warning. Local.
+/// nobody asked for and that does not match, or is of another version, becomes a warning. Local.
 /// @throws IoError, FormatError, UsageError
 void take_manifest(CheckpointParts& parts, OpenOptions const& options);
 

@@ -32,6 +32,13 @@ void refuse_other_name(std::string const& output, Options const& options) {
                 output);
 }
 
+[[noreturn]] void refuse_unlike(std::string const& output, Options const& options) {
+  throw IoError(
+      ExitCode::cannot_create,
+      fmt::format("{}: is there, and not used for {}, see the warning; --overwrite replaces it", output, options.input),
+      output);
+}
+
 /// One that is there, is what the files are compared with, and so need not be written again.
 bool may_stay(Options const& options) {
   return !options.overwrite && writes_to_reference(options) && is_there(manifest_output(options));
@@ -50,27 +57,20 @@ bool writes_to_reference(Options const& options) {
   return same_place(manifest_output(options), reference);
 }
 
-void expect_manifest_free(Job& job) {
+void expect_manifest_writable(Job& job, Checkpoint const& checkpoint) {
   auto const& options = job.options;
   auto const output = manifest_output(options);
   if (output.empty()) return;
   bool stays = false;
   on_every_rank(job.world, [&] {
+    if (checkpoint.format != CheckpointFormat::huggingface) {
+      throw UsageError("--write-manifest: is for folders of safetensors files, and " + options.input + " is none");
+    }
     refuse_other_name(output, options);
     stays = may_stay(options);
+    if (job.world.rank() == 0 && stays && checkpoint.digests_from != "manifest") refuse_unlike(output, options);
   });
   job.expect_free(stays ? std::string() : output, StagedOutput::Kind::file, options.overwrite);
-}
-
-void expect_manifest_holds(Job& job, Checkpoint const& checkpoint) {
-  on_every_rank(job.world, [&] {
-    if (job.world.rank() != 0 || !may_stay(job.options) || checkpoint.digests_from == "manifest") return;
-    auto const output = manifest_output(job.options);
-    throw IoError(
-        ExitCode::cannot_create,
-        fmt::format("{}: is there, and does not match {} any more; --overwrite replaces it", output, job.options.input),
-        output);
-  });
 }
 
 void write_manifest(Job& job, Checkpoint const& checkpoint, VerifyReport const& verified) {

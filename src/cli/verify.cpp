@@ -12,9 +12,8 @@ namespace rankslice::cli {
 
 void verify(Job& job) {
   auto const& options = job.options;
-  expect_manifest_free(job);
   auto const checkpoint = job.open_selected();
-  expect_manifest_holds(job, *checkpoint);
+  expect_manifest_writable(job, *checkpoint);
   std::shared_ptr<Checkpoint const> against;
   if (!options.against.empty()) {
     job.timed("open_against",

@@ -19,6 +19,7 @@
 
 #include "rankslice/error.hpp"
 #include "rankslice/make_state_dict.hpp"
+#include "rankslice/manifest.hpp"
 
 #include "core/literals.hpp"
 #include "format/hf_index.hpp"
@@ -104,7 +105,7 @@ bool is_saved_shard(std::string_view name) {
 }
 
 bool is_our_own(std::string_view name) {
-  return name == "rankslice.manifest.json" || name.find(".partial-") != std::string_view::npos || is_saved_shard(name);
+  return name == kManifestName || name.find(".partial-") != std::string_view::npos || is_saved_shard(name);
 }
 
 bool is_safetensors_index(std::string_view name) { return name.ends_with(".safetensors.index.json"); }

@@ -20,7 +20,7 @@ namespace {
 using nlohmann::json;
 
 constexpr std::string_view kSchema = "rankslice.manifest/1";
-constexpr std::string_view kDigestVersion = "digest/1";
+constexpr std::string_view kDigest = "digest/1";
 constexpr std::size_t kHashDigits = 32;
 constexpr std::size_t kDigestDigits = 16;
 
@@ -35,13 +35,15 @@ class Node {
   Node(json const& value, std::string place, std::string const& path, std::string_view tensor = {})
       : value_(value), place_(std::move(place)), path_(path), tensor_(tensor) {}
 
+  template <typename SomeError = FormatError>
   [[noreturn]] void fail(std::string const& problem) const {
-    throw FormatError(fmt::format("{}: {}{}{}", path_, place_, place_.empty() ? "" : ": ", problem), path_,
-                      std::string(tensor_));
+    throw SomeError(fmt::format("{}: {}{}{}", path_, place_, place_.empty() ? "" : ": ", problem), path_,
+                    std::string(tensor_));
   }
+  template <typename SomeError = FormatError>
   [[noreturn]] void fail_expected(std::string_view expected) const {
-    fail(fmt::format("expected {}, found {}", expected,
-                     shortened(value_.dump(-1, ' ', false, json::error_handler_t::replace), 80)));
+    fail<SomeError>(fmt::format("expected {}, found {}", expected,
+                                shortened(value_.dump(-1, ' ', false, json::error_handler_t::replace), 80)));
   }
 
   [[nodiscard]] json const& value() const { return value_; }
@@ -81,7 +83,12 @@ class Node {
 };
 
 void expect_version(Node const& node, std::string_view version) {
-  if (node.text() != version) node.fail_expected(fmt::format("{}, the version that is read here", version));
+  auto const& found = node.text();
+  if (found == version) return;
+  auto const expected = fmt::format("{}, the version that is read here", version);
+  auto const name = version.substr(0, version.find('/') + 1);
+  if (found.starts_with(name)) node.fail_expected<OtherManifestVersion>(expected);
+  node.fail_expected(expected);
 }
 
 Shape parse_shape(Node const& node, DType dtype) {
@@ -152,7 +159,7 @@ std::string to_text(Manifest const& manifest, std::string const& path) {
     return fmt::format(
         "{{\n \"schema\": \"{}\",\n \"digest\": \"{}\",\n \"created_by\": {},\n \"files\": {{{}\n }},\n"
         " \"index\": {},\n \"tensors\": {{{}\n }}\n}}\n",
-        kSchema, kDigestVersion, json(manifest.created_by).dump(), lines_of(manifest.files), index.dump(),
+        kSchema, kDigest, json(manifest.created_by).dump(), lines_of(manifest.files), index.dump(),
         lines_of(manifest.tensors));
   } catch (json::type_error const&) {
     throw FormatError(path + ": cannot be written: a file has a name that is not UTF-8", path);
@@ -163,7 +170,7 @@ Manifest parse_manifest(std::string_view text, std::string const& path) {
   auto const document = parse_json_object(text, path, path);
   Node const root(document, {}, path);
   expect_version(root.at("schema"), kSchema);
-  expect_version(root.at("digest"), kDigestVersion);
+  expect_version(root.at("digest"), kDigest);
   Manifest manifest{
       .created_by = root.at("created_by").text(), .files = {}, .index_name = {}, .index = {}, .tensors = {}};
   for (auto const& [name, value] : root.at("files").members().items()) {

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "rankslice/error.hpp"
 #include "rankslice/tensor_catalog.hpp"
 
 namespace rankslice {
@@ -39,8 +40,14 @@ struct Manifest {
 /// The JSON text, one line for each file and tensor. @throws FormatError for a name that is not UTF-8
 [[nodiscard]] std::string to_text(Manifest const& manifest, std::string const& path);
 
-/// The inverse. What it does not know is ignored; names given twice, other versions, digests that are not as many as
-/// the shape says or do not add up are refused. `path` names the manifest in errors. @throws FormatError
+/// A manifest that another version of rankslice has written, and that this one cannot read.
+class OtherManifestVersion : public FormatError {
+ public:
+  using FormatError::FormatError;
+};
+
+/// The inverse. What it does not know is ignored; names given twice, digests that are not as many as the shape says or
+/// do not add up are refused. `path` names the manifest in errors. @throws FormatError; OtherManifestVersion
 [[nodiscard]] Manifest parse_manifest(std::string_view text, std::string const& path);
 
 }  // namespace rankslice

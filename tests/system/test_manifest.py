@@ -163,7 +163,6 @@ def test_stores_have_digests_of_their_own(ckpt, tmp_path):
     run_ok("load", ckpt, "--store", tmp_path / "s.h5", ranks=2)
     assert reference_of(run_ok("verify", tmp_path / "s.h5", "--json")) == "store"
     expect(2, "verify", tmp_path / "s.h5", "--manifest", ckpt / NAME, says="folders of safetensors files")
-    expect(2, "verify", tmp_path / "s.h5", "--write-manifest", tmp_path / "m.json", says="folder of safetensors files")
     assert reference_of(run_ok("verify", tmp_path / "s.h5", "--against", ckpt, "--json")) == "against"
     assert reference_of(run_ok("verify", ckpt, "--against", tmp_path / "s.h5", "--json")) == "against"
 
@@ -184,6 +183,43 @@ def test_values_that_a_manifest_does_not_know_are_read(tmp_path):
     for a, b in [(tmp_path / "s.h5", ckpt), (ckpt, tmp_path / "s.h5")]:
         result = run_ok("verify", a, "--against", b, "--json", ranks=2)
         assert result.json["verify"]["codes"] == "not compared"
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("which", ["fp8", "fp8_split"])
+def test_what_is_copied_into_an_export_is_compared_with_it(which, ranks, tmp_path):
+    """FP8 codes and their scales, which no values give back."""
+    ckpt = VARIANTS[which].write(tmp_path / "ckpt")
+    run_ok("load", ckpt, "--verify", "off", "--store", tmp_path / "s.h5")
+    written(ckpt)
+    source = ["--export-layout", "source"]
+    for out, arguments in {
+        "all": [ckpt],
+        "some": [ckpt, "--include", r"model\."],
+        "gathered": [ckpt, "--gather"],
+        "reread": [ckpt, "--verify", "reread"],
+        "stored": [tmp_path / "s.h5", "--source", ckpt],
+    }.items():
+        run_ok("to-hf", *arguments, tmp_path / out, *source, ranks=ranks)
+        exported = reference.read_folder(tmp_path / out)
+        kept = {key: value for key, value in reference.read_folder(ckpt).items() if key in exported}
+        assert len(kept) == len(exported) and not reference.differences(kept, exported), out
+
+    tensors = reference.read_folder(ckpt)
+    scales = next(key for key in tensors if "scale" in key)
+    weight = next(key for key, value in tensors.items() if value.dtype == "F8_E4M3")
+    cases = [(scales, []), (weight, [])]
+    if tensors[scales].dtype == "F32":  # whose lowest bits no value in BF16 shows
+        cases.append((scales, [tmp_path / "s.h5", "--source"]))
+    for key, arguments in cases:
+        broken = checkpoints.copy(ckpt, tmp_path / "broken")
+        flip_bit(broken, key)
+        says = [key, f"manifest of {broken} digest"]
+        expect(3, "to-hf", *arguments, broken, tmp_path / "no", *source, says=says, ranks=ranks)
+        assert not (tmp_path / "no").exists()
+        run_ok("to-hf", *arguments, broken, tmp_path / "off", *source, "--verify", "off", ranks=ranks)
+        shutil.rmtree(broken)
+        shutil.rmtree(tmp_path / "off")
 
 
 # What is found with it ----------------------------------------------------------------------------------------------
@@ -296,6 +332,23 @@ def test_it_replaces_nothing_else(mini, tmp_path):
     assert sorted(os.listdir(ckpt)) == sorted(os.listdir(mini))
 
 
+@pytest.mark.parametrize("where", [[], ["m.json"]])
+def test_what_is_no_folder_of_safetensors_files_gets_none_and_is_not_read_for_it(mini_store, where, tmp_path):
+    output = [tmp_path / name for name in where]
+    result = expect(2, "verify", mini_store, "--write-manifest", *output, "--json", says=["--write-manifest", mini_store])
+    assert "verify" not in result.json["seconds"]
+    expect(66, "verify", tmp_path / "none", "--write-manifest", *output, says=tmp_path / "none")
+
+
+@pytest.mark.parametrize("level", ["off", "coverage"])
+@pytest.mark.parametrize("command", ["load", "verify", "to-hf"])
+def test_levels_that_do_not_compare_refuse_one_that_is_named(ckpt, command, level, tmp_path):
+    output = [tmp_path / "out"] if command == "to-hf" else []
+    says = [f"--manifest {ckpt / NAME}", level]
+    expect(2, command, ckpt, *output, "--manifest", ckpt / NAME, "--verify", level, says=says)
+    run_ok(command, ckpt, *output, "--verify", level)
+
+
 @pytest.mark.parametrize(
     "options", [["--verify", "off"], ["--include", r"model\."], ["--exclude", "mtp"], ["--text-only"]]
 )
@@ -392,9 +445,24 @@ def first_tensor(manifest):
     return manifest["tensors"][EXPERTS]
 
 
+OTHER_VERSIONS = {"schema": "rankslice.manifest/2", "digest": "digest/2"}
+
+
+@pytest.mark.parametrize("member", OTHER_VERSIONS)
+def test_one_of_a_newer_program_does_not_stop_this_one(ckpt, member, tmp_path):
+    version = OTHER_VERSIONS[member]
+    edit(ckpt, lambda manifest: manifest.update({member: version}))
+    result = expect(0, "load", ckpt, "--json", says=[ckpt / NAME, version, "is not used"], ranks=2)
+    assert reference_of(result) == "none"
+    expect(73, "verify", ckpt, "--write-manifest", says=[ckpt / NAME, version, "--overwrite"])
+    other = tmp_path / "other.json"
+    (ckpt / NAME).rename(other)
+    expect(65, "load", ckpt, "--manifest", other, says=[other, version])
+
+
 BROKEN = {
-    "another schema": (lambda m: m.update(schema="rankslice.manifest/2"), "schema"),
-    "another digest": (lambda m: m.update(digest="digest/2"), "digest"),
+    "another schema": (lambda m: m.update(schema="rankslice.report/1"), "schema"),
+    "another digest": (lambda m: m.update(digest="sha256"), "digest"),
     "no schema": (lambda m: m.pop("schema"), "schema"),
     "no tensors": (lambda m: m.pop("tensors"), "tensors"),
     "tensors as a list": (lambda m: m.update(tensors=[]), "tensors"),
@@ -417,7 +485,7 @@ def test_a_broken_manifest_is_refused_by_name(ckpt, what, tmp_path):
     """Also one that nobody asked for: to leave it aside would be silent."""
     change, word = BROKEN[what]
     edit(ckpt, change)
-    expect(65, "load", ckpt, says=[ckpt / NAME, word], ranks=2)
+    expect(65, "load", ckpt, says=[ckpt / NAME, word, "remove it, or let verify --write-manifest"], ranks=2)
     other = tmp_path / "other.json"
     (ckpt / NAME).rename(other)
     expect(65, "verify", ckpt, "--manifest", other, says=[other, word])

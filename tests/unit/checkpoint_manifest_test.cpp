@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 
 #include "rankslice/load.hpp"
 #include "rankslice/manifest.hpp"
@@ -18,9 +19,11 @@ namespace {
 
 namespace fs = std::filesystem;
 using test::refusal_of;
+using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::Not;
 
 class CheckpointManifestTest : public testing::Test {
  protected:
@@ -105,6 +108,66 @@ TEST_F(CheckpointManifestTest, OneOfFilesThatChangedIsAWarningOrAnError) {
   EXPECT_FALSE(opened->digests.has_value());
   EXPECT_THAT(opened->warnings, ElementsAre(HasSubstr("model.safetensors.index.json: expected")));
   EXPECT_EQ(refusal_of([&] { (void)open({.manifest = default_}); }).code, ExitCode::bad_data);
+}
+
+TEST_F(CheckpointManifestTest, OneOfAnotherVersionIsAWarningOrAnError) {
+  write(default_);
+  auto const text = test::file_bytes(default_);
+  for (auto const& [from, to] :
+       {std::pair("rankslice.manifest/1", "rankslice.manifest/2"), std::pair("digest/1", "digest/2")}) {
+    std::string changed(reinterpret_cast<char const*>(text.data()), text.size());
+    changed.replace(changed.find(from), std::string_view(from).size(), to);
+    std::ofstream(default_, std::ios::binary) << changed;
+    auto const opened = open();
+    EXPECT_FALSE(opened->digests.has_value());
+    EXPECT_THAT(opened->warnings, ElementsAre(AllOf(HasSubstr(to), HasSubstr("is not used"))));
+    EXPECT_EQ(refusal_of([&] { (void)open({.manifest = default_}); }).code, ExitCode::bad_data);
+  }
+}
+
+TEST_F(CheckpointManifestTest, OneThatIsDamagedIsRefusedWithAWayOut) {
+  std::ofstream(default_) << "{";
+  auto const refusal = refusal_of([&] { (void)open(); });
+  EXPECT_EQ(refusal.code, ExitCode::bad_data);
+  EXPECT_EQ(refusal.file, default_);
+  EXPECT_THAT(refusal.message, HasSubstr("remove it, or let verify --write-manifest --overwrite replace it"));
+  auto const named = refusal_of([&] { (void)open({.manifest = default_}); });
+  EXPECT_THAT(named.message, Not(HasSubstr("remove it")));
+}
+
+TEST_F(CheckpointManifestTest, OfAReferenceTheBytesCountAndNotWhatIsRecordedOfThem) {
+  write(default_);
+  auto const other = dir_.file("other");
+  fs::copy(folder_, other);
+  auto const tensor = test::read_raw_tensors(other).at(test::kGateUpOfLayer2);
+  test::flip_byte(tensor.file, tensor.offset);
+  auto const source = open({.without_manifest = true});
+  auto const rotten = open_checkpoint(other);
+  ASSERT_EQ(rotten->digests_from, "manifest");
+  auto const report = verify(*source, *world_, {.against = rotten.get()});
+  EXPECT_EQ(report.reference, "against");
+  ASSERT_EQ(report.mismatches.size(), 2U);
+  EXPECT_THAT(report.mismatches[0].what, HasSubstr("manifest of " + other + " digest"));
+  EXPECT_THAT(report.mismatches[1].what, HasSubstr("against digest"));
+  for (auto const& mismatch : report.mismatches) {
+    EXPECT_EQ(mismatch.tensor, test::kGateUpOfLayer2);
+    EXPECT_EQ(mismatch.expert, 0);
+  }
+}
+
+TEST_F(CheckpointManifestTest, LevelsThatCompareNothingRefuseAReference) {
+  auto const source = open();
+  auto const mesh = make_mesh(1);
+  auto const state = load(source, mesh, *world_);
+  for (auto const level : {VerifyLevel::off, VerifyLevel::coverage}) {
+    VerifyOptions const options{.level = level, .against = source.get()};
+    for (auto const& call : {std::function([&] { (void)verify(*source, *world_, options); }),
+                             std::function([&] { (void)verify(state, *world_, options); })}) {
+      auto const refusal = refusal_of(call);
+      EXPECT_EQ(refusal.code, ExitCode::usage);
+      EXPECT_THAT(refusal.message, AllOf(HasSubstr(folder_), HasSubstr(name(level))));
+    }
+  }
 }
 
 TEST_F(CheckpointManifestTest, ASelectionHasThePartOfItThatItNeedsAndGetsNone) {
