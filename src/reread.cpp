@@ -56,13 +56,11 @@ void compare(Model const& model, Digests const& read, Digests const& again, std:
 }
 
 /// Hand a table to the rank whose bytes it is of, and get one's own.
-void exchange(DigestTable& table, int to, int from, Communicator& world) {
-  auto received = table;
+void exchange(DigestTable const& sent, int to, DigestTable& received, int from, Communicator& world) {
   auto const receiving = world.start_receive(std::as_writable_bytes(received.values()), from);
-  auto const sending = world.start_send(std::as_bytes(table.values()), to);
+  auto const sending = world.start_send(std::as_bytes(sent.values()), to);
   receiving->wait();
   sending->wait();
-  table = std::move(received);
 }
 
 /// The least that all ranks can say.
@@ -95,18 +93,22 @@ void read_again(Checkpoint const& source, ReadByRank const& slices_of, Digests c
   auto const first = static_cast<int>(std::ranges::find(second_reader, mine) - second_reader.begin());
   auto const same_host = hosts[static_cast<std::size_t>(first)] == hosts[static_cast<std::size_t>(mine)];
   SecondReading second;
-  on_every_rank(world, [&] { second = read_slices(source, slices_of(first), same_host, call, &world); });
+  Digests received;
+  on_every_rank(world, [&] {
+    second = read_slices(source, slices_of(first), same_host, call, &world);
+    received = second.digests;  // memory that may lack now, but not when others wait for this rank
+  });
   second.how.another_rank = first != mine;
   second.how.another_host = !same_host;
   if (first != mine) {
     on_every_rank(world, [&] {
-      exchange(second.digests.source, first, reader, world);
-      if (converts(source.model)) exchange(second.digests.stored, first, reader, world);
+      exchange(second.digests.source, first, received.source, reader, world);
+      if (converts(source.model)) exchange(second.digests.stored, first, received.stored, reader, world);
     });
   }
   report.reread = agree(second.how, world);
   report.reference = "reread";
-  compare(source.model, read, second.digests, fmt::format("read again by rank {}", reader), mine, report);
+  compare(source.model, read, received, fmt::format("read again by rank {}", reader), mine, report);
 }
 
 void read_again(Checkpoint const& source, std::vector<PlannedSlice> const& slices, Digests const& read, int rank,
