@@ -5,13 +5,12 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <iterator>
-#include <numeric>
 #include <optional>
 
 #include "rankslice/manifest.hpp"
 
 #include "core/literals.hpp"
+#include "core/name_first.hpp"
 #include "core/sha.hpp"
 #include "format/sha256_sums.hpp"
 #include "io/file.hpp"
@@ -194,15 +193,14 @@ FileSums find_file_sums(std::string const& folder, std::string const& list, Comm
 
 void FileSumsReport::throw_if_bad() const {
   if (mismatches.empty()) return;
-  constexpr std::size_t kNamed = 10;
-  auto const named = std::min(kNamed, mismatches.size());
-  auto message = fmt::format("{} file{} not as listed", mismatches.size(), mismatches.size() == 1 ? " is" : "s are");
-  for (auto const& [file, expected, found, rank] : std::span(mismatches).first(named)) {
-    message += fmt::format("\n  {}: {} expected {}, found {} (rank {})", file,
-                           expected.size() == kGitDigits ? "SHA-1 of the git blob" : "SHA-256", expected, found, rank);
-  }
-  if (mismatches.size() > named) message += fmt::format("\n  … and {} more", mismatches.size() - named);
-  throw VerifyError(message, mismatches.front().file);
+  auto const message =
+      fmt::format("{} file{} not as listed", mismatches.size(), mismatches.size() == 1 ? " is" : "s are");
+  auto const line = [&](std::size_t i) {
+    auto const& [file, expected, found, rank] = mismatches[i];
+    return fmt::format("{}: {} expected {}, found {} (rank {})", file,
+                       expected.size() == kGitDigits ? "SHA-1 of the git blob" : "SHA-256", expected, found, rank);
+  };
+  throw VerifyError(message + name_first(mismatches.size(), mismatches.size(), line), mismatches.front().file);
 }
 
 FileSumsReport check_file_sums(FileSums const& sums, Communicator& world, CallOptions const& call) {

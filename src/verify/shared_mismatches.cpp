@@ -10,7 +10,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::size_t kMostOfARank = 1000;  // rank 0 holds those of all ranks, and so does every rank after it
+constexpr std::size_t kMostOfARank = 1000;  // rank 0 gathers those of all ranks, …
+constexpr std::size_t kMost = 10'000;       // … and these go to every rank
 
 std::vector<std::byte> pack(VerifyReport const& report) {
   auto list = json::array();
@@ -31,17 +32,23 @@ void unpack(std::vector<std::byte> const& bytes, VerifyReport& report) {
   }
 }
 
+void keep_first(std::size_t most, VerifyReport& report) {
+  if (report.mismatches.size() <= most) return;
+  report.unlisted += report.mismatches.size() - most;
+  report.mismatches.resize(most);
+}
+
 }  // namespace
 
 void share_mismatches(VerifyReport& report, Communicator& world) {
   if (world.size() == 1) return;
-  if (report.mismatches.size() > kMostOfARank) {
-    report.unlisted += report.mismatches.size() - kMostOfARank;
-    report.mismatches.resize(kMostOfARank);
-  }
+  keep_first(kMostOfARank, report);
   auto const of_ranks = gather_checked(world, pack(report), 0);
   VerifyReport all;
-  for (auto const& bytes : of_ranks) unpack(bytes, all);
+  for (auto const& bytes : of_ranks) {
+    unpack(bytes, all);
+    keep_first(kMost, all);
+  }
   auto shared = pack(all);
   broadcast_vector(world, shared, 0);
   report.mismatches.clear();
