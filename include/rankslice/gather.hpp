@@ -46,8 +46,10 @@ struct GatherReport {
 /// Hand the global Hugging Face tensors to `use`, one after another, each in blocks from its first byte to its last,
 /// on the ranks that receive; on the others `use` is not called. Tensors come in the order of the source; of split
 /// experts those of one parameter together. Needs memory for three experts, or some MiB. The next blocks are on their
-/// way while one is used. In the end, what was handed out is proved to be what all ranks hold, by its digests: until
-/// then, and when this throws, it must not count. Collective, with the same options on every rank.
+/// way while one is used. The other ranks wait for `use`: a call that takes longer than the deadline ends the job,
+/// unless it calls `world.progress()` from time to time, which keeps them waiting. In the end, what was handed out is
+/// proved to be what all ranks hold, by its digests: until then, and when this throws, it must not count. Collective,
+/// with the same options on every rank.
 /// @throws PlanError for a state that lacks tensors or is not what it says, ranks whose meshes, sources or options
 /// differ, or a selection that takes none; VerifyError when the ranks together do not hold every tensor once, or copies
 /// differ, or what was handed out is not what is held; UsageError for a rank that there is not, and for
