@@ -72,7 +72,7 @@ class WatchedCommunicator final : public ForwardingCommunicator {
  public:
   struct Seen {
     std::uint64_t sent = 0, received = 0;
-    std::uint64_t flip_in_receive = 0;  // of this number, from 1 on; 0: none
+    std::uint64_t flip_in_receive = 0;  // of this number, from 1 on, of those with bytes; 0: none
     std::uint64_t receives = 0;
   };
 
@@ -119,7 +119,7 @@ class WatchedCommunicator final : public ForwardingCommunicator {
 
   std::unique_ptr<PendingTransfer> damaged(std::unique_ptr<PendingTransfer> pending, std::span<std::byte> bytes) {
     seen_.received += bytes.size();
-    if (++seen_.receives != seen_.flip_in_receive) return pending;
+    if (bytes.empty() || ++seen_.receives != seen_.flip_in_receive) return pending;
     return std::make_unique<Damaged>(std::move(pending), bytes[bytes.size() / 2]);
   }
 
