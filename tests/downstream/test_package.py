@@ -241,6 +241,26 @@ def test_own_communicator_says_once_what_is_missing(own_communicator, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+# rank_threads: ranks that pass messages in a way of their own --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rank_threads(package, tmp_path_factory):
+    return build_with_cmake("rank_threads", tmp_path_factory.mktemp("rank_threads") / "build", package)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_rank_threads_hold_every_tensor_of_the_checkpoint(ranks, rank_threads, checkpoint):
+    said = run_ok(rank_threads, checkpoint, ranks)
+    assert said == f"{ranks} ranks hold {tensor_count(checkpoint)} tensors\n"
+
+
+def test_rank_threads_say_once_what_is_missing(rank_threads, tmp_path):
+    result = run(rank_threads, tmp_path / "nothing", 3)
+    assert result.returncode == 66
+    assert result.stderr.count(f"rank 0: {tmp_path / 'nothing'}") == 1
+
+
 # as_torch ------------------------------------------------------------------------------------------------------------
 
 
