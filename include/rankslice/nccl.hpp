@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <string>
@@ -16,6 +17,8 @@ struct NcclOptions {
   std::size_t staging_bytes = std::size_t{64} << 20;
   /// Ranks may share a GPU, which NCCL allows from version 2.30 on when NCCL_MULTI_RANK_GPU_ENABLE=1 is set for it.
   bool shared_gpus = false;
+  /// How long NCCL may take to start, here and at each split.
+  std::chrono::milliseconds start_timeout = std::chrono::minutes(1);
 };
 
 /// A communicator whose reductions, broadcasts and transfers run on NCCL, on a CUDA stream of its own; all else goes
@@ -30,7 +33,8 @@ struct NcclOptions {
 /// A rank without a GPU, a GPU of several ranks and different versions of NCCL are found before NCCL starts. After an
 /// error of NCCL, or a missed deadline, the job is aborted (`Communicator::abort`), and every later call throws the
 /// same error again. Collective over `base`, and so is the end of the result.
-/// @throws DeviceError with advice, the same on every rank, when NCCL cannot be used.
+/// The thread's current GPU stays what it was, unless it was one that the process does not use.
+/// @throws DeviceError with advice, the same on every rank, when NCCL cannot be used, or does not start.
 [[nodiscard]] std::unique_ptr<Communicator> make_nccl_communicator(Communicator& base, NcclOptions const& options = {});
 
 /// Why `make_nccl_communicator` would refuse, with advice; empty where it would not. The same on every rank.

@@ -7,6 +7,8 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "rankslice/error.hpp"
 
@@ -20,24 +22,15 @@ class NcclFailure : public std::runtime_error {
   ExitCode code;
 };
 
+/// Whether a communicator works already. Until then a system error is this rank's own: no file, no socket, no memory.
+enum class NcclPhase { starting, working };
+
 /// @throws NcclFailure unless the call succeeded, or goes on in the background
-void check_nccl(ncclResult_t result);
+void check_nccl(ncclResult_t result, NcclPhase phase = NcclPhase::working);
 /// The same for CUDA's calls about the stream that NCCL works on.
 void check_stream(cudaError_t error);
 
-/// The calling thread's current GPU, until the end of the scope.
-class OnGpu {
- public:
-  explicit OnGpu(int device);
-  ~OnGpu() { cudaSetDevice(before_); }
-  OnGpu(OnGpu const&) = delete;
-  OnGpu& operator=(OnGpu const&) = delete;
-
- private:
-  int before_ = 0;
-};
-
-/// Whether `bytes` lie on a GPU. @throws UsageError when it is another one than `device`
+/// Whether `bytes` lie on a GPU. @throws UsageError when it is another one than `device`; NcclFailure
 [[nodiscard]] bool lies_on_gpu(std::span<std::byte const> bytes, int device);
 
 /// One NCCL communicator that never blocks: what a call started goes on in the background until `settled`, and no other
@@ -45,7 +38,6 @@ class OnGpu {
 class NcclComm {
  public:
   NcclComm() = default;
-  ~NcclComm() { abort(); }
   NcclComm(NcclComm const&) = delete;
   NcclComm& operator=(NcclComm const&) = delete;
 
@@ -57,11 +49,17 @@ class NcclComm {
   [[nodiscard]] bool settled();
   /// Frees what was finalised, without waiting for anybody.
   void destroy();
-  /// Ends all that is under way. Does nothing the second time.
-  void abort() noexcept;
+  /// What is left to be aborted; null where nothing is, and from now on.
+  [[nodiscard]] ncclComm_t release() { return std::exchange(comm_, nullptr); }
 
  private:
   ncclComm_t comm_ = nullptr;
+  NcclPhase phase_ = NcclPhase::starting;
 };
+
+/// Ends all that is under way on them, at once: NCCL's abort of one of them waits for kernels that another one keeps.
+/// False when that took longer than a few seconds: then a thread is left with it, and what NCCL and the GPU were given
+/// must not be freed, which would wait too.
+[[nodiscard]] bool abort_all(std::vector<ncclComm_t> comms) noexcept;
 
 }  // namespace rankslice

@@ -9,6 +9,7 @@
 
 #include "rankslice/nccl.hpp"
 
+#include "comm/backoff.hpp"
 #include "comm/check_rank.hpp"
 #include "comm/gpu_cards.hpp"
 #include "comm/lineage.hpp"
@@ -16,6 +17,7 @@
 #include "comm/nccl_gpu.hpp"
 #include "comm/nccl_queue.hpp"
 #include "comm/silent_ranks.hpp"
+#include "device/cuda_current.hpp"
 
 namespace rankslice {
 namespace {
@@ -79,8 +81,11 @@ class NcclCommunicator final : public Communicator {
 
   [[nodiscard]] std::shared_ptr<NcclOperation> add(NcclOperation operation);
   void expect_alive() const;
+  void start_together(ncclUniqueId const& id);
+  void start(ncclUniqueId const& id);
   void launch_all();
   [[noreturn]] void give_up(NcclFailure const& failure);
+  void abort_self() noexcept;
   void abort_nccl() noexcept;
   void hear_what_others_say();
 
@@ -123,13 +128,50 @@ NcclCommunicator::NcclCommunicator(Communicator& base, std::unique_ptr<Communica
   on_every_rank(base_, [&] { or_device_error([&] { queue_.emplace(comm_, options.device, options.staging_bytes); }); });
   auto const id = share_id(base_);
   try {
-    OnGpu const here(options.device);
-    comm_.start_init(size(), id, rank());
-  } catch (NcclFailure const& failure) {
-    give_up(failure);
+    start_together(id);
+  } catch (...) {
+    abort_self();
+    throw;
   }
-  wait_until([this] { return comm_.settled(); });
   family_->members.push_back({.comm = &comm_, .queue = &*queue_});
+}
+
+/// Every rank learns whether all have started: a rank that failed by itself speaks before those that only missed it.
+void NcclCommunicator::start_together(ncclUniqueId const& id) {
+  std::optional<NcclFailure> failure;
+  auto const tell = [&] {
+    throw DeviceError(
+        fmt::format("rank {} (host {}, GPU {}): {}", name_.rank, name_.host, options_.device, failure->what()));
+  };
+  on_every_rank(base_, [&] {
+    try {
+      start(id);
+    } catch (NcclFailure const& error) {
+      failure = error;
+    }
+    if (failure && failure->code != ExitCode::timeout) tell();
+  });
+  on_every_rank(base_, [&] {
+    if (failure) tell();
+  });
+}
+
+/// Not by `base_.wait_until`, whose deadline would end the job, while ranks can go on without NCCL.
+void NcclCommunicator::start(ncclUniqueId const& id) {
+  CurrentGpu const here(options_.device);
+  check_stream(here.error());
+  auto const began = Backoff::Clock::now();
+  Backoff backoff;
+  comm_.start_init(size(), id, rank());
+  while (!comm_.settled()) {
+    if (Backoff::Clock::now() - began > options_.start_timeout) {
+      throw NcclFailure(ExitCode::timeout,
+                        fmt::format("NCCL: did not start within {:.1f} s: NCCL_DEBUG=INFO shows how far it came",
+                                    std::chrono::duration<double>(options_.start_timeout).count()));
+    }
+    base_.progress();
+    backoff.pause();
+  }
 }
 
 // Collective, as the end of an NCCL communicator is. Where an exception that the ranks did not agree on takes this rank
@@ -143,8 +185,9 @@ NcclCommunicator::~NcclCommunicator() {
       base_.wait_until([&] { return comm_.settled(); });
       comm_.destroy();
     }
-  } catch (...) {  // nothing is lost, as all transfers were waited for: `comm_` ends with an abort
+  } catch (...) {  // nothing is lost, as all transfers were waited for
   }
+  abort_self();
   std::erase_if(family_->members, [this](auto const& member) { return member.comm == &comm_; });
 }
 
@@ -223,18 +266,18 @@ void NcclCommunicator::wait_until(std::function<bool()> const& done) {
   if (failure) give_up(*failure);
 }
 
+/// `base` first, which needs no GPU to tell the others, and often ends the process.
 void NcclCommunicator::abort(ExitCode code, std::string const& message) {
-  abort_nccl();
   try {
     base_.abort(code, message);
   } catch (...) {
     family_->failure = std::current_exception();
   }
+  abort_nccl();
   std::rethrow_exception(family_->failure);
 }
 
 void NcclCommunicator::give_up(NcclFailure const& failure) {
-  abort_nccl();
   if (failure.code == ExitCode::timeout) hear_what_others_say();
   abort(failure.code,
         fmt::format("rank {} (host {}, GPU {}): {}", name_.rank, name_.host, options_.device, failure.what()));
@@ -247,14 +290,17 @@ void NcclCommunicator::hear_what_others_say() {
     base_.wait_until([&] { return std::chrono::steady_clock::now() >= end; });
   } catch (...) {
     family_->failure = std::current_exception();
+    abort_nccl();
     throw;
   }
 }
 
-void NcclCommunicator::abort_nccl() noexcept {
-  family_->abort();
-  comm_.abort();  // which is no member yet while it begins
+void NcclCommunicator::abort_self() noexcept {
+  NcclFamily::Member const me{.comm = &comm_, .queue = &*queue_};
+  abort_members({&me, 1});
 }
+
+void NcclCommunicator::abort_nccl() noexcept { family_->abort(); }
 
 /// Nobody looks after NCCL during the calls of `base`, and other ranks may need what was started before them.
 void NcclCommunicator::launch_all() {
@@ -264,7 +310,11 @@ void NcclCommunicator::launch_all() {
 
 std::shared_ptr<NcclOperation> NcclCommunicator::add(NcclOperation operation) {
   expect_alive();
-  operation.on_gpu = !operation.bytes.empty() && lies_on_gpu(operation.bytes, options_.device);
+  try {
+    operation.on_gpu = !operation.bytes.empty() && lies_on_gpu(operation.bytes, options_.device);
+  } catch (NcclFailure const& failure) {
+    give_up(failure);
+  }
   auto added = std::make_shared<NcclOperation>(operation);
   queue_->add(added);
   return added;

@@ -5,6 +5,8 @@
 #include <map>
 #include <utility>
 
+#include "device/cuda_current.hpp"
+
 namespace rankslice {
 namespace {
 
@@ -47,7 +49,8 @@ struct Share {
 
 NcclQueue::NcclQueue(NcclComm& comm, int device, std::size_t staging_bytes)
     : comm_(comm), piece_bytes_(part(staging_bytes, 32)), collective_piece_bytes_(part(staging_bytes, 4)) {
-  OnGpu const here(device);
+  CurrentGpu const here(device);
+  check_stream(here.error());
   cudaStream_t stream = nullptr;
   check_stream(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   stream_.reset(stream);
@@ -60,6 +63,12 @@ NcclQueue::NcclQueue(NcclComm& comm, int device, std::size_t staging_bytes)
     check_stream(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     round.arrived.reset(event);
   }
+}
+
+void NcclQueue::leak() noexcept {
+  (void)stream_.release();
+  (void)pinned_.release();
+  for (auto& round : rounds_) (void)round.arrived.release();
 }
 
 void NcclQueue::add(std::shared_ptr<NcclOperation> operation) {
@@ -201,8 +210,13 @@ bool NcclFamily::idle() const {
   return std::all_of(members.begin(), members.end(), [](Member const& member) { return member.queue->idle(); });
 }
 
-void NcclFamily::abort() noexcept {
-  for (auto const& member : members) member.comm->abort();
+void NcclFamily::abort() noexcept { abort_members(members); }
+
+void abort_members(std::span<NcclFamily::Member const> members) noexcept {
+  std::vector<ncclComm_t> comms;
+  for (auto const& member : members) comms.push_back(member.comm->release());
+  if (abort_all(std::move(comms))) return;
+  for (auto const& member : members) member.queue->leak();
 }
 
 }  // namespace rankslice

@@ -57,6 +57,8 @@ class NcclQueue {
   /// Whether all that was added has been given to NCCL.
   [[nodiscard]] bool all_launched() const { return waiting_.empty() && !launching_; }
   [[nodiscard]] bool idle() const { return all_launched() && under_way_ == 0; }
+  /// Leaves the stream and its memory to a GPU that is stuck. Nothing else is called after it.
+  void leak() noexcept;
 
  private:
   struct Piece {
@@ -107,7 +109,11 @@ struct NcclFamily {
   void advance();
   [[nodiscard]] bool all_launched() const;
   [[nodiscard]] bool idle() const;
+  /// Does nothing the second time.
   void abort() noexcept;
 };
+
+/// Within a bound, past which what they use leaks.
+void abort_members(std::span<NcclFamily::Member const> members) noexcept;
 
 }  // namespace rankslice

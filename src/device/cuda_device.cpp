@@ -23,7 +23,7 @@ std::string describe(int index) {
 }  // namespace
 
 CudaDevice::CudaDevice(int index) : index_(index), name_(describe(index)) {
-  make_current();
+  Here const here(*this);
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   stream_.reset(stream);
@@ -37,12 +37,13 @@ CudaDevice::CudaDevice(int index) : index_(index), name_(describe(index)) {
 
 /// Memory that work on the stream still uses must not go before that has ended.
 CudaDevice::~CudaDevice() {
-  if (cudaSetDevice(index_) == cudaSuccess) (void)cudaStreamSynchronize(stream_.get());
+  CurrentGpu const here(index_);
+  if (here.error() == cudaSuccess) (void)cudaStreamSynchronize(stream_.get());
 }
 
 std::shared_ptr<std::byte> CudaDevice::allocate(std::uint64_t bytes) {
   if (bytes == 0) return nullptr;
-  make_current();
+  Here const here(*this);
   void* memory = nullptr;
   auto const code = cudaMalloc(&memory, bytes);
   if (code == cudaErrorMemoryAllocation) {
@@ -62,7 +63,7 @@ std::shared_ptr<std::byte> CudaDevice::allocate(std::uint64_t bytes) {
 }
 
 std::span<std::byte> CudaDevice::staging(std::uint64_t bytes) {
-  make_current();
+  Here const here(*this);
   current_ = 1 - current_;
   auto& block = blocks_[current_];
   check(cudaEventSynchronize(block.done.get()));
@@ -78,7 +79,7 @@ std::span<std::byte> CudaDevice::staging(std::uint64_t bytes) {
 }
 
 void CudaDevice::upload(std::span<std::byte const> staged, std::byte* to) {
-  make_current();
+  Here const here(*this);
   check(cudaMemcpyAsync(to, staged.data(), staged.size(), cudaMemcpyHostToDevice, stream_.get()));
   check(cudaEventRecord(blocks_[current_].done.get(), stream_.get()));
 }
@@ -87,7 +88,7 @@ void CudaDevice::upload_transposed(std::byte const* staged, std::uint64_t rows, 
                                    std::uint64_t stride, std::uint64_t element_bytes, std::byte* to,
                                    std::uint64_t to_stride) {
   if (rows == 0 || columns == 0) return;
-  make_current();
+  Here const here(*this);
   auto& block = blocks_[current_];
   auto const width = columns * element_bytes;
   if (block.device_bytes < rows * width) {
@@ -102,13 +103,14 @@ void CudaDevice::upload_transposed(std::byte const* staged, std::uint64_t rows, 
 }
 
 void CudaDevice::download(std::byte const* from, std::span<std::byte> to) {
-  make_current();
+  Here const here(*this);
   check(cudaMemcpyAsync(to.data(), from, to.size(), cudaMemcpyDeviceToHost, stream_.get()));
   wait();
 }
 
 void CudaDevice::digest(std::span<DigestBox const> boxes, std::span<std::uint64_t> sums) {
   if (sums.empty()) return;
+  Here const here(*this);
   auto const on_device = allocate(sums.size_bytes());
   auto* const numbers = reinterpret_cast<std::uint64_t*>(on_device.get());
   check(cudaMemsetAsync(numbers, 0, sums.size_bytes(), stream_.get()));
@@ -122,7 +124,7 @@ void CudaDevice::digest(std::span<DigestBox const> boxes, std::span<std::uint64_
 }
 
 void CudaDevice::finish() {
-  make_current();
+  Here const here(*this);
   wait();
 }
 

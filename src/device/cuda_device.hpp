@@ -11,6 +11,7 @@
 #include "rankslice/device.hpp"
 
 #include "device/cuda_check.hpp"
+#include "device/cuda_current.hpp"
 
 namespace rankslice {
 
@@ -52,7 +53,10 @@ class CudaDevice final : public Device {
     check_cuda(code, name_, at);
   }
   /// The runtime keeps the current device for each thread.
-  void make_current() const { check(cudaSetDevice(index_)); }
+  struct Here : CurrentGpu {
+    explicit Here(CudaDevice const& device) : CurrentGpu(device.index_) { device.check(error()); }
+  };
+
   void wait();
 
   int index_;

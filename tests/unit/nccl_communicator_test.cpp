@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <functional>
@@ -117,16 +118,15 @@ TEST(NcclCommunicator, WaitsForASlowStart) {
   EXPECT_EQ(stand_in_counts().operations, 4);
 }
 
-TEST(NcclCommunicator, GivesUpAStartThatNeverEndsAtTheDeadline) {
-  ThreadWorld world;
-  world.change = [](Collectives& functions) { functions.timeout = 300ms; };
-  auto const failed = failures(
-      2, [](Communicator&) { FAIL() << "it started"; },
-      [](Communicator const& base) { return StandInRank{.gpus = {base.rank()}, .init_never_ends = true}; }, world);
-  for (int rank = 0; rank < 2; ++rank) {
-    EXPECT_EQ(failed.at(static_cast<std::size_t>(rank)).code, ExitCode::timeout);
-    EXPECT_THAT(failed.at(static_cast<std::size_t>(rank)).message, HasSubstr("rank " + std::to_string(rank)));
-  }
+TEST(NcclCommunicator, GivesUpAStartThatNeverEndsAndLeavesTheRanksTheirBase) {
+  reset_stand_in();
+  run_ranks(2, [](Communicator& base) {
+    be_stand_in_rank({.gpus = {base.rank()}, .init_never_ends = base.rank() == 1});
+    EXPECT_THAT([&] { std::ignore = make_nccl_communicator(base, {.start_timeout = 300ms}); },
+                testing::ThrowsMessage<DeviceError>(AllOf(HasSubstr("rank 1 (host "), HasSubstr("within 0.3 s"))));
+    barrier(base);
+  });
+  EXPECT_THAT(stand_in_misuse(), IsEmpty());
   EXPECT_THAT(stand_in_counts().aborts, ElementsAre(Pair(0, 1), Pair(1, 1)));
 }
 
@@ -134,11 +134,24 @@ TEST(NcclCommunicator, TellsWhyItDidNotStart) {
   auto const failed = failures(2, reduce_twice, [](Communicator const& base) {
     return StandInRank{.gpus = {base.rank()}, .init_error = base.rank() == 1 ? ncclInternalError : ncclSuccess};
   });
-  EXPECT_EQ(failed.at(1).code, ExitCode::unavailable);
-  EXPECT_THAT(failed.at(1).message, AllOf(HasSubstr("rank 1 (host "),
-                                          HasSubstr("GPU 0): NCCL: internal error: the stand-in was told to fail")));
-  EXPECT_EQ(failed.at(0).code, ExitCode::timeout);  // whose partner is gone
+  for (auto const& one : failed) {
+    EXPECT_EQ(one.code, ExitCode::unavailable);
+    EXPECT_EQ(one.rank, 1);
+    EXPECT_THAT(one.message, AllOf(HasSubstr("rank 1 (host "),
+                                   HasSubstr("GPU 0): NCCL: internal error: the stand-in was told to fail")));
+  }
   EXPECT_THAT(stand_in_counts().aborts, ElementsAre(Pair(0, 1), Pair(1, 1)));
+}
+
+TEST(NcclCommunicator, ASystemErrorIsThisRanksOwnOnlyWhileItStarts) {
+  auto const system_error = [](Communicator const& base) {
+    return StandInRank{.gpus = {base.rank()}, .init_error = base.rank() == 1 ? ncclSystemError : ncclRemoteError};
+  };
+  for (auto const& one : failures(2, reduce_twice, system_error)) EXPECT_EQ(one.rank, 1);
+  auto const later = failures(2, reduce_twice, [](Communicator const& base) {
+    return StandInRank{.gpus = {base.rank()}, .fails_at = 1, .failure = ncclSystemError};
+  });
+  for (auto const& one : later) EXPECT_EQ(one.code, ExitCode::timeout);
 }
 
 TEST(NcclCommunicator, EveryRankAbortsOnceAfterAnErrorThatComesLater) {
@@ -246,6 +259,44 @@ TEST(NcclCommunicator, EndsInPeaceAfterAFailureThatTheRanksAgreedOn) {
   for (auto const& one : failed) EXPECT_EQ(one.message, "no space left");
   EXPECT_EQ(stand_in_counts().destroyed, 2);
   EXPECT_THAT(stand_in_counts().aborts, IsEmpty());
+}
+
+TEST(NcclCommunicator, TellsTheOthersBeforeItAbortsWhatIsOnTheGpu) {
+  ThreadWorld world;
+  std::atomic<int> told = 0;
+  world.change = [&](Collectives& functions) {
+    functions.abort = [&, rank = functions.rank](ExitCode, std::string const&) {
+      EXPECT_FALSE(stand_in_counts().aborts.contains(rank));
+      ++told;
+    };
+  };
+  std::ignore = failures(
+      2, reduce_twice, [](Communicator const& base) { return StandInRank{.gpus = {base.rank()}, .fails_at = 1}; },
+      world);
+  EXPECT_GT(told, 0);
+  EXPECT_THAT(stand_in_counts().aborts, ElementsAre(Pair(0, 1), Pair(1, 1)));
+}
+
+TEST(NcclCommunicator, LeavesBehindWhatAnAbortThatNeverReturnsStillUses) {
+  reset_stand_in();
+  auto const thrown = exceptions_of_ranks(2, [](Communicator& base) {
+    be_stand_in_rank({.gpus = {base.rank()}, .fails_at = 1, .abort_never_returns = base.rank() == 0});
+    reduce_twice(*make_nccl_communicator(base));
+  });
+  for (auto const& one : thrown) EXPECT_NE(one, nullptr);
+  EXPECT_THAT(stand_in_misuse(),
+              UnorderedElementsAre("a stream was not destroyed", "an event was not destroyed", "memory was not freed"));
+}
+
+TEST(NcclCommunicator, AQuestionAfterMemoryThatFailsIsNoHostMemory) {
+  auto const failed = failures(
+      1, [](Communicator& world) { reduce_twice(world); },
+      [](Communicator const& base) {
+        return StandInRank{.gpus = {base.rank()}, .pointer_error = cudaErrorIllegalAddress};
+      });
+  EXPECT_EQ(failed.at(0).code, ExitCode::unavailable);
+  EXPECT_THAT(failed.at(0).message, HasSubstr("rank 0 (host "));
+  EXPECT_EQ(stand_in_counts().operations, 0);
 }
 
 TEST(NcclCommunicator, AbortsWhenItsUserDoes) {

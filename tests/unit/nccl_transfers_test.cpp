@@ -89,11 +89,25 @@ TEST(NcclTransfers, LeavesTheCallersGpuAsItIs) {
   run_nccl_ranks(
       1,
       [](Communicator& world) {
-        std::vector<std::uint64_t> values{1};
-        world.all_reduce(values, Reduce::sum);
+        cudaSetDevice(0);
+        std::ignore = world.split(0);
         int device = -1;
         cudaGetDevice(&device);
         EXPECT_EQ(device, 0);
+      },
+      {.device = 1},
+      [](Communicator const&) {
+        return StandInRank{.gpus = {0, 1}};
+      });
+}
+
+TEST(NcclTransfers, TouchesNoGpuButItsOwn) {
+  run_nccl_ranks(
+      1,
+      [](Communicator& world) {
+        std::vector<std::uint64_t> values{1};
+        world.all_reduce(values, Reduce::sum);
+        EXPECT_THAT(test::stand_in_contexts(), testing::ElementsAre(1));
       },
       {.device = 1},
       [](Communicator const&) {

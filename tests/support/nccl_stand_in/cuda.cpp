@@ -1,5 +1,7 @@
 // The CUDA runtime's part of the stand-in: see nccl_stand_in.hpp.
 
+#include <cuda.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -23,11 +25,17 @@ State& state() {
 std::shared_ptr<Knobs> const& my_knobs() { return knobs; }
 
 void be_stand_in_rank(StandInRank const& rank) {
-  knobs = std::make_shared<Knobs>(Knobs{.rank = rank});
+  knobs = std::make_shared<Knobs>(Knobs{.rank = rank});  // as of a process that has not used CUDA
   current_device = 0;
 }
 
 void note_misuse(std::string what) { state().misuse.push_back(std::move(what)); }
+
+CUresult primary_context_state(CUdevice device, unsigned int* flags, int* active) {
+  *flags = 0;
+  *active = knobs->contexts.contains(device) ? 1 : 0;
+  return CUDA_SUCCESS;
+}
 
 cudaError_t allocate(void** memory, std::size_t bytes, std::optional<int> device) {
   auto const lock = locked();
@@ -51,6 +59,8 @@ cudaError_t release(void* memory) {
   delete[] begin;
   return cudaSuccess;
 }
+
+std::set<int> stand_in_contexts() { return knobs->contexts; }
 
 cudaError_t unbounded_wait(char const* name) {
   auto const lock = locked();
@@ -93,6 +103,15 @@ cudaError_t cudaGetDevice(int* device) {
 cudaError_t cudaSetDevice(int device) {
   if (device < 0 || device >= static_cast<int>(my_knobs()->rank.gpus.size())) return cudaErrorInvalidDevice;
   current_device = device;
+  my_knobs()->contexts.insert(device);
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDriverEntryPointByVersion(char const* symbol, void** found, unsigned int /*version*/,
+                                             unsigned long long /*flags*/, cudaDriverEntryPointQueryResult* status) {
+  bool const known = std::strcmp(symbol, "cuDevicePrimaryCtxGetState") == 0;
+  *found = known ? reinterpret_cast<void*>(&primary_context_state) : nullptr;
+  *status = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
   return cudaSuccess;
 }
 
@@ -110,6 +129,7 @@ cudaError_t cudaFree(void* memory) { return release(memory); }
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, void const* pointer) {
   auto const lock = locked();
   *attributes = {};
+  if (my_knobs()->rank.pointer_error != cudaSuccess) return my_knobs()->rank.pointer_error;
   for (auto const& [begin, memory] : state().memory) {
     if (pointer < begin || pointer >= begin + memory.bytes) continue;
     attributes->type = memory.device ? cudaMemoryTypeDevice : cudaMemoryTypeHost;

@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "support/nccl_stand_in/state.hpp"
@@ -183,6 +185,25 @@ void tell_others(ncclComm_t gone) {
   for (auto* const member : clique_of(gone)) {
     if (!member->dead && !member->finalised && member->error == ncclSuccess) member->error = ncclRemoteError;
   }
+}
+
+/// In progress where it will never return.
+ncclResult_t abort_one(ncclComm_t comm) {
+  auto const lock = locked();
+  if (comm == nullptr || comm->dead) {
+    note_misuse("ncclCommAbort a second time");
+    return ncclInvalidUsage;
+  }
+  bool const others = std::any_of(state().comms.begin(), state().comms.end(), [&](auto const& other) {
+    return other.get() != comm && other->knobs == comm->knobs && !other->dead;
+  });
+  if (others && group_depth == 0) note_misuse("ncclCommAbort waits for what lies on the GPU of another communicator");
+  comm->dead = true;
+  comm->launching.clear();
+  ++state().counts.aborts[comm->rank];
+  tell_others(comm);
+  run_streams();
+  return comm->knobs->rank.abort_never_returns ? ncclInProgress : ncclSuccess;
 }
 
 }  // namespace
@@ -396,17 +417,9 @@ ncclResult_t ncclCommDestroy(ncclComm_t comm) {
 }
 
 ncclResult_t ncclCommAbort(ncclComm_t comm) {
-  auto const lock = locked();
-  if (comm == nullptr || comm->dead) {
-    note_misuse("ncclCommAbort a second time");
-    return ncclInvalidUsage;
-  }
-  comm->dead = true;
-  comm->launching.clear();
-  ++state().counts.aborts[comm->rank];
-  tell_others(comm);
-  run_streams();
-  return ncclSuccess;
+  auto const stuck = abort_one(comm);
+  while (stuck == ncclInProgress) std::this_thread::sleep_for(std::chrono::hours(1));
+  return stuck;
 }
 
 }  // extern "C"

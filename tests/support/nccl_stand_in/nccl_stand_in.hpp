@@ -13,6 +13,7 @@
 #include <nccl.h>
 
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,8 @@ struct StandInRank {
   int fails_at = -1;                         ///< The operation that ends with `failure`.
   ncclResult_t failure = ncclInternalError;  ///< Found by ncclCommGetAsyncError.
   int lost_from = -1;                        ///< From this operation on none arrives: the other side is gone.
+  bool abort_never_returns = false;          ///< ncclCommAbort waits for a GPU that is stuck.
+  cudaError_t pointer_error = cudaSuccess;   ///< What questions after memory end with.
 };
 
 /// What has happened, over all ranks.
@@ -45,6 +48,8 @@ void be_stand_in_rank(StandInRank const& rank);
 /// Begins anew: no communicators, no memory, no misuse.
 void reset_stand_in();
 [[nodiscard]] StandInCounts stand_in_counts();
+/// The GPUs that this thread's rank has a context on, by index.
+[[nodiscard]] std::set<int> stand_in_contexts();
 /// What was done that must not be done, and what was not given back.
 [[nodiscard]] std::vector<std::string> stand_in_misuse();
 

@@ -19,6 +19,7 @@ namespace rankslice::test {
 struct Knobs {
   StandInRank rank;
   int operations = 0;
+  std::set<int> contexts = {};  ///< The GPUs that it has used.
 };
 
 enum class Call { send, receive, broadcast, reduce };
