@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <set>
+#include <iterator>
 #include <utility>
 
 #include "rankslice/error.hpp"
@@ -38,11 +39,16 @@ GatherPaths::GatherPaths(GatherRoute route, Communicator& world) : route_(std::m
   auto const mine = std::ranges::find(receivers, world.rank());
   if (mine != receivers.end()) place_ = static_cast<int>(mine - receivers.begin());
   auto const all = static_cast<int>(receivers.size()) == world.size();
-  if (receivers.size() > 1 && !all) part_ = world.split(receives() ? 1 : 0);
+  if (receivers.size() == 1 || all) return;
+  if (!world.takes_device_memory()) {
+    part_ = world.split(receives() ? 1 : 0);
+  } else if (receives()) {
+    std::ranges::remove_copy(receivers, std::back_inserter(sent_to_), world.rank());
+  }
 }
 
 Communicator* GatherPaths::receivers() const {
-  if (!receives() || route_.receivers.size() == 1) return nullptr;
+  if (!receives() || route_.receivers.size() == 1 || !sent_to_.empty()) return nullptr;
   return part_ ? part_.get() : &world_;
 }
 
@@ -174,11 +180,24 @@ void GatheredTensors::start_to_receivers(std::uint64_t number) {
       auto const bytes = is_root ? as_broadcast(here.parts[i]) : room;
       here.to_receivers.push_back(receivers->start_broadcast(bytes, paths_.place_of(root)));
     }
+    start_one_by_one(here, is_root ? here.parts[i] : room, root);
     auto const is_elsewhere = is_root && here.parts[i].data() != room.data();
     if (is_elsewhere && block.parts.size() > 1) std::ranges::copy(here.parts[i], room.begin());
   }
   auto const alone = block.parts.size() == 1 && !here.parts.front().empty();
   here.box = {.data = alone ? here.parts.front().data() : here.buffer.data.get(), .slice = block.slice};
+}
+
+/// As a broadcast among the receivers, where there is none.
+void GatheredTensors::start_one_by_one(Travelling& here, std::span<std::byte const> bytes, int root) {
+  auto const& others = paths_.sent_to();
+  if (others.empty()) return;
+  auto& world = paths_.world();
+  if (root != world.rank()) {
+    here.to_receivers.push_back(world.start_receive(as_broadcast(bytes), root));
+    return;
+  }
+  for (auto const other : others) here.to_receivers.push_back(world.start_send(bytes, other));
 }
 
 /// Nothing is under way any more.

@@ -14,6 +14,10 @@
 
 namespace rankslice {
 
+/// Note [One communicator of GPUs]. What is under way on two communicators of GPUs at once may wait for each other
+/// forever: each is in order on a stream of its own, and the GPU need not run both. So where the world is one, blocks
+/// go from the roots to the other receivers on the world too, on which the owners send them to the roots.
+
 /// The ways along which blocks travel in one gather.
 class GatherPaths {
  public:
@@ -22,8 +26,10 @@ class GatherPaths {
 
   [[nodiscard]] bool receives() const { return place_ >= 0; }
   [[nodiscard]] int root_of(int owner) const { return route_.roots[static_cast<std::size_t>(owner)]; }
-  /// Of all who receive; null where that is one rank, or this is none of them.
+  /// Of all who receive; null where that is one rank, or this is none of them, or the roots send to each of them.
   [[nodiscard]] Communicator* receivers() const;
+  /// The other receivers that a root sends to, one by one, on the world (Note [One communicator of GPUs]).
+  [[nodiscard]] std::vector<int> const& sent_to() const { return sent_to_; }
   /// The rank among them of one of the world's.
   [[nodiscard]] int place_of(int rank) const;
   [[nodiscard]] Communicator& world() const { return world_; }
@@ -32,7 +38,8 @@ class GatherPaths {
   GatherRoute route_;
   Communicator& world_;
   std::unique_ptr<Communicator> part_;  // of the world, where not all of it receives
-  int place_ = -1;                      // of this rank among those who receive
+  std::vector<int> sent_to_;
+  int place_ = -1;  // of this rank among those who receive
 };
 
 /// Tensors of all ranks: whatever this one does not have itself comes from its owner, block by block, while the block
@@ -72,6 +79,7 @@ class GatheredTensors final : public NativeSource {
   void next(BoxStep const* use);
   void start_to_root(std::uint64_t block);
   void start_to_receivers(std::uint64_t block);
+  void start_one_by_one(Travelling& travelling, std::span<std::byte const> bytes, int root);
   void settle();
   [[nodiscard]] std::span<std::byte const> own_bytes(Travelling& travelling, GatherBlock const& block,
                                                      GatherPart const& part);

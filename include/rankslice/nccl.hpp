@@ -28,7 +28,12 @@ struct NcclOptions {
 /// NCCL carries out what was started in the order in which it was started: what was started before the same call of
 /// `progress` or `wait` moves together, later things after it. Ranks that send to each other start both directions
 /// before they call either; a transfer that is started on one rank before an agreement, or a collective call, is
-/// started on the other before it too.
+/// started on the other before it too. That holds for all ranks together: there must be one order of everything that is
+/// started in which each rank has its own share in its own order. A communicator and its splits each have a stream, and
+/// a GPU need not run both at once: nothing may be under way on a split while other ranks wait for it on the whole.
+///
+/// Each split starts an NCCL communicator of its own, with as much pinned memory again (`staging_bytes`) and NCCL's own
+/// buffers on the GPU, until it ends.
 ///
 /// A rank without a GPU, a GPU of several ranks and different versions of NCCL are found before NCCL starts. After an
 /// error of NCCL, or a missed deadline, the job is aborted (`Communicator::abort`), and every later call throws the

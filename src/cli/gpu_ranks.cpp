@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "rankslice/cuda.hpp"
@@ -50,20 +51,27 @@ NcclOptions nccl_options(Communicator const& base, Wish wish) {
 
 }  // namespace
 
-std::unique_ptr<Communicator> connect_gpus(Options const& options, Communicator& base) {
+GpuRanks connect_gpus(Options const& options, Communicator& base) {
   auto const wish = agree_on_wish(options, base);
-  if (wish == Wish::not_nccl || (wish == Wish::nccl_if_it_serves && base.size() == 1)) return nullptr;
+  if (wish == Wish::not_nccl || (wish == Wish::nccl_if_it_serves && base.size() == 1)) return {};
   auto const nccl = nccl_options(base, wish);
-  auto const why_not = why_no_nccl(base, nccl);
-  if (why_not.empty()) return make_nccl_communicator(base, nccl);
-  if (wish == Wish::nccl) throw DeviceError("--comm nccl: " + why_not);
-  return nullptr;
+  auto why_not = why_no_nccl(base, nccl);
+  if (!why_not.empty()) {
+    if (wish == Wish::nccl) throw DeviceError("--comm nccl: " + why_not);
+    return {.world = nullptr, .why_not = std::move(why_not)};
+  }
+  try {
+    return {.world = make_nccl_communicator(base, nccl), .why_not = {}};
+  } catch (DeviceError const& error) {
+    if (wish == Wish::nccl) throw;
+    return {.world = nullptr, .why_not = error.what(), .failed = true};
+  }
 }
 
 #else
 
-std::unique_ptr<Communicator> connect_gpus(Options const& options, Communicator& base) {
-  if (agree_on_wish(options, base) != Wish::nccl) return nullptr;
+GpuRanks connect_gpus(Options const& options, Communicator& base) {
+  if (agree_on_wish(options, base) != Wish::nccl) return {};
   throw DeviceError(
       "--comm nccl: this program was built without NCCL: build it with `cmake --preset cuda`, which needs the CUDA "
       "toolkit and NCCL, or use --comm mpi");

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "rankslice/communicator.hpp"
 
@@ -8,9 +9,15 @@
 
 namespace rankslice::cli {
 
-/// What `--comm` makes of the ranks: NCCL's communicator over `base`, or null where `base` itself serves. `auto` takes
-/// NCCL where tensors go to GPUs and each rank has one of its own. Collective.
+struct GpuRanks {
+  std::unique_ptr<Communicator> world;  ///< NCCL's, over `base`; null where `base` itself serves.
+  std::string why_not;                  ///< Why `auto` does without, where it would take NCCL.
+  bool failed = false;                  ///< NCCL should have served, and did not start.
+};
+
+/// What `--comm` makes of the ranks. `auto` takes NCCL where tensors go to GPUs, each rank has one of its own, and NCCL
+/// starts. Collective.
 /// @throws DeviceError on every rank, with advice, when NCCL was asked for and cannot be had.
-[[nodiscard]] std::unique_ptr<Communicator> connect_gpus(Options const& options, Communicator& base);
+[[nodiscard]] GpuRanks connect_gpus(Options const& options, Communicator& base);
 
 }  // namespace rankslice::cli

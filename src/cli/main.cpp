@@ -61,7 +61,15 @@ class Ranks {
     gpus_ = connect_gpus(options, *world_);
   }
 
-  [[nodiscard]] Communicator& world() { return gpus_ ? *gpus_ : *world_; }
+  [[nodiscard]] Communicator& world() { return gpus_.world ? *gpus_.world : *world_; }
+
+  /// Into the report, and to people where NCCL failed.
+  void tell_why_no_nccl(Job& job) const {
+    if (gpus_.why_not.empty()) return;
+    job.report["choices"]["why_not_nccl"] = gpus_.why_not;
+    auto const line = fmt::format("comm     {}, without NCCL: {}", world_->kind(), gpus_.why_not);
+    gpus_.failed ? job.console.warn(line) : job.console.detail(line);
+  }
 
   /// End all ranks: for errors that the others do not know of.
   [[noreturn]] void abort(ExitCode code) {
@@ -92,7 +100,7 @@ class Ranks {
 
   std::unique_ptr<Mpi> mpi_;  // outlives the communicator
   std::unique_ptr<Communicator> world_;
-  std::unique_ptr<Communicator> gpus_;  ///< NCCL's over `world_`, where it is used.
+  GpuRanks gpus_;  ///< NCCL over `world_`, where it is used.
 };
 
 using Command = void (*)(Job&);
@@ -129,6 +137,7 @@ int run(Options const& options, Communicator& world, Ranks* ranks) {
   Job job(options, world, ranks != nullptr ? ranks->mpi_version() : "");
   try {
     job.prepare_report();
+    if (ranks != nullptr) ranks->tell_why_no_nccl(job);
     on_every_rank(world, [&] { check_options(options); });
     require_same_options(options, world);
     find_command(options.command)(job);

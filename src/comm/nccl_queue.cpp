@@ -12,7 +12,7 @@ namespace {
 
 using Kind = NcclOperation::Kind;
 
-constexpr std::size_t kMostMessages = 64;  // that share a piece
+constexpr std::size_t kMostMessages = 8;  // that share a piece: NCCL moves only so many of a group side by side
 
 ncclRedOp_t nccl_op(Reduce op) {
   switch (op) {

@@ -61,15 +61,17 @@ bool digested_on_device(ShardedTensor const& tensor) {
 
 }  // namespace
 
-MeshTables::MeshTables(StateDict const& state, Communicator& world)
-    : model_(state.source->model), world_(world), replica_(world.split(state.coordinate.ep_replicate)) {}
+MeshTables::MeshTables(StateDict const& state, Communicator& world) : model_(state.source->model), world_(world) {
+  // One replica is the whole world: a communicator of its own may cost much to start.
+  if (state.mesh.ep_replicate > 1) part_ = world.split(state.coordinate.ep_replicate);
+}
 
 void MeshTables::sum(DigestTable& table) {
   std::vector<std::uint64_t> sharded;
   for_each_stacked(model_, table, [&](std::span<std::uint64_t> values) {
     sharded.insert(sharded.end(), values.begin(), values.end());
   });
-  replica_->all_reduce(sharded, Reduce::sum);
+  replica().all_reduce(sharded, Reduce::sum);
   auto next = sharded.begin();
   for_each_stacked(model_, table, [&](std::span<std::uint64_t> values) {
     std::copy_n(next, values.size(), values.begin());

@@ -27,14 +27,15 @@ class MeshTables {
   void reduce(DigestTable& table, std::string_view what, std::vector<Mismatch>& mismatches);
 
   /// One rank of each replica does.
-  [[nodiscard]] bool speaks_for_replica() const { return replica_->rank() == 0; }
+  [[nodiscard]] bool speaks_for_replica() const { return replica().rank() == 0; }
 
  private:
+  [[nodiscard]] Communicator& replica() const { return part_ ? *part_ : world_; }
   void compare_replicas(DigestTable const& table, std::string_view what, std::vector<Mismatch>& mismatches);
 
   Model const& model_;
   Communicator& world_;
-  std::unique_ptr<Communicator> replica_;
+  std::unique_ptr<Communicator> part_;  // of the world: this rank's replica; null where there is one only
 };
 
 /// The digests of what a state was loaded from, those of its codes among them: as all ranks together read them, or as

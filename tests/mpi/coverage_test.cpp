@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "plan/held.hpp"
+#include "support/forwarding_communicator.hpp"
 #include "support/job_fixture.hpp"
 #include "verify/shared_mismatches.hpp"
 
@@ -98,6 +99,20 @@ TEST_F(Coverage, Rule62_IsCompleteOnEveryMesh) {
       EXPECT_THAT(found(state_on({.ep_replicate = ranks / ep / ep_shard, .ep_shard = ep_shard, .ep = ep})), IsEmpty());
     }
   }
+}
+
+TEST_F(Coverage, OneReplicaNeedsNoCommunicatorOfItsOwn) {
+  class Unsplit final : public ForwardingCommunicator {
+   public:
+    using ForwardingCommunicator::ForwardingCommunicator;
+    [[nodiscard]] std::unique_ptr<Communicator> split(int) override { throw std::logic_error("it was split"); }
+  } whole(world());
+  auto const state = state_on(halves());
+  MeshTables mesh(state, whole);
+  EXPECT_EQ(mesh.speaks_for_replica(), world().rank() == 0);
+  VerifyReport report;
+  check_coverage(state, mesh, report.mismatches);
+  EXPECT_THAT(report.mismatches, IsEmpty());
 }
 
 TEST_F(Coverage, Rule62_NamesExpertsThatNoRankHolds) {

@@ -138,7 +138,7 @@ TEST(NcclTransfers, AllMaySendToAllInAnyOrder) {
   EXPECT_EQ(stand_in_counts().largest_group, 6);  // a piece for each direction of each peer
 }
 
-TEST(NcclTransfers, SmallMessagesToOnePeerShareARound) {
+TEST(NcclTransfers, AFewSmallMessagesToOnePeerShareARound) {
   run_nccl_ranks(2, [](Communicator& world) {
     std::vector<std::vector<std::byte>> messages;
     for (int i = 0; i < 10; ++i) messages.push_back(bytes_of_rank(world.rank() == 0 ? i : 99, 100));
@@ -149,7 +149,7 @@ TEST(NcclTransfers, SmallMessagesToOnePeerShareARound) {
     transfers.clear();  // waits
     for (int i = 0; i < 10; ++i) EXPECT_EQ(messages[static_cast<std::size_t>(i)], bytes_of_rank(i, 100));
   });
-  EXPECT_EQ(stand_in_counts().largest_group, 10);
+  EXPECT_EQ(stand_in_counts().largest_group, 8);
 }
 
 TEST(NcclTransfers, AnAgreementDoesNotKeepWhatWasStartedBeforeItWaiting) {
