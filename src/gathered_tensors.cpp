@@ -3,8 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <set>
 #include <iterator>
+#include <set>
 #include <utility>
 
 #include "rankslice/error.hpp"
