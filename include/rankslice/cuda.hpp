@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <string>
 
@@ -17,7 +18,8 @@ struct VisibleGpus {
 [[nodiscard]] VisibleGpus visible_gpus();
 
 /// A GPU by its index among the visible ones. Its primary context is shared with whatever else in the process uses it,
-/// LibTorch for example. Local. @throws DeviceError
-[[nodiscard]] std::shared_ptr<Device> open_gpu(int index);
+/// LibTorch for example. No wait for it lasts longer than `timeout`: then DeviceError names it. The thread's current
+/// GPU stays what it was, unless it was one that the process does not use. Local. @throws DeviceError
+[[nodiscard]] std::shared_ptr<Device> open_gpu(int index, std::chrono::milliseconds timeout = std::chrono::minutes(10));
 
 }  // namespace rankslice

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <vector>
 
@@ -13,7 +14,7 @@ namespace {
 
 #ifdef RANKSLICE_WITH_CUDA
 
-std::shared_ptr<Device> open(int index) { return open_gpu(index); }
+std::shared_ptr<Device> open(int index, std::chrono::milliseconds timeout) { return open_gpu(index, timeout); }
 
 VisibleGpus find_gpus() {
   auto gpus = visible_gpus();
@@ -24,7 +25,7 @@ VisibleGpus find_gpus() {
 
 #else
 
-std::shared_ptr<Device> open(int) { return nullptr; }
+std::shared_ptr<Device> open(int, std::chrono::milliseconds) { return nullptr; }
 
 VisibleGpus find_gpus() {
   return {.count = 0,
@@ -49,7 +50,8 @@ std::shared_ptr<Device> choose_device(Job& job) {
   std::shared_ptr<Device> device;
   on_every_rank(job.world, [&] {
     if (gpus.count == 0) throw DeviceError("--device cuda: " + gpus.why_none);
-    device = open(device_of_rank(job.options.rank.value_or(rank_on_host(job.world)), gpus.count));
+    device =
+        open(device_of_rank(job.options.rank.value_or(rank_on_host(job.world)), gpus.count), job.options.timeout());
   });
   job.report["device"] = job.report["choices"]["device"] = device->kind();
   job.console.say(fmt::format("device   {}{}", device->name(),

@@ -8,6 +8,7 @@
 #include "rankslice/error.hpp"
 
 #include "device/cuda_kernels.hpp"
+#include "device/cuda_wait.hpp"
 
 namespace rankslice {
 
@@ -22,15 +23,15 @@ std::string describe(int index) {
 
 }  // namespace
 
-CudaDevice::CudaDevice(int index) : index_(index), name_(describe(index)) {
+CudaDevice::CudaDevice(int index, std::chrono::milliseconds timeout)
+    : index_(index), timeout_(timeout), name_(describe(index)) {
   Here const here(*this);
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   stream_.reset(stream);
   for (auto& block : blocks_) {
     cudaEvent_t event = nullptr;
-    // Blocking: more ranks than cores would take them from those that read.
-    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync));
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     block.done.reset(event);
   }
 }
@@ -38,7 +39,8 @@ CudaDevice::CudaDevice(int index) : index_(index), name_(describe(index)) {
 /// Memory that work on the stream still uses must not go before that has ended.
 CudaDevice::~CudaDevice() {
   CurrentGpu const here(index_);
-  if (here.error() == cudaSuccess) (void)cudaStreamSynchronize(stream_.get());
+  if (here.error() != cudaSuccess) return;
+  (void)wait_within(timeout_, [this] { return cudaStreamQuery(stream_.get()); });
 }
 
 std::shared_ptr<std::byte> CudaDevice::allocate(std::uint64_t bytes) {
@@ -66,7 +68,7 @@ std::span<std::byte> CudaDevice::staging(std::uint64_t bytes) {
   Here const here(*this);
   current_ = 1 - current_;
   auto& block = blocks_[current_];
-  check(cudaEventSynchronize(block.done.get()));
+  wait_for([&] { return cudaEventQuery(block.done.get()); });
   if (block.pinned_bytes < bytes) {
     block.pinned.reset();
     block.pinned_bytes = 0;
@@ -111,8 +113,13 @@ void CudaDevice::download(std::byte const* from, std::span<std::byte> to) {
 void CudaDevice::digest(std::span<DigestBox const> boxes, std::span<std::uint64_t> sums) {
   if (sums.empty()) return;
   Here const here(*this);
-  auto const on_device = allocate(sums.size_bytes());
-  auto* const numbers = reinterpret_cast<std::uint64_t*>(on_device.get());
+  if (sums_bytes_ < sums.size_bytes()) {
+    sums_.reset();
+    sums_bytes_ = 0;
+    sums_ = allocate(sums.size_bytes());
+    sums_bytes_ = sums.size_bytes();
+  }
+  auto* const numbers = reinterpret_cast<std::uint64_t*>(sums_.get());
   check(cudaMemsetAsync(numbers, 0, sums.size_bytes(), stream_.get()));
   std::uint64_t entry = 0;
   for (auto const& box : boxes) {
@@ -128,16 +135,26 @@ void CudaDevice::finish() {
   wait();
 }
 
-void CudaDevice::wait() { check(cudaStreamSynchronize(stream_.get())); }
+void CudaDevice::wait() {
+  wait_for([this] { return cudaStreamQuery(stream_.get()); });
+}
 
-std::shared_ptr<Device> open_gpu(int index) {
+template <typename Query>
+void CudaDevice::wait_for(Query const& query) {
+  auto const answer = wait_within(timeout_, query);
+  if (answer != cudaErrorNotReady) return check(answer);
+  throw DeviceError(fmt::format("{}: what it was given to do was not done within {:.1f} s", name_,
+                                std::chrono::duration<double>(timeout_).count()));
+}
+
+std::shared_ptr<Device> open_gpu(int index, std::chrono::milliseconds timeout) {
   auto const visible = visible_gpus();
   if (index < 0 || index >= visible.count) {
     throw DeviceError(visible.count == 0
                           ? fmt::format("cuda:{}: {}", index, visible.why_none)
                           : fmt::format("cuda:{}: there are {} visible GPUs, from 0 on", index, visible.count));
   }
-  return std::make_shared<CudaDevice>(index);
+  return std::make_shared<CudaDevice>(index, timeout);
 }
 
 }  // namespace rankslice

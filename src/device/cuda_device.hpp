@@ -4,6 +4,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <source_location>
 #include <string>
@@ -19,7 +20,7 @@ namespace rankslice {
 class CudaDevice final : public Device {
  public:
   /// @throws DeviceError
-  explicit CudaDevice(int index);
+  CudaDevice(int index, std::chrono::milliseconds timeout);
   ~CudaDevice() override;
 
   [[nodiscard]] std::string_view kind() const override { return "cuda"; }
@@ -58,13 +59,18 @@ class CudaDevice final : public Device {
   };
 
   void wait();
+  template <typename Query>
+  void wait_for(Query const& query);
 
   int index_;
+  std::chrono::milliseconds timeout_;
   std::string name_;
   std::shared_ptr<Use> use_ = std::make_shared<Use>();
   UniqueCudaStream stream_;
   std::array<Block, 2> blocks_;
   std::size_t current_ = 0;
+  std::shared_ptr<std::byte> sums_;  ///< Of digests, on the device.
+  std::uint64_t sums_bytes_ = 0;
 };
 
 }  // namespace rankslice

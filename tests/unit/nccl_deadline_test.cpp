@@ -13,6 +13,7 @@
 #include "rankslice/nccl.hpp"
 #include "rankslice/tcp.hpp"
 
+#include "device/cuda_wait.hpp"
 #include "support/nccl_stand_in/nccl_stand_in.hpp"
 #include "support/temp_dir.hpp"
 
@@ -73,6 +74,13 @@ TEST(NcclDeadline, KnowsAtOnceThatARankHasLeft) {
   });
   EXPECT_EQ(ended[1].message, "its disk is gone");
   for (auto const rank : {0U, 2U}) EXPECT_EQ(ended[rank].code, ExitCode::timeout);
+}
+
+TEST(GpuWait, EndsWithTheAnswerOrAtItsDeadline) {
+  int asked = 0;
+  auto const third_time = [&] { return ++asked < 3 ? cudaErrorNotReady : cudaErrorIllegalAddress; };
+  EXPECT_EQ(wait_within(1h, third_time), cudaErrorIllegalAddress);
+  EXPECT_EQ(wait_within(10ms, [] { return cudaErrorNotReady; }), cudaErrorNotReady);
 }
 
 }  // namespace
