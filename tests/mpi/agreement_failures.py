@@ -24,7 +24,8 @@ class Scenario:
     fault: str
     rank: int
     status: set[int]
-    message: str = ""  # a pattern that stderr holds exactly once
+    message: str = ""  # a pattern that stderr holds once
+    speakers: int = 1  # or at most so often, where ranks in different communicators may find it at once
     ranks: int = 3
     at_least_s: float = 0.0
 
@@ -41,7 +42,10 @@ SCENARIOS = {
     "stopped_rank_0_is_named": Scenario("stop", 0, {75}, silent(0)),
     "rank_stopped_before_a_collective_is_named": Scenario("stop_before_a_collective", 1, {75}, silent(1)),
     "rank_0_stopped_before_a_collective_is_named": Scenario("stop_before_a_collective", 0, {75}, silent(0)),
-    "rank_stopped_in_a_part_is_named_by_its_rank_in_the_world": Scenario("stop_in_a_part", 2, {75}, silent(2)),
+    # By rank 0, too, which waits for it in the world; and not rank 1, which waits for it in the part.
+    "rank_stopped_in_a_part_is_named_by_its_rank_in_the_world": Scenario(
+        "stop_in_a_part", 2, {75}, silent(2), speakers=2
+    ),
     "slow_rank_is_waited_for": Scenario("work_slowly", 2, {0}, at_least_s=6),
     "slow_rank_0_is_waited_for": Scenario("work_slowly", 0, {0}, at_least_s=6),
     "slow_rank_between_collectives_is_waited_for": Scenario("work_slowly_between_collectives", 1, {0}, at_least_s=6),
@@ -123,8 +127,9 @@ def problems_of(scenario, mpiexec, program):
         yield f"ended with {status}, expected one of {scenario.status}"
     if left:
         yield f"left processes behind: {left}"
-    if scenario.message and len(found := re.findall(scenario.message, text, re.MULTILINE)) != 1:
-        yield f"stderr holds {found}, expected once: {scenario.message}"
+    found = re.findall(scenario.message, text, re.MULTILINE)
+    if scenario.message and not 1 <= len(found) <= scenario.speakers:
+        yield f"stderr holds {found}, expected {scenario.speakers} at most: {scenario.message}"
     if seconds < scenario.at_least_s:
         yield f"ended after {seconds:.1f} s, before the slow rank can have finished"
 
