@@ -42,7 +42,8 @@ void verify(Job& job) {
   job.report_verify(verified);
   throw_if_bad(job.world, verified);
   job.console.say(describe(verified, seconds));
-  if (verified.level == VerifyLevel::full && verified.reference == "none") {
+  auto const advise = !job.options.write_manifest.has_value();
+  if (advise && verified.level == VerifyLevel::full && verified.reference == "none") {
     job.console.warn(
         "nothing to compare with: every byte could be read, no more; give --against, or --write-manifest for the next "
         "time");
