@@ -10,17 +10,12 @@
 #include "rankslice/error.hpp"
 
 #include "comm/outcome.hpp"
+#include "core/rows_before.hpp"
 #include "io/memory.hpp"
 
 namespace rankslice {
 
 namespace {
-
-/// Where a part that is contiguous in a box begins there.
-std::uint64_t offset_in(Parameter const& parameter, Slice const& box, Slice const& part) {
-  auto const rows = (part.part.begin - box.part.begin) * box.rows.size() + part.rows.begin - box.rows.begin;
-  return rows * parameter.row_bytes(Form::native);
-}
 
 void wait_for(std::vector<std::unique_ptr<PendingTransfer>>& transfers) {
   for (auto const& transfer : transfers) transfer->wait();
@@ -222,7 +217,8 @@ std::span<std::byte const> GatheredTensors::own_bytes(Travelling& here, GatherBl
       bytes = kept;
     } else {
       own_.for_each_box(wanted, [&](Slice const& slice, NativeBox<std::byte const> const& box) {
-        std::span const found(box.data + offset_in(parameter, box.slice, slice), parameter.bytes(slice, Form::native));
+        std::span const found(box.data + bytes_before(parameter, box.slice, slice),
+                              parameter.bytes(slice, Form::native));
         std::ranges::copy(found, room_for(here, block, slice).begin());
       });
     }
@@ -256,7 +252,7 @@ void GatheredTensors::attempt(std::function<void()> const& step) {
 /// The place of a part in memory for its block.
 std::span<std::byte> GatheredTensors::room_for(Travelling& here, GatherBlock const& block, Slice const& part) const {
   auto const& parameter = model_.parameters[block.parameter];
-  return here.buffer.span().subspan(offset_in(parameter, block.slice, part), parameter.bytes(part, Form::native));
+  return here.buffer.span().subspan(bytes_before(parameter, block.slice, part), parameter.bytes(part, Form::native));
 }
 
 }  // namespace rankslice

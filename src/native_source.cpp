@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/literals.hpp"
+#include "core/rows_before.hpp"
 #include "state/consistency.hpp"
 
 namespace rankslice {
@@ -28,18 +29,11 @@ void for_each_run(Parameter const& parameter, Slice const& slice, NativeBox<std:
   auto const parts = parameter.stacked_experts ? 1 : slice.part.size();  // of a run
   auto const row_bytes = parameter.row_bytes(Form::native);
   for (auto part = slice.part.begin; part < slice.part.end; part += parts) {
-    auto const row_in_box =
-        (part - box.slice.part.begin) * box.slice.rows.size() + slice.rows.begin - box.slice.rows.begin;
+    auto const row_in_box = rows_before(box.slice, part, slice.rows.begin);
     auto const first_row = part * parameter.row_count() + slice.rows.begin;
     step(first_row * parameter.columns(),
          std::span(box.data + row_in_box * row_bytes, parts * slice.rows.size() * row_bytes));
   }
-}
-
-/// Where the first element of a slice stands in memory that holds another one around it.
-std::uint64_t bytes_before(Parameter const& parameter, Slice const& held, Slice const& slice) {
-  auto const rows = (slice.part.begin - held.part.begin) * held.rows.size() + slice.rows.begin - held.rows.begin;
-  return rows * parameter.row_bytes(Form::native);
 }
 
 }  // namespace

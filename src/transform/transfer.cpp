@@ -7,6 +7,7 @@
 #include "rankslice/error.hpp"
 
 #include "core/literals.hpp"
+#include "core/rows_before.hpp"
 #include "transform/convert.hpp"
 
 namespace rankslice {
@@ -18,11 +19,6 @@ constexpr auto kUploadBytes = 4_MiB;     // of a block for a device: the time of
 constexpr std::uint64_t kLineRows = 64;  // rows of a strip: they become whole cache lines of the transposed tensor
 
 std::uint64_t block_bytes(Device const* device) { return device != nullptr ? kUploadBytes : kBlockBytes; }
-
-/// How many rows of a box lie before one of them.
-std::uint64_t rows_before(Slice const& box, std::uint64_t part, std::uint64_t row) {
-  return (part - box.part.begin) * box.rows.size() + row - box.rows.begin;
-}
 
 /// Call step(run) for the parts of `wanted` that are contiguous in the global tensor, in its piece and in memory.
 template <typename Step>
