@@ -1,6 +1,7 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint_parts.hpp"
+#include "core/packed_json.hpp"
 
 namespace rankslice {
 
@@ -97,14 +98,11 @@ std::vector<std::byte> pack(CheckpointParts const& parts) {
                    {"source_digests", to_json(parts.source_digests)},
                    {"stored_digests", to_json(parts.stored_digests)},
                    {"warnings", parts.warnings}};
-  auto const packed = json::to_cbor(value);
-  auto const bytes = std::as_bytes(std::span(packed));
-  return {bytes.begin(), bytes.end()};
+  return pack_json(value);
 }
 
 CheckpointParts unpack(std::vector<std::byte> const& bytes) {
-  auto const* const data = reinterpret_cast<std::uint8_t const*>(bytes.data());
-  auto const value = json::from_cbor(data, data + bytes.size());
+  auto const value = unpack_json(bytes);
   CheckpointParts parts;
   parts.format = value["format"];
   parts.path = value["path"];

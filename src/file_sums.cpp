@@ -11,6 +11,7 @@
 
 #include "core/literals.hpp"
 #include "core/name_first.hpp"
+#include "core/packed_json.hpp"
 #include "core/sha.hpp"
 #include "format/sha256_sums.hpp"
 #include "io/file.hpp"
@@ -116,17 +117,6 @@ FileSums look_for_sums(std::string const& folder, std::string const& list) {
   return is_there ? sums_of_list(folder, own_list) : sums_of_blobs(folder);
 }
 
-std::vector<std::byte> to_bytes(json const& value) {
-  auto const packed = json::to_cbor(value);
-  auto const bytes = std::as_bytes(std::span(packed));
-  return {bytes.begin(), bytes.end()};
-}
-
-json from_bytes(std::vector<std::byte> const& bytes) {
-  auto const* const data = reinterpret_cast<std::uint8_t const*>(bytes.data());
-  return json::from_cbor(data, data + bytes.size());
-}
-
 json to_json(FileSums const& sums) {
   auto files = json::array();
   for (auto const& file : sums.files) files.push_back({file.name, file.path, file.size, file.expected});
@@ -184,10 +174,10 @@ FileSums find_file_sums(std::string const& folder, std::string const& list, Comm
   on_every_rank(world, [&] {
     if (world.rank() != 0) return;
     sums = look_for_sums(folder, list);
-    packed = to_bytes(to_json(sums));
+    packed = pack_json(to_json(sums));
   });
   broadcast_vector(world, packed, 0);
-  on_every_rank(world, [&] { sums = file_sums_from(from_bytes(packed)); });
+  on_every_rank(world, [&] { sums = file_sums_from(unpack_json(packed)); });
   return sums;
 }
 
@@ -218,8 +208,8 @@ FileSumsReport check_file_sums(FileSums const& sums, Communicator& world, CallOp
   FileSumsReport report;
   for (auto const& file : sums.files) report.bytes += file.size;
   int rank = 0;
-  for (auto const& packed : all_gather(world, to_bytes(found))) {
-    for (auto const& item : from_bytes(packed)) {
+  for (auto const& packed : all_gather(world, pack_json(found))) {
+    for (auto const& item : unpack_json(packed)) {
       report.mismatches.push_back({.file = item[0], .expected = item[1], .found = item[2], .rank = rank});
     }
     ++rank;

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "comm/checked_bytes.hpp"
+#include "core/packed_json.hpp"
 
 namespace rankslice {
 
@@ -18,14 +19,11 @@ std::vector<std::byte> pack(VerifyReport const& report) {
   for (auto const& mismatch : report.mismatches) {
     list.push_back({mismatch.tensor, mismatch.expert, mismatch.rank, mismatch.what});
   }
-  auto const packed = json::to_cbor(json{{"unlisted", report.unlisted}, {"mismatches", std::move(list)}});
-  auto const bytes = std::as_bytes(std::span(packed));
-  return {bytes.begin(), bytes.end()};
+  return pack_json({{"unlisted", report.unlisted}, {"mismatches", std::move(list)}});
 }
 
 void unpack(std::vector<std::byte> const& bytes, VerifyReport& report) {
-  auto const* const data = reinterpret_cast<std::uint8_t const*>(bytes.data());
-  auto const packed = json::from_cbor(data, data + bytes.size());
+  auto const packed = unpack_json(bytes);
   report.unlisted += packed["unlisted"].get<std::uint64_t>();
   for (auto const& item : packed["mismatches"]) {
     report.mismatches.push_back({.tensor = item[0], .expert = item[1], .rank = item[2], .what = item[3]});
