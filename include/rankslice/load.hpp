@@ -32,4 +32,20 @@ struct LoadOptions {
 [[nodiscard]] StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh,
                              MeshCoordinate const& coordinate, LoadOptions const& options = {});
 
+struct FillOptions {
+  /// `full` digests every block while it is in the staging buffer, for `verify`.
+  VerifyLevel verify = VerifyLevel::full;
+  CallOptions call{};
+};
+
+/// Read the values of a state from its source into the memory that it has, on the host or on a device: of every tensor
+/// the part that this rank holds, once, and no other byte; `state.read` becomes what was read. When it throws, values
+/// are undefined. Collective, with the same options on every rank.
+/// @throws PlanError for a state that is not what it says, as UsageError on every rank; IoError, FormatError,
+/// DeviceError
+void fill(StateDict& state, Communicator& world, FillOptions const& options = {});
+
+/// Rank-local: the same without any communication. @throws PlanError, IoError, FormatError, DeviceError
+void fill(StateDict& state, FillOptions const& options = {});
+
 }  // namespace rankslice

@@ -13,9 +13,13 @@ namespace rankslice {
 struct LocalTensor {
   DType dtype = DType::BF16;
   Shape global_shape;  ///< Native.
-  /// Contiguous and row-major: of stacked experts those of rule 9, and of each the rows of rule 14; all of any other.
-  /// Not copied; memory that somebody else frees goes in with a deleter that does nothing.
+  /// Contiguous and row-major. Not copied; memory that somebody else frees goes in with a deleter that does nothing.
   Buffer data;
+  /// Where it lies in the global tensor, and how much of it it is: a box of stacked experts and their rows, or of a
+  /// dense tensor some of axis 0, on all ranks together everything. Both empty: what the mesh gives, of stacked experts
+  /// those of rule 9, and of each the rows of rule 14; all of any other.
+  Shape offsets{};
+  Shape local_shape{};
 };
 
 struct StateOptions {
@@ -43,6 +47,14 @@ struct StateOptions {
 /// IoError for a config.json that cannot be read.
 [[nodiscard]] StateDict make_state_dict(std::map<std::string, LocalTensor> const& tensors, Mesh const& mesh,
                                         MeshCoordinate const& coordinate, StateOptions const& options);
+
+/// A state dict over the caller's memory whose tensors are those of an opened checkpoint, or some of them: a model that
+/// was trained from it, or one that `fill` is to give its values. Nothing is read. Local.
+/// @throws PlanError for a name that `source` has not, a dtype or global shape that is not its, a part that does not
+/// lie inside or is divided along other axes, a buffer of another size, or a coordinate outside the mesh.
+[[nodiscard]] StateDict make_state_dict(std::shared_ptr<Checkpoint const> const& source,
+                                        std::map<std::string, LocalTensor> const& tensors, Mesh const& mesh,
+                                        MeshCoordinate const& coordinate);
 
 /// The files of a folder that go along with a checkpoint: config.json, tokenizer, … but no weights and no indexes.
 /// Local. @throws IoError

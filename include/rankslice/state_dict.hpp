@@ -12,7 +12,9 @@
 
 namespace rankslice {
 
-/// The local tensor of one rank, contiguous and row-major in the native form, and its place in the global one.
+/// The local tensor of one rank, contiguous and row-major in the native form, and its place in the global one: a box of
+/// stacked experts and their rows, or of a dense tensor some of axis 0. `load` gives every rank what the mesh says;
+/// other libraries divide tensors in ways of their own (FSDP).
 struct ShardedTensor {
   Parameter parameter;
   Shape local_shape;
@@ -21,6 +23,7 @@ struct ShardedTensor {
   Buffer data;
   std::uint32_t index = 0;  ///< In `Model::parameters` of the source.
 
+  /// Empty for a place that is no such part.
   [[nodiscard]] Slice slice() const;
 };
 

@@ -1,10 +1,9 @@
 #include "rankslice/state_dict.hpp"
 
+#include "core/slice_at.hpp"
+
 namespace rankslice {
 
-Slice ShardedTensor::slice() const {
-  if (!parameter.stacked_experts) return parameter.whole();
-  return {.part = {offsets[0], offsets[0] + local_shape[0]}, .rows = {offsets[1], offsets[1] + local_shape[1]}};
-}
+Slice ShardedTensor::slice() const { return slice_at(parameter, offsets, local_shape).value_or(Slice{}); }
 
 }  // namespace rankslice
