@@ -1,0 +1,16 @@
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+/// The parts of rankslice._native. Functions here are thin: everything that knows of torch is Python. Errors leave as
+/// rankslice.errors; long calls release the GIL (`Call`).
+namespace rankslice::python {
+
+namespace nb = nanobind;
+
+void bind_errors(nb::module_& module);
+void bind_checkpoint(nb::module_& module);
+void bind_communicator(nb::module_& module);
+void bind_state(nb::module_& module);
+
+}  // namespace rankslice::python

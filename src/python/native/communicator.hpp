@@ -1,0 +1,14 @@
+#pragma once
+
+#include <memory>
+
+#include "rankslice/communicator.hpp"
+
+#include "native/bindings.hpp"
+
+namespace rankslice::python {
+
+/// The ranks of a call, as Python holds them: null where there is none, and the call is rank-local.
+using World = std::shared_ptr<Communicator>;
+
+}  // namespace rankslice::python

@@ -1,0 +1,9 @@
+#include "native/bindings.hpp"
+
+NB_MODULE(_native, module) {
+  module.doc() = "What rankslice does in C++. Use the package: this has no stable interface.";
+  rankslice::python::bind_errors(module);
+  rankslice::python::bind_checkpoint(module);
+  rankslice::python::bind_communicator(module);
+  rankslice::python::bind_state(module);
+}

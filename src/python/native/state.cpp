@@ -1,0 +1,100 @@
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "rankslice/load.hpp"
+#include "rankslice/make_state_dict.hpp"
+
+#include "io/memory.hpp"
+#include "native/bindings.hpp"
+#include "native/call.hpp"
+#include "native/communicator.hpp"
+#include "plan/plan.hpp"
+#include "state/local_tensor.hpp"
+
+namespace rankslice::python {
+
+namespace {
+
+/// Fresh host memory on huge pages, as a DLPack tensor of bytes, which owns it.
+nb::ndarray<std::uint8_t, nb::ndim<1>, nb::device::cpu> allocate(std::uint64_t bytes) {
+  auto* const buffer = new Buffer(allocate_host(bytes));
+  nb::capsule const owner(buffer, [](void* held) noexcept { delete static_cast<Buffer*>(held); });
+  return {buffer->data.get(), {bytes}, owner};
+}
+
+/// A tensor of Python's: what the rank has of it, in memory that `owner` keeps alive.
+LocalTensor local_tensor(std::string const& dtype, Shape const& global_shape, Shape const& offsets,
+                         Shape const& local_shape, std::uintptr_t address, std::uint64_t bytes,
+                         nb::object const& owner) {
+  auto const parsed = parse_dtype(dtype);
+  if (!parsed) throw UsageError("there is no dtype " + dtype);
+  auto const held = without_gil(owner);
+  return {.dtype = *parsed,
+          .global_shape = global_shape,
+          .data = {.data = {held, reinterpret_cast<std::byte*>(address)}, .bytes = bytes},
+          .offsets = offsets,
+          .local_shape = local_shape};
+}
+
+/// What a rank of a mesh holds of every tensor, in the order of `Checkpoint.parameters`: (offsets, local shape).
+std::vector<std::pair<Shape, Shape>> held(Checkpoint const& checkpoint, Mesh const& mesh, int rank) {
+  std::vector<std::pair<Shape, Shape>> places;
+  auto const plan = make_load_plan(checkpoint.model, checkpoint.storage.form, mesh, mesh.coordinate(rank));
+  for (auto const& planned : plan.slices) {
+    auto const tensor = place_local_tensor(checkpoint.model.parameters[planned.parameter], planned, mesh);
+    places.emplace_back(tensor.offsets, tensor.local_shape);
+  }
+  return places;
+}
+
+VerifyLevel level_of(std::string const& name) {
+  auto const level = parse_verify_level(name);
+  if (!level) throw UsageError("verify: there is no level " + name);
+  return *level;
+}
+
+void fill_state(StateDict& state, World const& world, std::string const& verify, nb::object const& progress) {
+  Call call(progress);
+  FillOptions const options{.verify = level_of(verify), .call = call.options()};
+  call.run([&] { world ? fill(state, *world, options) : fill(state, options); });
+}
+
+}  // namespace
+
+void bind_state(nb::module_& module) {
+  nb::class_<Mesh>(module, "Mesh")
+      .def(
+          "__init__",
+          [](Mesh* mesh, int ep_replicate, int ep_shard, int ep) {
+            new (mesh) Mesh{ep_replicate, ep_shard, ep};
+          },
+          nb::arg("ep_replicate"), nb::arg("ep_shard"), nb::arg("ep"))
+      .def_ro("ep_replicate", &Mesh::ep_replicate)
+      .def_ro("ep_shard", &Mesh::ep_shard)
+      .def_ro("ep", &Mesh::ep)
+      .def_prop_ro("ranks", &Mesh::ranks);
+  module.def("make_mesh", &make_mesh, nb::arg("ranks"), nb::arg("ep"), nb::arg("ep_shard"));
+  module.def("held", &held, nb::arg("checkpoint"), nb::arg("mesh"), nb::arg("rank"));
+  module.def("allocate", &allocate, nb::arg("bytes"));
+
+  nb::class_<LocalTensor>(module, "LocalTensor");
+  module.def("local_tensor", &local_tensor, nb::arg("dtype"), nb::arg("global_shape"), nb::arg("offsets"),
+             nb::arg("local_shape"), nb::arg("address"), nb::arg("bytes"), nb::arg("owner"));
+  nb::class_<StateDict>(module, "StateDict")
+      .def_ro("mesh", &StateDict::mesh)
+      .def_prop_ro("source", [](StateDict const& state) { return state.source; });
+  module.def(
+      "make_state_dict",
+      [](std::shared_ptr<Checkpoint const> const& source, std::map<std::string, LocalTensor> const& tensors,
+         Mesh const& mesh, int rank) {
+        return std::make_shared<StateDict>(make_state_dict(source, tensors, mesh, mesh.coordinate(rank)));
+      },
+      nb::arg("source"), nb::arg("tensors"), nb::arg("mesh"), nb::arg("rank"));
+  module.def("fill", &fill_state, nb::arg("state"), nb::arg("world").none(), nb::arg("verify"),
+             nb::arg("progress").none());
+}
+
+}  // namespace rankslice::python

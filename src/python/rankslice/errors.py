@@ -1,0 +1,66 @@
+"""What rankslice raises on purpose. Messages name the file, the tensor, the bytes, what was expected and what was found."""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """Base of everything that rankslice raises on purpose.
+
+    In a collective call the error of the lowest failing rank is raised on every rank.
+
+    Attributes:
+        code: what the ``rankslice`` program would exit with.
+        file: the file in question, or None.
+        tensor: the tensor in question, or None.
+        rank: the rank that failed, once the ranks have agreed on it, or None.
+    """
+
+    code: int
+    file: str | None
+    tensor: str | None
+    rank: int | None
+
+    def __init__(
+        self, message: str, code: int = 1, file: str | None = None, tensor: str | None = None, rank: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code, self.file, self.tensor, self.rank = code, file, tensor, rank
+
+    def __reduce__(self):  # for schedulers that send exceptions to other processes
+        return type(self), (str(self), self.code, self.file, self.tensor, self.rank)
+
+
+class UsageError(Error, ValueError):
+    """Arguments that make no sense together."""
+
+
+class FormatError(Error):
+    """Bytes that break the rules of their format, or tensors that do not fit their model."""
+
+
+class IoError(Error):
+    """A file that is missing, cannot be created, read or written, or changed meanwhile."""
+
+
+class PlanError(Error, ValueError):
+    """A mesh, selection or state dict from which no plan can be made."""
+
+
+class CommError(Error):
+    """Ranks that do not answer, or a process group that failed."""
+
+
+class DeviceError(Error):
+    """A device that was asked for and cannot be used."""
+
+
+class VerifyError(Error):
+    """Tensors that are not what the checkpoint says they are."""
+
+
+class Interrupted(Error):
+    """Another rank was interrupted, and so the call ended here too. That rank itself raises KeyboardInterrupt."""
+
+
+class UnexpectedError(Error):
+    """What no rank should meet: a bug, memory that ran out, or an exception in another rank's callback."""
