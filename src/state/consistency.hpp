@@ -8,8 +8,8 @@
 namespace rankslice {
 
 /// A state is what its fields and its source say: every local tensor stands under its own FQN, is a part of the global
-/// tensor (`slice_at`), in a buffer of just that size; the coordinate is one of the mesh. Callers may have rebuilt any of
-/// it, so this comes before anything else is done with a state. Local.
+/// tensor (`slice_at`), in a buffer of just that size; the coordinate is one of the mesh. Callers may have rebuilt any
+/// of it, so this comes before anything else is done with a state. Local.
 /// @throws PlanError naming the tensor, expected and found.
 void require_consistent(StateDict const& state);
 

@@ -1,4 +1,4 @@
-#include "native/call.hpp"
+#include "python/native/call.hpp"
 
 #include "rankslice/error.hpp"
 

@@ -8,7 +8,7 @@
 
 #include "rankslice/options.hpp"
 
-#include "native/bindings.hpp"
+#include "python/native/bindings.hpp"
 
 namespace rankslice::python {
 

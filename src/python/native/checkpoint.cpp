@@ -7,8 +7,8 @@
 
 #include <memory>
 
-#include "native/bindings.hpp"
-#include "native/communicator.hpp"
+#include "python/native/bindings.hpp"
+#include "python/native/communicator.hpp"
 
 namespace rankslice::python {
 

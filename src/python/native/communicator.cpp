@@ -1,11 +1,11 @@
-#include "native/communicator.hpp"
+#include "python/native/communicator.hpp"
 
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
 #include "rankslice/callbacks.hpp"
 
-#include "native/call.hpp"
+#include "python/native/call.hpp"
 
 namespace rankslice::python {
 

@@ -4,7 +4,7 @@
 
 #include "rankslice/communicator.hpp"
 
-#include "native/bindings.hpp"
+#include "python/native/bindings.hpp"
 
 namespace rankslice::python {
 

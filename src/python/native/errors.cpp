@@ -1,6 +1,6 @@
 #include "rankslice/error.hpp"
 
-#include "native/bindings.hpp"
+#include "python/native/bindings.hpp"
 
 namespace rankslice::python {
 

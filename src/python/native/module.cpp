@@ -1,4 +1,4 @@
-#include "native/bindings.hpp"
+#include "python/native/bindings.hpp"
 
 NB_MODULE(_native, module) {
   module.doc() = "What rankslice does in C++. Use the package: this has no stable interface.";

@@ -8,10 +8,10 @@
 #include "rankslice/make_state_dict.hpp"
 
 #include "io/memory.hpp"
-#include "native/bindings.hpp"
-#include "native/call.hpp"
-#include "native/communicator.hpp"
 #include "plan/plan.hpp"
+#include "python/native/bindings.hpp"
+#include "python/native/call.hpp"
+#include "python/native/communicator.hpp"
 #include "state/local_tensor.hpp"
 
 namespace rankslice::python {
