@@ -8,8 +8,9 @@ usage() {
 Usage: launch/setup.sh [--lean | --tests]
 
   --lean    what it takes to build and run the program (default; LibTorch is 1.3 GB)
-  --tests   and what the tests need: the whole of torch for the Python reference (5.7 GB), strace, HDF5 tools,
-            and, only where they can be had, ShellCheck and Slurm for one test each, and Clang for fuzzing
+  --tests   and what the tests need: the whole of torch for the Python reference (5.7 GB), what the Python package is
+            built with, strace, HDF5 tools, and, only where they can be had, ShellCheck and Slurm for one test each, and
+            Clang for fuzzing
 
 Safe to repeat: what is there is left alone, and when all is there the network is not used. Needs root or sudo only
 for missing packages. LibTorch comes from, in this order: LIBTORCH_ROOT, the torch of the python3 on PATH (an active
@@ -27,7 +28,7 @@ readonly build_packages=(
   libopenmpi-dev openmpi-bin libhdf5-dev libsimdjson-dev nlohmann-json3-dev libcli11-dev libfmt-dev libxxhash-dev libpcre2-dev
   libssl-dev
   libgtest-dev libgmock-dev)
-readonly test_packages=(strace hdf5-tools)
+readonly test_packages=(python3-dev strace hdf5-tools)
 readonly optional_test_packages=(shellcheck slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge)
 # Clang before 16 cannot compile the ranges of libstdc++ 12. llvm: names in the stack traces of findings.
 readonly fuzz_packages=(clang-19 libclang-rt-19-dev llvm-19)

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Checks that the layers of the source tree point one way, and that foreign interfaces stay in their places.
 
-    check_include_arrows.py ROOT          checks a source tree; prints FILE:LINE: what is wrong, exits 1
+    check_include_arrows.py ROOT          checks a source tree
     check_include_arrows.py --self-test   checks this checker
+
+What is wrong is printed as FILE:LINE: what, and then it exits with 1.
 """
 
 import pathlib

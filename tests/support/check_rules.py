@@ -35,10 +35,13 @@ LIST = rf"{NUMBER}(?:(?:, and |, | and | to |-|–|And|To|_and_|_){NUMBER})*"
 CITATION = re.compile(rf"(?<![A-Za-z])[Rr]ule(?:s ?({LIST})| ?({NUMBER}))")
 RANGE = re.compile(rf"({NUMBER})(?:-|–| to |To)({NUMBER})")
 
-CPP_TEST = re.compile(r"(?P<above>(?:^//[^\n]*\n)*)^(?:TYPED_)?TEST(?:_[FP])?\(\s*(\w+),\s*(\w+)\)(?P<body>.*?^\}$)",
-                      re.DOTALL | re.MULTILINE)
-CPP_COMMENT_OR_STRING = re.compile(r'(//[^\n]*|/\*.*?\*/)|R"(\w*)\(.*?\)\2"|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])\'',
-                                   re.DOTALL)
+CPP_TEST = re.compile(
+    r"(?P<above>(?:^//[^\n]*\n)*)^(?:TYPED_)?TEST(?:_[FP])?\(\s*(\w+),\s*(\w+)\)(?P<body>.*?^\}$)",
+    re.DOTALL | re.MULTILINE,
+)
+CPP_COMMENT_OR_STRING = re.compile(
+    r'(//[^\n]*|/\*.*?\*/)|R"(\w*)\(.*?\)\2"|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])\'', re.DOTALL
+)
 
 
 def read_rules(text):
@@ -161,8 +164,8 @@ def self_test():
     assert rules["6"] is None and rules["5"] == Rule("five", "half of it"), rules
     for text, expected in {
         "Rule7_Name": "7", "Rules1And5a_Name": "1 5a", "Rules5To7_Name": "5 5a 6 7", "test_rules1_7_name": "1 7",
-        "test_rule7_5_bytes": "7", "rule 5a": "5a", "see Rules 1, 5 and 7: 3 bytes": "1 5 7", "rules 1-5a, 7": "1 5 5a 7",
-        "no ferrule 7": "", "the rules": "", "rule 99": "99",
+        "test_rule7_5_bytes": "7", "rule 5a": "5a", "see Rules 1, 5 and 7: 3 bytes": "1 5 7",
+        "rules 1-5a, 7": "1 5 5a 7", "no ferrule 7": "", "the rules": "", "rule 99": "99",
     }.items():  # fmt: skip
         found = sorted(set(cited_numbers(text, order)), key=lambda number: (len(number), number))
         assert sorted(found) == sorted(expected.split()), f"{text}: {found}"

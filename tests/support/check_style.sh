@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# check_style.sh shell|format: ShellCheck over every script, or clang-format over every C++ file.
+# check_style.sh shell|format|python [PYTHON]: ShellCheck over every script, clang-format over every C++ file, or over every
+# Python file the Ruff of a PYTHON (python3), as pyproject.toml says.
 # Exits 77 when the tool is not there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -27,8 +28,16 @@ check_format() {
   skip "clang-format $version is not installed"
 }
 
+check_python() {
+  local python=$1
+  "$python" -m ruff --version >/dev/null 2>&1 || skip "$python has no ruff (tests/requirements.txt)"
+  "$python" -m ruff check --no-cache src tests
+  "$python" -m ruff format --no-cache --diff src tests
+}
+
 case ${1:-} in
   shell) check_shell ;;
   format) check_format ;;
-  *) echo "usage: check_style.sh shell|format" >&2 && exit 2 ;;
+  python) check_python "${2:-python3}" ;;
+  *) echo "usage: check_style.sh shell|format|python [PYTHON]" >&2 && exit 2 ;;
 esac

@@ -172,8 +172,7 @@ def mini_config(experts, layers, width=INTERMEDIATE, hidden=HIDDEN):
             "mtp_num_hidden_layers": MTP_LAYERS,
             "full_attention_interval": min(4, layers),
             "layer_types": [
-                "full_attention" if is_full_attention(layer, layers) else "linear_attention"
-                for layer in range(layers)
+                "full_attention" if is_full_attention(layer, layers) else "linear_attention" for layer in range(layers)
             ],
             "vocab_size": VOCAB,
         },

@@ -77,7 +77,9 @@ for operation in ("store", "shards", "to_hf", "gather"):
         (operation, "read back"): Place("reading back", "pread64", PARTIAL, **writing, part=0.0),
         (operation, "reserve"): Place("reserving space", "fallocate", PARTIAL, part=0.0),
         (operation, "list"): Place("listing the output", "getdents64", PARTIAL, part=1.0),
-        (operation, "look"): Place("looking at the output", "newfstatat", PARTIAL + r"[^,]*/[^,]*, .*NOFOLLOW", part=1.0),
+        (operation, "look"): Place(
+            "looking at the output", "newfstatat", PARTIAL + r"[^,]*/[^,]*, .*NOFOLLOW", part=1.0
+        ),
         (operation, "rename"): Place("renaming", "renameat2", PARTIAL),
     }
 

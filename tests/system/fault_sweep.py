@@ -13,7 +13,7 @@ from pathlib import Path
 
 import checkpoints
 import fault_matrix
-from fault_matrix import OPERATIONS, RANKS, Workshop
+from fault_matrix import RANKS, Workshop
 from program import OnRank, leftovers, run, run_ok
 
 DOCUMENTED = {0, 3, 65, 66, 73, 74}

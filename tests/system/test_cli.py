@@ -160,7 +160,9 @@ def test_inspect_sums_up_the_layers_of_a_text_model(spelling, module, tmp_path):
 
 def test_inspect_takes_a_misplaced_mtp_for_no_prefix(broken):  # rules 32, 43
     def respell(entries):
-        return {"model." + key if key.startswith("mtp.") else key.removeprefix("model."): entries[key] for key in entries}
+        return {
+            "model." + key if key.startswith("mtp.") else key.removeprefix("model."): entries[key] for key in entries
+        }
 
     for path in broken.glob("*.safetensors"):
         checkpoints.edit_header(path, respell)

@@ -19,7 +19,14 @@ from variants import Variant
 GROUPED_FAMILIES = ["qwen3_5_moe", "qwen3_vl_moe"]  # those that rather export grouped experts
 # Sizes that are no multiples of a block; scales stand in other files than their weights.
 QWEN3_5 = Variant(
-    "qwen3_5_moe", experts=3, width=132, hidden=144, layers=2, split_decoder=True, split_mtp=True, fp8="decoder mtp dense"
+    "qwen3_5_moe",
+    experts=3,
+    width=132,
+    hidden=144,
+    layers=2,
+    split_decoder=True,
+    split_mtp=True,
+    fp8="decoder mtp dense",
 )
 VARIANTS = {
     "qwen3_5": QWEN3_5,
@@ -139,9 +146,7 @@ def test_rule57_as_upstream_gdn_parameters_are_f32(qwen3_5, mini, tmp_path):
 # rules 43, 50: the language model alone goes back under the names of its source
 def test_rule43_a_language_model_alone_is_exported_under_the_names_of_its_source(qwen3_5, tmp_path):
     run_ok("load", qwen3_5, "--text-only", "--ep-shard", 2, "--store", tmp_path / "s.h5", ranks=2)
-    expected = {
-        key: value for key, value in expected_export(qwen3_5).items() if not key.startswith("model.visual.")
-    }
+    expected = {key: value for key, value in expected_export(qwen3_5).items() if not key.startswith("model.visual.")}
     run_ok("to-hf", tmp_path / "s.h5", tmp_path / "out", ranks=3)
     assert not reference.differences(expected, reference.read_folder(tmp_path / "out"))
     run_ok("to-hf", tmp_path / "s.h5", tmp_path / "back", "--export-layout", "source", "--source", qwen3_5, ranks=2)
@@ -343,7 +348,9 @@ def test_a_source_whose_other_scales_give_the_same_values_is_not_copied(tmp_path
 
 
 def test_contradicting_options_are_refused(qwen3_5, stored, tmp_path):
-    expect(2, "to-hf", qwen3_5, tmp_path / "out", "--export-layout", "source", "--gdn-dtype", "upstream", says="upstream")
+    expect(
+        2, "to-hf", qwen3_5, tmp_path / "out", "--export-layout", "source", "--gdn-dtype", "upstream", says="upstream"
+    )
     expect(2, "to-hf", stored[0], tmp_path / "out", "--source", qwen3_5, says="--export-layout source")
     expect(2, "to-hf", qwen3_5, tmp_path / "out", "--export-layout", "source", "--source", qwen3_5, says="--source")
 

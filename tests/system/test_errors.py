@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint, a store or a command line is said with the documented code, and names the culprit."""
+"""What is wrong with a checkpoint, a store or a command line is told by the documented code, and names the culprit."""
 
 import json
 import os

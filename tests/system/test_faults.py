@@ -8,7 +8,6 @@ import subprocess
 
 import pytest
 
-import checkpoints
 import reference
 from program import OnRank, Run, expect, leftovers, run, run_ok
 

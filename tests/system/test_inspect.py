@@ -107,7 +107,8 @@ def test_inspect_counts_what_is_quantised(write):  # rules 4, 58, 60
     }
     assert lines(write(**FP8))["quantised"][:2] == [
         "block-FP8: 105 weights in F8_E4M3 with 105 tensors of scales in BF16, blocks of 128 × 128",
-        "weights: 72 of decoder experts, 12 of shared experts, 4 of attention, 9 of linear attention, 8 of the rest of MTP",
+        "weights: 72 of decoder experts, 12 of shared experts, 4 of attention, 9 of linear attention, "
+        "8 of the rest of MTP",
     ]
 
 
@@ -315,9 +316,10 @@ def test_load_reports_what_became_of_the_values(write, tmp_path):
     assert report["conversions"] == found["conversions"]
     assert report["quantisation"] == found["quantisation"]
     assert (report["choices"]["dtype"], report["choices"]["text_only"]) == ("float32", False)
-    assert "values   105 F8_E4M3 tensors dequantised to BF16, the dtype in config.json" in run_ok(
-        "load", write(**FP8), "--verify", "off"
-    ).stderr
+    assert (
+        "values   105 F8_E4M3 tensors dequantised to BF16, the dtype in config.json"
+        in run_ok("load", write(**FP8), "--verify", "off").stderr
+    )
 
 
 def test_an_export_reports_its_form(write, tmp_path):
@@ -334,7 +336,9 @@ def test_plan_lists_the_scales_that_a_rank_reads(write, variant):
     planned = run_ok("plan", write(**variant), "--ranks", 3, "--rank", 1, "--json").json
     assert sum(end - begin for begin, end in (read["bytes"] for read in planned["reads"])) == planned["bytes"]["read"]
     scales = [read for read in planned["reads"] if read["hf_key"].endswith("_scale_inv")]
-    weights = [read for read in planned["reads"] if read["hf_key"] + "_scale_inv" in {read["hf_key"] for read in scales}]
+    weights = [
+        read for read in planned["reads"] if read["hf_key"] + "_scale_inv" in {read["hf_key"] for read in scales}
+    ]
     assert scales and {read["fqn"] for read in scales} == {read["fqn"] for read in weights}
 
 

@@ -30,7 +30,7 @@ def assert_report(path, tensors, mesh):
     assert [entry["rank"] for entry in report["rank"]] == list(range(mesh.ranks))
     assert [entry["bytes_owned"] for entry in report["rank"]] == owned
     assert [entry["bytes_read"] for entry in report["rank"]] == read
-    for entry, bytes_owned in zip(report["rank"], owned):
+    for entry, bytes_owned in zip(report["rank"], owned, strict=True):
         assert entry["host"]
         assert 0 < entry["seconds_load"] <= report["seconds"]["load"] <= report["seconds"]["total"]
         assert entry["peak_rss_bytes"] > bytes_owned

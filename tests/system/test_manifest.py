@@ -313,7 +313,9 @@ def test_it_replaces_nothing_else(mini, tmp_path):
 @pytest.mark.parametrize("where", [[], ["m.json"]])
 def test_what_is_no_folder_of_safetensors_files_gets_none_and_is_not_read_for_it(mini_store, where, tmp_path):
     output = [tmp_path / name for name in where]
-    result = expect(2, "verify", mini_store, "--write-manifest", *output, "--json", says=["--write-manifest", mini_store])
+    result = expect(
+        2, "verify", mini_store, "--write-manifest", *output, "--json", says=["--write-manifest", mini_store]
+    )
     assert "verify" not in result.json["seconds"]
     expect(66, "verify", tmp_path / "none", "--write-manifest", *output, says=tmp_path / "none")
 

@@ -1,4 +1,4 @@
-"""`plan --quantization`: the keys, dtypes and shapes that a rank loads from a block-FP8 checkpoint of the same model."""
+"""`plan --quantization`: keys, dtypes and shapes that a rank loads from a block-FP8 checkpoint of the same model."""
 
 import math
 import re

@@ -17,6 +17,7 @@ from variants import Variant
 
 pytestmark = pytest.mark.usefixtures("strace")
 
+
 def own_bytes(ckpt, tensors, mesh, rank, dense=True):
     """File name -> which bytes are a rank's: its experts, and the dense tensors if asked for."""
     masks = {path.name: np.zeros(path.stat().st_size, bool) for path in reference.shard_files(ckpt)}

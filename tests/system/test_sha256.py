@@ -101,7 +101,7 @@ def test_each_file_is_read_by_one_rank_from_its_first_byte_to_its_last(listed, m
     for rank in range(3):
         text = "".join(path.read_text() for path in on_rank.traces(rank))
         for path in map(listed.__truediv__, files_of(mini)):
-            if f"<{path}>, \"\"..., {path.stat().st_size}, 0) = {path.stat().st_size}" in text:
+            if f'<{path}>, ""..., {path.stat().st_size}, 0) = {path.stat().st_size}' in text:
                 readers.setdefault(path.name, set()).add(rank)
     large = [path.name for path in reference.shard_files(mini)]
     assert all(len(readers[name]) == 1 for name in large), readers
@@ -151,7 +151,9 @@ def test_a_dry_run_reads_nothing(listed):
 def test_a_changed_file_is_named_with_both_sums(listed, tmp_path, which, ranks):
     path = reference.shard_files(listed)[1] if which == "model" else listed / which
     before = hashlib.sha256(path.read_bytes()).hexdigest()
-    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]) if which == "model" else path.read_bytes() + b"\n")
+    path.write_bytes(
+        path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]) if which == "model" else path.read_bytes() + b"\n"
+    )
     after = hashlib.sha256(path.read_bytes()).hexdigest()
     out = tmp_path / "m.json"
     says = [f"{path.name}: SHA-256 expected {before}, found {after}"]

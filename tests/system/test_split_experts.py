@@ -119,7 +119,7 @@ def test_a_flipped_bit_is_traced_to_layer_and_expert(part, module, ckpt, tmp_pat
 def test_two_exchanged_experts_are_both_named(module, ckpt, tmp_path):
     run_ok("load", ckpt, "--store", tmp_path / "s.h5")
     names = [f"{module}.{expert}.down_proj.weight" for expert in (1, 4)]
-    other = dict(zip(names, reversed(names)))
+    other = dict(zip(names, reversed(names), strict=True))
     for path in {file_of(ckpt, name) for name in names}:
         edit_header(path, lambda header: {other.get(name, name): entry for name, entry in header.items()})
     files = {name: path.name for path in reference.shard_files(ckpt) for name in reference.read_file(path)}
@@ -165,7 +165,7 @@ def test_one_changed_element_of_an_ep_shard_changes_exactly_its_bytes(variant, n
     assert different == name
     box = reference.local_box(name, expected[name].shape, mesh, rank)
     (place,) = np.argwhere(expected[name].bits != found[name].bits)
-    assert place.tolist() == [part.start + local for part, local in zip(box, at)]
+    assert place.tolist() == [part.start + local for part, local in zip(box, at, strict=True)]
 
 
 def test_a_folder_that_lacks_an_ep_shard_is_refused(ckpt, tmp_path):

@@ -86,7 +86,7 @@ def _place_in(mesh: DeviceMesh) -> MeshPlace:
         )
     order = [names.index(name) for name in CANONICAL if name in names]
     ranks = mesh.mesh.permute(order).flatten().tolist()
-    sizes = dict(zip(names, mesh.mesh.shape))
+    sizes = dict(zip(names, mesh.mesh.shape, strict=True))
     if dist.get_rank() not in ranks:
         raise UsageError(f"rank {dist.get_rank()} is not in the mesh of ranks {ranks}")
     native = _native.Mesh(*(sizes.get(name, 1) for name in CANONICAL))

@@ -35,7 +35,7 @@ def reporting(progress: Progress, first_rank: bool = True) -> Iterator[Report | 
         finally:
             bar.close()
     else:
-        raise UsageError(f"progress: expected True, a function (phase, bytes done, bytes in all) or None, got {progress!r}")
+        raise UsageError(f"progress: expected True, a function (phase, done, total) or None, got {progress!r}")
 
 
 class _Bar:

@@ -1,4 +1,4 @@
-"""What rankslice raises on purpose. Messages name the file, the tensor, the bytes, what was expected and what was found."""
+"""What rankslice raises on purpose. Messages name the file, the tensor, the bytes, what was expected and found."""
 
 from __future__ import annotations
 
