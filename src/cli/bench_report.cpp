@@ -10,7 +10,7 @@
 #include <set>
 #include <span>
 
-#include "cli/listing.hpp"
+#include "facts/words.hpp"
 
 namespace rankslice::cli {
 

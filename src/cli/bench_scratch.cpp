@@ -12,7 +12,7 @@
 
 #include "rankslice/error.hpp"
 
-#include "cli/console.hpp"
+#include "facts/words.hpp"
 #include "io/file.hpp"
 #include "io/positional.hpp"
 

@@ -10,9 +10,6 @@
 
 namespace rankslice::cli {
 
-/// "1.61 GB"
-[[nodiscard]] std::string human_bytes(std::uint64_t bytes);
-
 /// Data on stdout, which a script waits for. @throws IoError `io` when it cannot be written.
 void print_data(std::string const& text);
 

@@ -97,14 +97,6 @@ std::optional<ExitCode> stop_code() {
   return signal_number == SIGTERM ? ExitCode::terminated : ExitCode::interrupted;
 }
 
-Json describe_error(Error const& error) {
-  return {{"code", static_cast<int>(error.code)},
-          {"message", error.what()},
-          {"rank", std::max(0, error.rank)},
-          {"file", error.file},
-          {"tensor", error.tensor}};
-}
-
 Job::Job(Options const& job_options, Communicator& job_world, std::string const& mpi_version)
     : options(job_options), world(job_world), console(options, world.rank() == 0) {
   report = {{"schema", "rankslice.report/1"},
@@ -321,7 +313,7 @@ void Job::fail(Error const& error) {
 void Job::publish() {
   if (world.rank() != 0) return;
   report["seconds"]["total"] = seconds_since(start_);
-  auto const text = report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  auto const text = json_text(report);
   if (options.json && !listed) print_data(text);
   if (!std::exchange(report_ready_, false)) return;
   StagedOutput output(options.report, StagedOutput::Kind::file, true);

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <nlohmann/json.hpp>
-
 #include <chrono>
 #include <functional>
 #include <optional>
@@ -15,12 +13,11 @@
 
 #include "cli/console.hpp"
 #include "cli/options.hpp"
+#include "facts/words.hpp"
 #include "io/staged_output.hpp"
 #include "plan/plan.hpp"
 
 namespace rankslice::cli {
-
-using Json = nlohmann::ordered_json;
 
 /// One run of a command on this rank: its options, its ranks, what it says and what it reports.
 class Job {
@@ -84,9 +81,6 @@ class Job {
 
 /// Whether two paths lead to one file, or would, links followed.
 [[nodiscard]] bool same_place(std::string const& a, std::string const& b);
-
-/// As reports have it. An error that ranks have not agreed on gets rank 0.
-[[nodiscard]] Json describe_error(Error const& error);
 
 /// Catch SIGINT and SIGTERM from now on: calls stop at their next block and clean up.
 void catch_signals();

@@ -10,7 +10,11 @@ namespace rankslice::cli {
 /// Rank 0 does it.
 void list_plan(Job& job, Checkpoint const& source, Mesh const& mesh);
 
-[[nodiscard]] Json mesh_json(Mesh const& mesh);
+/// Put quantisation, conversions and what was chosen of them into the report. Local.
+void report_values(Job& job, Checkpoint const& checkpoint);
+
+/// Say what the report has of them.
+void say_values(Job& job);
 
 /// One line for people, and what it says of bytes that were read again.
 [[nodiscard]] std::string describe(VerifyReport const& verified, double seconds);
@@ -18,8 +22,5 @@ void list_plan(Job& job, Checkpoint const& source, Mesh const& mesh);
 
 /// An error of all ranks alike, told once. Collective; `verified` is the same on all ranks.
 void throw_if_bad(Communicator& world, VerifyReport const& verified);
-
-/// "rank(s) 4" stays short: "1 rank", "4 ranks".
-[[nodiscard]] std::string counted(std::uint64_t n, std::string const& singular);
 
 }  // namespace rankslice::cli

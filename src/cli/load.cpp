@@ -8,7 +8,6 @@
 #include "cli/commands.hpp"
 #include "cli/device.hpp"
 #include "cli/listing.hpp"
-#include "cli/model_facts.hpp"
 #include "plan/plan.hpp"
 
 namespace rankslice::cli {

@@ -6,7 +6,7 @@
 
 #include "rankslice/manifest.hpp"
 
-#include "cli/listing.hpp"
+#include "facts/words.hpp"
 
 namespace rankslice::cli {
 

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "cli/commands.hpp"
-#include "cli/listing.hpp"
+#include "facts/words.hpp"
 
 namespace rankslice::cli {
 

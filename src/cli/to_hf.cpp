@@ -6,7 +6,6 @@
 
 #include "cli/commands.hpp"
 #include "cli/listing.hpp"
-#include "cli/model_facts.hpp"
 #include "export_plan.hpp"
 
 namespace rankslice::cli {

@@ -28,6 +28,7 @@ ARROWS = {
 }
 TOP = "src"  # stands for the files right in src/: load.cpp, store.cpp, to_hf.cpp and what they share
 ARROWS[TOP] = set(ARROWS) - {"synth"}
+ARROWS["facts"] = set(ARROWS) - {"synth"}
 ARROWS["cli"] = ARROWS["python"] = set(ARROWS)
 
 # Foreign headers and names, and the files that may have them. Names are looked for outside comments and strings.

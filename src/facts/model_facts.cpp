@@ -1,4 +1,4 @@
-#include "cli/model_facts.hpp"
+#include "facts/model_facts.hpp"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -9,12 +9,11 @@
 #include <map>
 #include <set>
 
-#include "cli/listing.hpp"
 #include "model/converted_model.hpp"
 #include "model/exported_form.hpp"
 #include "model/family.hpp"
 
-namespace rankslice::cli {
+namespace rankslice {
 
 namespace {
 
@@ -209,17 +208,4 @@ std::vector<std::string> value_lines(Json const& conversions) {
   return conversion_lines(changed);
 }
 
-void report_values(Job& job, Checkpoint const& checkpoint) {
-  auto const conversions = summarize_conversions(checkpoint, job.options.open_dtype().has_value());
-  job.report["quantisation"] = summarize_quantisation(checkpoint);
-  job.report["conversions"] = conversions;
-  auto& choices = job.report["choices"];
-  choices["dtype"] = job.options.dtype;
-  choices["text_only"] = is_text_only(checkpoint.family);
-}
-
-void say_values(Job& job) {
-  for (auto const& line : value_lines(job.report["conversions"])) job.console.say("values   " + line);
-}
-
-}  // namespace rankslice::cli
+}  // namespace rankslice

@@ -5,9 +5,9 @@
 
 #include "rankslice/checkpoint.hpp"
 
-namespace rankslice::cli {
+namespace rankslice {
 
 /// What is no error, and still not as one would expect it.
 [[nodiscard]] std::vector<std::string> oddities(Checkpoint const& checkpoint);
 
-}  // namespace rankslice::cli
+}  // namespace rankslice

@@ -3,9 +3,11 @@
 #include <string>
 #include <vector>
 
-#include "cli/job.hpp"
+#include "rankslice/checkpoint.hpp"
 
-namespace rankslice::cli {
+#include "facts/words.hpp"
+
+namespace rankslice {
 
 /// How the Hugging Face checkpoint holds its experts: `decoder_experts` and `mtp_experts`, each `grouped`, `split` or
 /// `none`, and `expert_layout`, `hub` or `transformers` where the family has both, else null.
@@ -31,10 +33,4 @@ namespace rankslice::cli {
 /// What loading does to values, but for what training needs of every checkpoint.
 [[nodiscard]] std::vector<std::string> value_lines(Json const& conversions);
 
-/// Put quantisation, conversions and what was chosen of them into the report. Local.
-void report_values(Job& job, Checkpoint const& checkpoint);
-
-/// Say what the report has of them.
-void say_values(Job& job);
-
-}  // namespace rankslice::cli
+}  // namespace rankslice

@@ -1,4 +1,4 @@
-#include "cli/oddities.hpp"
+#include "facts/oddities.hpp"
 
 #include <fmt/format.h>
 
@@ -7,10 +7,10 @@
 #include <optional>
 #include <set>
 
-#include "cli/listing.hpp"
+#include "facts/words.hpp"
 #include "model/family.hpp"
 
-namespace rankslice::cli {
+namespace rankslice {
 
 namespace {
 
@@ -82,4 +82,4 @@ Odd oddities(Checkpoint const& checkpoint) {
   return odd;
 }
 
-}  // namespace rankslice::cli
+}  // namespace rankslice
