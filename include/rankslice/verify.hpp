@@ -59,6 +59,17 @@ struct VerifyReport {
   void throw_if_bad() const;
 };
 
+/// Digest what `load` would have digested while reading: the bytes of a state's source of which its tensors are made,
+/// each once, into `state.read`. For states that `make_state_dict` made or that were loaded without digests, before
+/// they are verified. Memory of the tensors is not touched; needs a bounded buffer. Where every rank has digests
+/// already, nothing is read. Collective.
+/// @throws PlanError for a state that is not what it says, as UsageError on every rank; UsageError for one that belongs
+/// to no checkpoint; IoError, FormatError
+void digest_source(StateDict& state, Communicator& world, CallOptions const& call = {});
+
+/// Rank-local: the same without any communication. @throws as above
+void digest_source(StateDict& state, CallOptions const& call = {});
+
 /// Prove that the ranks together hold exactly the checkpoint: same mesh, source, keys, shapes and dtypes everywhere,
 /// slices that tile every tensor, and digests of the held tensors equal to those of the bytes that were read and to the
 /// reference. The report is the same on every rank. Collective, with the same options on every rank.

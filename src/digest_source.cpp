@@ -1,0 +1,45 @@
+#include <fmt/format.h>
+
+#include "rankslice/verify.hpp"
+
+#include "comm/checked_bytes.hpp"
+#include "state/consistency.hpp"
+#include "storage_reader.hpp"
+#include "watch.hpp"
+
+namespace rankslice {
+
+namespace {
+
+bool is_digested(StateDict const& state) { return state.read.source.tensors() > 0; }
+
+std::vector<PlannedSlice> slices_held(StateDict const& state) {
+  std::vector<PlannedSlice> slices;
+  for (auto const& [fqn, tensor] : state.tensors) slices.push_back({tensor.index, tensor.slice()});
+  return slices;
+}
+
+void digest_slices_held(StateDict& state, CallOptions const& call, Communicator* world) {
+  auto const& source = *state.source;
+  if (source.format == CheckpointFormat::state) {
+    throw UsageError(source.path + ": belongs to no checkpoint with which its values could be compared");
+  }
+  auto const slices = slices_held(state);
+  auto const bytes = stored_bytes(source.storage, source.model, slices).read;
+  state.read = digest_slices(source.model, slices, source.storage, watch(call, "verify", bytes, world));
+}
+
+}  // namespace
+
+void digest_source(StateDict& state, Communicator& world, CallOptions const& call) {
+  on_every_rank(world, [&] { require_consistent(state, world); });
+  if (all_say(world, is_digested(state))) return;
+  on_every_rank(world, [&] { digest_slices_held(state, call, &world); });
+}
+
+void digest_source(StateDict& state, CallOptions const& call) {
+  require_consistent(state);
+  if (!is_digested(state)) digest_slices_held(state, call, nullptr);
+}
+
+}  // namespace rankslice
