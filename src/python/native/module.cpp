@@ -6,4 +6,6 @@ NB_MODULE(_native, module) {
   rankslice::python::bind_checkpoint(module);
   rankslice::python::bind_communicator(module);
   rankslice::python::bind_state(module);
+  rankslice::python::bind_exports(module);
+  rankslice::python::bind_verify(module);
 }

@@ -1,0 +1,63 @@
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+
+#include "rankslice/to_hf.hpp"
+
+#include "python/native/arguments.hpp"
+#include "python/native/bindings.hpp"
+#include "python/native/call.hpp"
+#include "python/native/communicator.hpp"
+
+namespace rankslice::python {
+
+namespace {
+
+std::optional<ExportLayout> parse_export_layout(std::string const& name) {
+  if (name == "auto") return ExportLayout::automatic;
+  return name == "source" ? std::optional(ExportLayout::source) : std::nullopt;
+}
+
+std::optional<GdnDtype> parse_gdn_dtype(std::string const& name) {
+  if (name == "preserve") return GdnDtype::preserve;
+  return name == "upstream" ? std::optional(GdnDtype::upstream) : std::nullopt;
+}
+
+ExportReport export_state(StateDict const& state, std::string const& out_dir, World const& world, bool overwrite,
+                          std::string const& include, std::string const& exclude, std::string const& layout,
+                          std::shared_ptr<Checkpoint const> const& originals, std::string const& gdn_dtype,
+                          std::uint64_t max_file_bytes, bool gather, nb::object const& progress) {
+  Call call(progress);
+  ExportOptions const options{.overwrite = overwrite,
+                              .keys = key_selection(include, exclude),
+                              .layout = known(parse_export_layout(layout), "export_layout", layout),
+                              .source = originals,
+                              .gdn_dtype = known(parse_gdn_dtype(gdn_dtype), "gdn_dtype", gdn_dtype),
+                              .max_file_bytes = max_file_bytes,
+                              .gather = gather,
+                              .call = call.options()};
+  return call.run([&] { return to_hf(state, out_dir, *world, options); });
+}
+
+void save(StateDict const& state, std::string const& out_dir, World const& world, bool overwrite,
+          nb::object const& progress) {
+  Call call(progress);
+  SaveOptions const options{.overwrite = overwrite, .call = call.options()};
+  call.run([&] { world ? save_shards(state, out_dir, *world, options) : save_shard(state, out_dir, options); });
+}
+
+}  // namespace
+
+void bind_exports(nb::module_& module) {
+  nb::class_<ExportReport>(module, "ExportReport")
+      .def_prop_ro("headers", [](ExportReport const& report) { return std::string(name(report.headers)); })
+      .def_ro("bytes_read", &ExportReport::bytes_read)
+      .def_ro("bytes_written", &ExportReport::bytes_written)
+      .def_ro("files", &ExportReport::files);
+  module.def("to_hf", &export_state, nb::arg("state"), nb::arg("out_dir"), nb::arg("world"), nb::arg("overwrite"),
+             nb::arg("include"), nb::arg("exclude"), nb::arg("export_layout"), nb::arg("originals").none(),
+             nb::arg("gdn_dtype"), nb::arg("max_file_bytes"), nb::arg("gather"), nb::arg("progress").none());
+  module.def("save_shards", &save, nb::arg("state"), nb::arg("out_dir"), nb::arg("world").none(), nb::arg("overwrite"),
+             nb::arg("progress").none());
+}
+
+}  // namespace rankslice::python
