@@ -1,12 +1,20 @@
 #include "python/native/call.hpp"
 
-#include "rankslice/error.hpp"
+#include <string>
+
+#include "python/native/errors.hpp"
 
 namespace rankslice::python {
 
 namespace {
 
 constexpr std::chrono::milliseconds kBetweenReports{50};
+
+thread_local Call* current_call = nullptr;
+
+std::string described(nb::python_error const& error) {
+  return nb::cast<std::string>(nb::str("{}: {}").format(error.type().attr("__name__"), error.value()));
+}
 
 }  // namespace
 
@@ -19,7 +27,13 @@ std::shared_ptr<nb::object> without_gil(nb::object object) {
 }
 
 Call::Call(nb::object const& progress)
-    : progress_(progress.is_none() ? nullptr : without_gil(progress)), next_report_(std::chrono::steady_clock::now()) {}
+    : outer_(std::exchange(current_call, this)),
+      progress_(progress.is_none() ? nullptr : without_gil(progress)),
+      next_report_(std::chrono::steady_clock::now()) {}
+
+Call::~Call() { current_call = outer_; }
+
+Call* Call::current() { return current_call; }
 
 CallOptions Call::options() {
   return {.progress = [this](Progress const& progress) { report(progress); }, .stop = {}};
@@ -42,10 +56,28 @@ void Call::with_gil(std::function<void()> const& step) {
   try {
     step();
   } catch (nb::python_error const& error) {
-    if (!raised_) raised_.emplace(error);
-    if (error.matches(PyExc_KeyboardInterrupt)) throw Interrupted();
-    throw UnexpectedError(error.what());
+    std::rethrow_exception(keep(error));
   }
+}
+
+std::exception_ptr Call::keep(nb::python_error const& error) {
+  if (!raised_) raised_.emplace(error);
+  if (!error.matches(PyExc_KeyboardInterrupt)) return std::make_exception_ptr(UnexpectedError(described(error)));
+  if (auto const others = others_.lock()) others->stop();
+  return std::make_exception_ptr(Interrupted());
+}
+
+void Call::raise_what_was_kept() const {
+  if (raised_) throw nb::python_error(*raised_);
+}
+
+void Call::complete(Error& error) const {
+  raise_what_was_kept();
+  auto const others = others_.lock();
+  if (others != nullptr && dynamic_cast<Interrupted const*>(&error) != nullptr) {
+    error.rank = others->stopped_by().value_or(error.rank);
+  }
+  if (cause_.is_valid() && dynamic_cast<CommError const*>(&error) != nullptr) raise(error, cause_);
 }
 
 }  // namespace rankslice::python

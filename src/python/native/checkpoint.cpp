@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "python/native/bindings.hpp"
+#include "python/native/call.hpp"
 #include "python/native/communicator.hpp"
 
 namespace rankslice::python {
@@ -15,8 +16,9 @@ namespace rankslice::python {
 namespace {
 
 std::shared_ptr<Checkpoint const> open(std::string const& path, World const& world, OpenOptions const& options) {
-  nb::gil_scoped_release const released;
-  return world ? open_checkpoint(path, *world, options) : open_checkpoint(path, options);
+  return Call(nb::none()).run([&] {
+    return world ? open_checkpoint(path, *world, options) : open_checkpoint(path, options);
+  });
 }
 
 template <typename Value>

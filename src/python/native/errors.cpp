@@ -1,6 +1,4 @@
-#include "rankslice/error.hpp"
-
-#include "python/native/bindings.hpp"
+#include "python/native/errors.hpp"
 
 namespace rankslice::python {
 
@@ -10,7 +8,9 @@ namespace {
 char const* class_name(Error const& error) {
   if (dynamic_cast<UsageError const*>(&error) != nullptr) return "UsageError";
   if (dynamic_cast<FormatError const*>(&error) != nullptr) return "FormatError";
-  if (dynamic_cast<IoError const*>(&error) != nullptr) return "IoError";
+  if (dynamic_cast<IoError const*>(&error) != nullptr) {
+    return error.code == ExitCode::input_missing ? "InputMissingError" : "IoError";
+  }
   if (dynamic_cast<PlanError const*>(&error) != nullptr) return "PlanError";
   if (dynamic_cast<CommError const*>(&error) != nullptr) return "CommError";
   if (dynamic_cast<DeviceError const*>(&error) != nullptr) return "DeviceError";
@@ -20,24 +20,38 @@ char const* class_name(Error const& error) {
   return "Error";
 }
 
-nb::object or_none(std::string const& text) { return text.empty() ? nb::none() : nb::object(nb::str(text.c_str())); }
-
-void raise(Error const& error) {
-  auto const type = nb::module_::import_("rankslice.errors").attr(class_name(error));
-  auto const rank = error.rank < 0 ? nb::none() : nb::object(nb::int_(error.rank));
-  auto const exception =
-      type(error.what(), static_cast<int>(error.code), or_none(error.file), or_none(error.tensor), rank);
-  PyErr_SetObject(type.ptr(), exception.ptr());
+/// Names of files need not be UTF-8: `how` says what becomes of such bytes.
+nb::object text_of(std::string const& bytes, char const* how) {
+  return nb::steal(PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), how));
 }
 
+/// As `os.fsdecode` has it, so that Python finds the file by it.
+nb::object or_none(std::string const& name) { return name.empty() ? nb::none() : text_of(name, "surrogateescape"); }
+
+nb::object exception_of(Error const& error) {
+  auto const type = nb::module_::import_("rankslice.errors").attr(class_name(error));
+  auto const message = text_of(error.what(), "backslashreplace");
+  auto const rank = error.rank < 0 ? nb::none() : nb::object(nb::int_(error.rank));
+  return type(message, static_cast<int>(error.code), or_none(error.file), or_none(error.tensor), rank);
+}
+
+void set(nb::object const& exception) { PyErr_SetObject(exception.type().ptr(), exception.ptr()); }
+
 }  // namespace
+
+void raise(Error const& error, nb::object const& cause) {
+  auto const exception = exception_of(error);
+  exception.attr("__cause__") = cause;
+  set(exception);
+  throw nb::python_error();
+}
 
 void bind_errors(nb::module_&) {
   nb::register_exception_translator([](std::exception_ptr const& thrown, void*) {
     try {
       std::rethrow_exception(thrown);
     } catch (Error const& error) {
-      raise(error);
+      set(exception_of(error));
     }
   });
 }

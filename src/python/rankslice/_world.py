@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
+from contextlib import suppress
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Callable
 
 from rankslice import _native
 from rankslice.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from torch import Tensor
+    from torch.distributed import ProcessGroup, Store, Work
+
+    _Job = tuple[Callable, tuple, Callable[[object, "BaseException | None"], None]]
 
 _FIRST_TAG = 20_000
 """Tags from here on are ours: far from a caller's own messages, and what MPI has at least (32767) is above."""
@@ -67,26 +73,90 @@ def _with_cpu(group: ProcessGroup, ranks: list[int]) -> tuple[ProcessGroup, str]
 
 
 class _Messages:
-    """What C++ calls: messages between the ranks, by their place in ``ranks``."""
+    """What C++ has of a process group: messages between the ranks, by their place in ``ranks``.
+
+    Attributes:
+        jobs: what to call, its arguments, and what then gets (result, exception): served by a thread of this group.
+        between_looks: seconds from one look for other ranks' interrupts to the next.
+    """
 
     def __init__(self, group: ProcessGroup, kind: str, ranks: list[int]) -> None:
         import torch.distributed as dist
 
         self.kind, self.size, self.rank = kind, len(ranks), ranks.index(dist.get_rank())
-        self._group, self._ranks = group, ranks
+        self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self.between_looks = max(0.5, self.size / 2000)  # all look at one store: 2000 times a second at most
+        self._group, self._ranks, self._flag = group, ranks, _Flag(ranks)
+        threading.Thread(target=_serve, args=(self.jobs,), name="rankslice messages", daemon=True).start()
+        weakref.finalize(self, self.jobs.put, None)
 
     def start_send(self, data: memoryview, to: int, tag: int) -> Callable[[], object]:
         import torch
         import torch.distributed as dist
 
         tensor = torch.frombuffer(data, dtype=torch.uint8)
-        work = dist.isend(tensor, dst=self._ranks[to], group=self._group, tag=_FIRST_TAG + tag)
-        return lambda: (work.wait(), tensor)  # the memory's view stays as long as the message
+        return _wait(tensor, dist.isend(tensor, dst=self._ranks[to], group=self._group, tag=_FIRST_TAG + tag))
 
     def start_receive(self, data: memoryview, source: int, tag: int) -> Callable[[], object]:
         import torch
         import torch.distributed as dist
 
         tensor = torch.frombuffer(data, dtype=torch.uint8)
-        work = dist.irecv(tensor, src=self._ranks[source], group=self._group, tag=_FIRST_TAG + tag)
-        return lambda: (work.wait(), tensor)
+        return _wait(tensor, dist.irecv(tensor, src=self._ranks[source], group=self._group, tag=_FIRST_TAG + tag))
+
+    def stop(self) -> None:
+        """Stops the others at their next block."""
+        self._flag.raise_by(self.rank)
+
+    def stopped_by(self) -> int | None:
+        """The rank that stopped all, if one did."""
+        return self._flag.raised_by()
+
+
+class _Flag:
+    """Raised by a rank that was interrupted. A rank at work looks at it, as it does not read messages; and one that
+    waits, as torch's waits cannot be broken off. It stands in the job's store; without one it is never seen raised."""
+
+    _made: dict[int, int] = {}  # for the same ranks; all of them have made as many
+
+    def __init__(self, ranks: list[int]) -> None:
+        from torch.distributed import distributed_c10d
+
+        same_ranks = hash(tuple(ranks))  # of numbers: alike in all processes
+        number = self._made[same_ranks] = self._made.get(same_ranks, 0) + 1
+        self._key = f"rankslice/interrupt/{same_ranks}/{number}"
+        try:
+            self._store: Store | None = distributed_c10d._get_default_store()
+        except (AttributeError, ValueError):  # not public
+            self._store = None
+
+    def raise_by(self, rank: int) -> None:
+        if self._store is not None:
+            with suppress(RuntimeError):  # a store that went away with its rank: the group says more of that
+                self._store.set(self._key, str(rank))
+
+    def raised_by(self) -> int | None:
+        if self._store is not None:
+            with suppress(RuntimeError):
+                return int(self._store.get(self._key)) if self._store.check([self._key]) else None
+        return None
+
+
+def _wait(tensor: Tensor, work: Work) -> Callable[[], object]:
+    """Waits for a message; keeps the view of its memory as long."""
+    return lambda: (work.wait(), tensor)[0]
+
+
+def _serve(jobs: SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        _do(*job)
+        del job  # what it holds must not stay until the next one
+
+
+def _do(function: Callable, arguments: tuple, done: Callable[[object, BaseException | None], None]) -> None:
+    try:
+        result = function(*arguments)
+    except BaseException as error:  # C++ waits for an answer, whatever it is
+        done(None, error.with_traceback(None))
+    else:
+        done(result, None)

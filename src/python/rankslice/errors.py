@@ -38,19 +38,23 @@ class FormatError(Error):
     """Bytes that break the rules of their format, or tensors that do not fit their model."""
 
 
-class IoError(Error):
-    """A file that is missing, cannot be created, read or written, or changed meanwhile."""
+class IoError(Error, OSError):
+    """A file that cannot be created, read or written, or changed meanwhile."""
+
+
+class InputMissingError(IoError, FileNotFoundError):
+    """A file or folder that is not there."""
 
 
 class PlanError(Error, ValueError):
     """A mesh, selection or state dict from which no plan can be made."""
 
 
-class CommError(Error):
-    """Ranks that do not answer, or a process group that failed."""
+class CommError(Error, RuntimeError):
+    """Ranks that do not answer, or a process group that failed: its exception is the ``__cause__``."""
 
 
-class DeviceError(Error):
+class DeviceError(Error, RuntimeError):
     """A device that was asked for and cannot be used."""
 
 
@@ -62,5 +66,5 @@ class Interrupted(Error):
     """Another rank was interrupted, and so the call ended here too. That rank itself raises KeyboardInterrupt."""
 
 
-class UnexpectedError(Error):
+class UnexpectedError(Error, RuntimeError):
     """What no rank should meet: a bug, memory that ran out, or an exception in another rank's callback."""
