@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <unordered_map>
 #include <unordered_set>
 
 #include "rankslice/error.hpp"
@@ -13,6 +14,7 @@
 #include "io/file.hpp"
 #include "model/key_table.hpp"
 #include "plan/held.hpp"
+#include "state/consistency.hpp"
 #include "state/local_tensor.hpp"
 
 namespace rankslice {
@@ -72,20 +74,30 @@ void require_names(Checkpoint const& source, std::vector<CheckpointParts::Native
   }
 }
 
+/// Where the caller says that a tensor lies, or else where the mesh has it.
 ShardedTensor place(Checkpoint const& source, std::uint32_t index, LocalTensor const& local, Mesh const& mesh,
                     MeshCoordinate const& coordinate) {
   auto const& parameter = source.model.parameters[index];
-  auto const slice = held_slice(parameter, mesh, coordinate);
-  auto tensor = place_local_tensor(parameter, {.parameter = index, .slice = slice}, mesh);
-  auto const expected = parameter.bytes(slice, Form::native);
-  if (local.data.bytes != expected) {
-    throw PlanError(fmt::format("{}: this rank's part of {} {} is {} at {}, {} bytes; the buffer has {}", parameter.fqn,
-                                name(parameter.dtype), to_string(parameter.shape), to_string(tensor.local_shape),
-                                to_string(tensor.offsets), expected, local.data.bytes),
-                    parameter.fqn);
+  ShardedTensor tensor{.parameter = parameter,
+                       .local_shape = local.local_shape,
+                       .offsets = local.offsets,
+                       .placements = {},
+                       .data = {},
+                       .index = index};
+  if (local.offsets.empty() && local.local_shape.empty()) {
+    auto const slice = held_slice(parameter, mesh, coordinate);
+    tensor = place_local_tensor(parameter, {.parameter = index, .slice = slice}, mesh);
   }
   tensor.data = local.data;
   return tensor;
+}
+
+/// @throws PlanError when a checkpoint has a parameter otherwise than the caller.
+void require_like(LocalTensor const& local, Parameter const& parameter, std::string const& path) {
+  if (local.dtype == parameter.dtype && local.global_shape == parameter.shape) return;
+  throw PlanError(fmt::format("{}: is {} {}, in {} it is {} {}", parameter.fqn, name(local.dtype),
+                              to_string(local.global_shape), path, name(parameter.dtype), to_string(parameter.shape)),
+                  parameter.fqn);
 }
 
 }  // namespace
@@ -101,6 +113,24 @@ StateDict make_state_dict(std::map<std::string, LocalTensor> const& tensors, Mes
     auto const& fqn = source->model.parameters[i].fqn;
     state.tensors.emplace(fqn, place(*source, i, tensors.at(fqn), mesh, coordinate));
   }
+  require_consistent(state);
+  return state;
+}
+
+StateDict make_state_dict(std::shared_ptr<Checkpoint const> const& source,
+                          std::map<std::string, LocalTensor> const& tensors, Mesh const& mesh,
+                          MeshCoordinate const& coordinate) {
+  auto const& parameters = source->model.parameters;
+  std::unordered_map<std::string_view, std::uint32_t> by_fqn;
+  for (std::uint32_t i = 0; i < parameters.size(); ++i) by_fqn.emplace(parameters[i].fqn, i);
+  StateDict state{.tensors = {}, .mesh = mesh, .coordinate = coordinate, .source = source, .read = {}};
+  for (auto const& [fqn, tensor] : tensors) {
+    auto const found = by_fqn.find(fqn);
+    if (found == by_fqn.end()) throw PlanError(fmt::format("{}: is no tensor of {}", fqn, source->path), fqn);
+    require_like(tensor, parameters[found->second], source->path);
+    state.tensors.emplace(fqn, place(*source, found->second, tensor, mesh, coordinate));
+  }
+  require_consistent(state);
   return state;
 }
 

@@ -41,10 +41,10 @@ struct StateOptions {
 /// Names that contain `_extra_state` are left out. All ranks give the same names, dtypes, global shapes and options:
 /// the calls that take the state refuse what would make other headers or another index than rank 0's. Local.
 /// @param tensors by FQN, native; files are filled in the order of the names
-/// @throws PlanError for a buffer of another size than this rank's part, a coordinate outside the mesh, or rows that
-/// `ep_shard` does not divide; FormatError for names, shapes and dtypes that do not fit the family or config.json,
-/// names that are no UTF-8, and side files whose names lead out of a folder or meet; UsageError for an unknown family;
-/// IoError for a config.json that cannot be read.
+/// @throws PlanError for a part that does not lie inside or is divided along other axes, a buffer of another size, a
+/// coordinate outside the mesh, or rows that `ep_shard` does not divide; FormatError for names, shapes and dtypes that
+/// do not fit the family or config.json, names that are no UTF-8, and side files whose names lead out of a folder or
+/// meet; UsageError for an unknown family; IoError for a config.json that cannot be read.
 [[nodiscard]] StateDict make_state_dict(std::map<std::string, LocalTensor> const& tensors, Mesh const& mesh,
                                         MeshCoordinate const& coordinate, StateOptions const& options);
 

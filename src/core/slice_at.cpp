@@ -15,7 +15,8 @@ std::optional<Slice> slice_at(Parameter const& parameter, Shape const& offsets, 
     return Slice{.part = {offsets[0], offsets[0] + local[0]}, .rows = {offsets[1], offsets[1] + local[1]}};
   }
   if (global.empty() || local[0] == global[0]) return parameter.whole();
-  auto const units = parameter.part_count() / global[0];  // of one index of axis 0
+  if (parameter.part_count() % global[0] != 0) return std::nullopt;  // of sub-byte types that end within a byte
+  auto const units = parameter.part_count() / global[0];             // of one index of axis 0
   return Slice{.part = {offsets[0] * units, (offsets[0] + local[0]) * units}};
 }
 

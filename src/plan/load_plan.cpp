@@ -1,4 +1,5 @@
 #include <map>
+#include <utility>
 
 #include "plan/held.hpp"
 #include "plan/plan.hpp"
@@ -16,20 +17,20 @@ void add_slice(RankBytes& bytes, Parameter const& parameter, Slice const& held, 
 
 }  // namespace
 
-LoadPlan make_load_plan(Model const& model, Form storage_form, Mesh const& mesh, MeshCoordinate const& coordinate) {
-  LoadPlan plan;
-  plan.slices.reserve(model.parameters.size());
+LoadPlan make_load_plan(Model const& model, Form storage_form, std::vector<PlannedSlice> slices) {
   RankBytes bytes;
+  for (auto const& [parameter, slice] : slices) add_slice(bytes, model.parameters[parameter], slice, storage_form);
+  return {
+      .slices = std::move(slices), .bytes_wanted = bytes.wanted, .bytes_read = bytes.read, .bytes_owned = bytes.owned};
+}
+
+LoadPlan make_load_plan(Model const& model, Form storage_form, Mesh const& mesh, MeshCoordinate const& coordinate) {
+  std::vector<PlannedSlice> slices;
+  slices.reserve(model.parameters.size());
   for (std::uint32_t i = 0; i < model.parameters.size(); ++i) {
-    auto const& parameter = model.parameters[i];
-    auto const held = held_slice(parameter, mesh, coordinate);
-    plan.slices.push_back({.parameter = i, .slice = held});
-    add_slice(bytes, parameter, held, storage_form);
+    slices.push_back({.parameter = i, .slice = held_slice(model.parameters[i], mesh, coordinate)});
   }
-  plan.bytes_wanted = bytes.wanted;
-  plan.bytes_read = bytes.read;
-  plan.bytes_owned = bytes.owned;
-  return plan;
+  return make_load_plan(model, storage_form, std::move(slices));
 }
 
 std::vector<RankBytes> plan_all_ranks(Model const& model, Form storage_form, Mesh const& mesh) {

@@ -26,6 +26,9 @@ struct LoadPlan {
 [[nodiscard]] LoadPlan make_load_plan(Model const& model, Form storage_form, Mesh const& mesh,
                                       MeshCoordinate const& coordinate);
 
+/// What a rank reads and holds that has these slices, whatever a mesh says. Pure.
+[[nodiscard]] LoadPlan make_load_plan(Model const& model, Form storage_form, std::vector<PlannedSlice> slices);
+
 /// Bytes that each rank of a mesh reads and holds, in time that grows with tensors + ranks. Pure.
 /// @throws PlanError as above.
 struct RankBytes {

@@ -27,9 +27,13 @@ void require_tensor(ShardedTensor const& tensor, Checkpoint const& source) {
                                to_string(tensor.offsets), to_string(tensor.parameter.shape)));
   }
   auto const expected = tensor.parameter.bytes(*slice, Form::native);
-  if (tensor.data.bytes == expected) return;
-  refuse(tensor, fmt::format("local tensor {} takes {} bytes, its buffer has {}", to_string(tensor.local_shape),
-                             expected, tensor.data.bytes));
+  if (tensor.data.bytes != expected) {
+    refuse(tensor, fmt::format("local tensor {} takes {} bytes, its buffer has {}", to_string(tensor.local_shape),
+                               expected, tensor.data.bytes));
+  }
+  if (expected != 0 && tensor.data.data == nullptr) {
+    refuse(tensor, fmt::format("local tensor {} has no memory", to_string(tensor.local_shape)));
+  }
 }
 
 /// Where recorded digests are from, which of them are known, and what they are.

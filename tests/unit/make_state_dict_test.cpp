@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 
 #include "rankslice/error.hpp"
@@ -128,6 +129,97 @@ TEST(MakeStateDict, WhatGdnHoldsInLessThanF32IsExportedAsHeld) {  // rule 55 is 
   auto const& log = exported.at("model.language_model.layers.0.linear_attn.A_log");
   EXPECT_EQ(log.dtype, "BF16");
   EXPECT_EQ(log.bytes, test::random_bytes(8, 5));
+}
+
+// ---- parts that the mesh does not give ----
+
+TEST(MakeStateDict, APartLiesWhereItsOffsetsSay) {
+  auto tensors = three_of_five();
+  tensors[kDown].offsets = {2, 1, 0};  // of [5, 3, 4]
+  tensors[kDown].local_shape = {2, 2, 4};
+  tensors[kDown].data = buffer_of(Bytes(2 * 2 * 4 * 4));
+  tensors[kHead].offsets = {3, 0};  // of [8, 4]
+  tensors[kHead].local_shape = {5, 4};
+  tensors[kHead].data = buffer_of(Bytes(5 * 4 * 2));
+  auto const state = make(tensors, make_mesh(2), kQwen);
+  auto const& down = state.tensors.at(kDown);
+  EXPECT_EQ(down.offsets, (Shape{2, 1, 0}));
+  EXPECT_EQ(down.local_shape, (Shape{2, 2, 4}));
+  EXPECT_EQ(down.slice(), (Slice{.part = {2, 4}, .rows = {1, 3}}));
+  EXPECT_EQ(state.tensors.at(kHead).slice(), (Slice{.part = {12, 32}}));
+  EXPECT_THAT(down.placements, testing::IsEmpty());
+  EXPECT_EQ(state.tensors.at(kGateUp).local_shape, (Shape{3, 4, 6})) << "rule 9, where nothing is said";
+}
+
+TEST(MakeStateDict, PartsThatNoRankCanHoldAreRefused) {
+  auto const refused = [](char const* fqn, Shape const& offsets, Shape const& local_shape) {
+    auto tensors = three_of_five();
+    tensors[fqn].offsets = offsets;
+    tensors[fqn].local_shape = local_shape;
+    EXPECT_THAT(refusal(tensors), AllOf(HasSubstr(fqn), HasSubstr("is no slice of"))) << to_string(offsets);
+  };
+  refused(kHead, {4, 0}, {5, 4});            // it ends behind the tensor
+  refused(kHead, {0, 1}, {8, 3});            // columns
+  refused(kHead, {0}, {8});                  // another number of axes
+  refused(kHead, {0, 0}, {});                // one of both
+  refused(kDown, {0, 0, 1}, {3, 3, 3});      // columns
+  refused(kDown, {~0ULL, 0, 0}, {2, 3, 4});  // a sum that wraps around
+}
+
+// ---- tensors of a checkpoint ----
+
+class OfACheckpoint : public testing::Test {
+ protected:
+  OfACheckpoint() {
+    test::write_small_checkpoint(dir_.file("checkpoint"));
+    source_ = open_checkpoint(dir_.file("checkpoint"));
+  }
+  [[nodiscard]] std::string refusal_of(std::string const& fqn, LocalTensor const& tensor) const {
+    return refusal([&] { (void)make_state_dict(source_, {{fqn, tensor}}, make_mesh(1), {}); });
+  }
+  test::TempDir dir_;
+  std::shared_ptr<Checkpoint const> source_;
+};
+
+TEST_F(OfACheckpoint, SomeOfItsTensorsMakeAStateOfIt) {
+  auto const& parameters = source_->model.parameters;
+  auto const& dense = parameters[source_->model.tensors[0].parameter];
+  auto const tensor = random_tensor(dense.dtype, dense.shape, byte_size(dense.dtype, dense.shape), 1);
+  auto const state = make_state_dict(source_, {{dense.fqn, tensor}}, make_mesh(2), {.ep = 1});
+  EXPECT_EQ(state.source, source_);
+  EXPECT_EQ(state.coordinate.ep, 1);
+  ASSERT_EQ(state.tensors.size(), 1U);
+  EXPECT_EQ(state.tensors.at(dense.fqn).data.data, tensor.data.data) << "not copied";
+  EXPECT_EQ(parameters[state.tensors.at(dense.fqn).index].fqn, dense.fqn);
+}
+
+TEST_F(OfACheckpoint, TensorsThatItDoesNotHaveSoAreRefusedByName) {
+  auto const& norm = *std::ranges::find(source_->model.parameters, "model.language_model.norm.weight", &Parameter::fqn);
+  ASSERT_EQ(norm.dtype, DType::BF16);
+  auto const bytes = byte_size(norm.dtype, norm.shape);
+  auto const right = random_tensor(norm.dtype, norm.shape, bytes, 1);
+  EXPECT_EQ(refusal_of(norm.fqn, right), "accepted");
+  EXPECT_THAT(refusal_of("norm.weight", right),
+              AllOf(HasSubstr("norm.weight: is no tensor of"), HasSubstr(dir_.file("checkpoint"))));
+
+  auto other = right;
+  other.dtype = DType::F16;
+  EXPECT_THAT(refusal_of(norm.fqn, other),
+              AllOf(HasSubstr(norm.fqn + ": is F16 " + to_string(norm.shape)), HasSubstr("it is BF16")));
+  other = right;
+  other.global_shape = {norm.shape[0] / 2, 2};
+  EXPECT_THAT(refusal_of(norm.fqn, other), HasSubstr("it is BF16 " + to_string(norm.shape)));
+  other = right;
+  other.data.bytes -= 1;
+  EXPECT_THAT(refusal_of(norm.fqn, other), AllOf(HasSubstr(norm.fqn), HasSubstr("its buffer has")));
+  other = right;
+  other.offsets = {1};
+  other.local_shape = norm.shape;
+  EXPECT_THAT(refusal_of(norm.fqn, other), AllOf(HasSubstr(norm.fqn), HasSubstr("is no slice of")));
+}
+
+TEST_F(OfACheckpoint, ACoordinateOutsideTheMeshIsRefused) {
+  EXPECT_THROW((void)make_state_dict(source_, {}, make_mesh(2), {.ep = 2}), PlanError);
 }
 
 // ---- how exports hold experts ----
