@@ -2,9 +2,14 @@
 
 import filecmp
 import os
+import re
 import shutil
+import socket
 import subprocess
+import sys
+import textwrap
 from pathlib import Path
+from subprocess import PIPE
 
 import h5py
 import numpy
@@ -259,6 +264,104 @@ def test_rank_threads_say_once_what_is_missing(rank_threads, tmp_path):
     result = run(rank_threads, tmp_path / "nothing", 3)
     assert result.returncode == 66
     assert result.stderr.count(f"rank 0: {tmp_path / 'nothing'}") == 1
+
+
+# training_rank: a job under torchrun ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def training_rank(package, tmp_path_factory):
+    return build_with_cmake("training_rank", tmp_path_factory.mktemp("training_rank") / "build", package)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def as_torchrun_does(folders, program, *arguments):
+    """What a rank for each folder, which it works in, ends with: exit code and standard error."""
+    job = {"WORLD_SIZE": str(len(folders)), "MASTER_ADDR": "127.0.0.1"}
+    command = list(map(str, [program, *arguments, free_port()]))
+    ranks = [
+        subprocess.Popen(command, cwd=folder, env=os.environ | job | {"RANK": str(rank)}, stderr=PIPE, text=True)
+        for rank, folder in enumerate(folders)
+    ]
+    try:
+        errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [(rank.returncode, error) for rank, error in zip(ranks, errors, strict=True)]
+
+
+def tensors_of(folder):
+    """HF key -> dtype, shape and bytes."""
+    tensors = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():
+                value = file.get_tensor(key)
+                tensors[key] = value.dtype, value.shape, value.flatten().view(torch.uint8).numpy().tobytes()
+    return tensors
+
+
+def test_training_rank_changes_the_trained_tensor_and_no_other(training_rank, checkpoint, tmp_path):
+    trained = tmp_path / "trained"
+    assert as_torchrun_does([tmp_path, tmp_path], training_rank, checkpoint, trained) == [(0, "")] * 2
+    expected = tensors_of(checkpoint)
+    signs = torch.tensor(-(2**15), dtype=torch.int16)
+    assert torch.equal(stored(trained, DOWN).view(torch.int16), stored(checkpoint, DOWN).view(torch.int16) ^ signs)
+    found = tensors_of(trained)
+    del expected[DOWN], found[DOWN]
+    assert found == expected
+    for path in checkpoint.iterdir():
+        if path.suffix != ".safetensors":
+            assert (trained / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_training_rank_runs_under_torchrun_itself(training_rank, checkpoint, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--no-python"]
+    run_ok(*torchrun, training_rank, checkpoint, tmp_path / "trained", free_port())
+    assert tensors_of(tmp_path / "trained").keys() == tensors_of(checkpoint).keys()
+
+
+def test_a_file_that_is_bad_for_one_rank_ends_training_on_both_alike(training_rank, checkpoint, tmp_path):
+    """Each rank has a copy of its own; rank 0 reads the headers for both."""
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        shutil.copytree(checkpoint, folder / "checkpoint")  # with the times of the files
+    cut = sorted((folders[1] / "checkpoint").glob("*.safetensors"))[0]
+    size = cut.stat().st_size
+    os.truncate(cut, size - 1)
+    said = f"rank 1: checkpoint/{cut.name}: expected {size} bytes, as when its header was read, found {size - 1}\n"
+    assert as_torchrun_does(folders, training_rank, "checkpoint", tmp_path / "trained") == [(65, said)] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
+def test_training_rank_says_what_torchrun_would_have_set(training_rank):
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name in environment:
+        left = {key: value for key, value in environment.items() if key != name}
+        result = subprocess.run([training_rank, "a", "b", "1"], env=left, capture_output=True, text=True, timeout=60)
+        assert (result.returncode, result.stderr) == (2, f"{name} is not set\n")
+    result = run(training_rank, "a", "b", "1", env=environment | {"RANK": "first"})
+    assert (result.returncode, result.stderr) == (2, "RANK is no number\n")
+
+
+def code_in(readme):
+    """The blocks of code, as they are without their indentation."""
+    runs = re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", readme, flags=re.MULTILINE)
+    return [textwrap.dedent(run).strip("\n") for run in runs]
+
+
+def test_the_readme_shows_training_rank_word_for_word():
+    readme = (HERE.parents[1] / "README.md").read_text()
+    program = (HERE / "training_rank/main.cpp").read_text()
+    (shown_code,) = [block for block in code_in(readme) if "make_tcp_communicator" in block]
+    assert f"\n\n{shown_code}\n\n" in program
+    assert shown_code.startswith("void train(") and "to_hf(" in shown_code
 
 
 # as_torch ------------------------------------------------------------------------------------------------------------
