@@ -58,8 +58,8 @@ bool takes_any_of(ExportTarget const& target, std::uint32_t parameter) {
   return std::ranges::any_of(target.model.parameters[parameter].tensors, is_taken);
 }
 
-std::vector<PlannedSlice> slices_of(ExportTarget const& target, Mesh const& mesh, MeshCoordinate const& coordinate) {
-  auto slices = make_save_plan(target.model, mesh, coordinate);
+std::vector<PlannedSlice> slices_of(ExportTarget const& target, Holdings const& holdings, int rank) {
+  auto slices = make_save_plan(target.model, holdings, rank);
   std::erase_if(slices, [&](PlannedSlice const& planned) { return !takes_any_of(target, planned.parameter); });
   return slices;
 }
@@ -105,16 +105,15 @@ Checkpoint const& copied_from(Checkpoint const& source, ExportOptions const& opt
       from.path);
 }
 
-ExportSlices plan_export(ExportTarget const& target, Mesh const& mesh, MeshCoordinate const& coordinate) {
+ExportSlices plan_export(ExportTarget const& target, Holdings const& holdings, int rank) {
   auto const& model = target.model;
-  ExportSlices slices{.computed = slices_of(target, mesh, coordinate), .compared = {}, .copied = {}};
+  ExportSlices slices{.computed = slices_of(target, holdings, rank), .compared = {}, .copied = {}};
   if (!has_copies(target)) return slices;
   auto const is_copied = [&](PlannedSlice const& planned) { return !model.parameters[planned.parameter].invertible(); };
   std::ranges::copy_if(slices.computed, std::back_inserter(slices.compared), is_copied);
   std::erase_if(slices.computed, is_copied);
-  auto const all_rows = make_mesh(mesh.ranks());
-  std::ranges::copy_if(slices_of(target, all_rows, all_rows.coordinate(mesh.rank(coordinate))),
-                       std::back_inserter(slices.copied), is_copied);
+  Holdings const all_rows{.mesh = make_mesh(holdings.mesh.ranks())};
+  std::ranges::copy_if(slices_of(target, all_rows, rank), std::back_inserter(slices.copied), is_copied);
   return slices;
 }
 

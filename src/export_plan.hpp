@@ -38,7 +38,7 @@ struct ExportSlices {
 };
 
 /// Pure.
-[[nodiscard]] ExportSlices plan_export(ExportTarget const& target, Mesh const& mesh, MeshCoordinate const& coordinate);
+[[nodiscard]] ExportSlices plan_export(ExportTarget const& target, Holdings const& holdings, int rank);
 
 /// Which tensors of `model` belong to parameters of which `target` takes any. Pure.
 [[nodiscard]] std::vector<bool> tensors_to_read(ExportTarget const& target, Model const& model);

@@ -10,9 +10,10 @@
 #include "exported_state.hpp"
 #include "gathered_tensors.hpp"
 #include "native_source.hpp"
+#include "state/agreed_holdings.hpp"
 #include "state/consistency.hpp"
 #include "verify/compare.hpp"
-#include "verify/mesh_tables.hpp"
+#include "verify/rank_tables.hpp"
 #include "watch.hpp"
 
 namespace rankslice {
@@ -51,7 +52,8 @@ struct Gathering {
   GatherRoute route;
 };
 
-Gathering plan_gathering(StateDict const& state, Communicator const& world, GatherOptions const& options) {
+Gathering plan_gathering(StateDict const& state, Holdings const& holdings, Communicator const& world,
+                         GatherOptions const& options) {
   Gathering gathering{
       .target = make_export_target(*state.source,
                                    {.keys = options.keys, .layout = options.layout, .gdn_dtype = options.gdn_dtype}),
@@ -67,16 +69,17 @@ Gathering plan_gathering(StateDict const& state, Communicator const& world, Gath
     auto const is_taken = [&](std::uint32_t tensor) { return gathering.target.taken[tensor]; };
     if (std::ranges::any_of(parameter.tensors, is_taken)) wanted.push_back({i, parameter.whole()});
   }
-  GatherOwners owners{.mesh = state.mesh};
+  GatherOwners owners{.holdings = holdings};
   if (options.receivers == Receivers::one_rank) owners.receiver = options.rank;
   gathering.plan = plan_gather(model, wanted, owners);
   return gathering;
 }
 
 /// The same on every rank. Collective.
-Gathering agree_on_gathering(StateDict const& state, Communicator& world, GatherOptions const& options) {
+Gathering agree_on_gathering(StateDict const& state, Holdings const& holdings, Communicator& world,
+                             GatherOptions const& options) {
   Gathering gathering;
-  on_every_rank(world, [&] { gathering = plan_gathering(state, world, options); });
+  on_every_rank(world, [&] { gathering = plan_gathering(state, holdings, world, options); });
   auto const asked = fmt::format("{} {} {}", fingerprint(gathering.target.files.hf),
                                  static_cast<int>(options.receivers), options.rank);
   require_same(xxh3_128(std::as_bytes(std::span(asked))),
@@ -167,12 +170,13 @@ std::uint64_t bytes_to_move(Gathering const& gathering, bool receives, int rank)
 
 GatherReport gather(StateDict const& state, Communicator& world, GatherOptions const& options, HfBlockStep const& use) {
   require_agreement(state, world);
-  auto const gathering = agree_on_gathering(state, world, options);
+  auto const holdings = agree_on_holdings(state, world);
+  auto const gathering = agree_on_gathering(state, holdings, world, options);
   auto const& target = gathering.target;
   auto const exported = as_part_of(target, state);
   std::optional<HeldTensors> held;
   on_every_rank(world, [&] { held.emplace(exported); });
-  auto const expected = without_left_out(target.taken, digest_all_held(exported, options.call, world));
+  auto const expected = without_left_out(target.taken, digest_all_held(exported, holdings, options.call, world));
 
   GatherPaths const paths(gathering.route, world);
   auto const done = watch(options.call, "gather", bytes_to_move(gathering, paths.receives(), world.rank()), &world);

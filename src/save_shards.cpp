@@ -14,9 +14,10 @@
 #include "plan/plan.hpp"
 #include "shared_output.hpp"
 #include "slice_writer.hpp"
+#include "state/agreed_holdings.hpp"
 #include "state/consistency.hpp"
 #include "verify/compare.hpp"
-#include "verify/mesh_tables.hpp"
+#include "verify/rank_tables.hpp"
 #include "watch.hpp"
 
 namespace rankslice {
@@ -98,13 +99,14 @@ void require_only_shards(std::string const& folder) {
 
 void save_shards(StateDict const& state, std::string const& out_dir, Communicator& world, SaveOptions const& options) {
   require_agreement(state, world);
+  auto const holdings = agree_on_holdings(state, world);
   std::optional<HeldTensors> held;
   Digests expected;
   on_every_rank(world, [&] {
     held.emplace(state);
     expected = digest_held(state, options.call, &world);
   });
-  (void)in_all_ranks(state, expected, world);  // for the copies of a tensor that must be equal
+  (void)in_all_ranks(state, holdings, expected, world);  // for the copies of a tensor that must be equal
   SharedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite, world);
   on_every_rank(world, [&] {
     write_shard(state, *held, expected, output.path() + "/" + shard_file_name(world.rank()), options, &world);

@@ -10,9 +10,10 @@
 #include "plan/plan.hpp"
 #include "shared_output.hpp"
 #include "slice_writer.hpp"
+#include "state/agreed_holdings.hpp"
 #include "state/consistency.hpp"
 #include "verify/compare.hpp"
-#include "verify/mesh_tables.hpp"
+#include "verify/rank_tables.hpp"
 #include "watch.hpp"
 
 namespace rankslice {
@@ -53,10 +54,10 @@ std::vector<StoreContents::RecordedDigest> recorded_stored(Model const& model, D
 }
 
 /// Completes the digests of what is held by those of the codes that it was computed from. Collective.
-void add_codes(StateDict const& state, Communicator& world, Digests& held) {
+void add_codes(StateDict const& state, Holdings const& holdings, Communicator& world, Digests& held) {
   auto const& model = state.source->model;
   if (std::ranges::all_of(model.parameters, &Parameter::invertible)) return;
-  if (auto const codes = known_codes(state, world)) add_codes_of(model, *codes, held);
+  if (auto const codes = known_codes(state, holdings, world)) add_codes_of(model, *codes, held);
 }
 
 /// Everything but tensor bytes, offsets and digest values, which are written at the end.
@@ -119,15 +120,16 @@ void complete(std::string const& path, Checkpoint const& source, Digests const& 
 
 void save_store(StateDict const& state, std::string const& path, Communicator& world, SaveOptions const& options) {
   require_agreement(state, world);
+  auto const holdings = agree_on_holdings(state, world);
   auto const& source = *state.source;
   std::optional<HeldTensors> held;
   std::vector<PlannedSlice> plan;
   on_every_rank(world, [&] {
     held.emplace(state);
-    plan = make_save_plan(source.model, state.mesh, state.coordinate);
+    plan = make_save_plan(source.model, holdings, world.rank());
   });
-  auto expected = digest_all_held(state, options.call, world);
-  add_codes(state, world, expected);
+  auto expected = digest_all_held(state, holdings, options.call, world);
+  add_codes(state, holdings, world, expected);
   SharedOutput output(path, StagedOutput::Kind::file, options.overwrite, world);
   auto const target = create_target(source, expected, output.path(), world);
 

@@ -20,9 +20,10 @@
 #include "reread.hpp"
 #include "shared_output.hpp"
 #include "slice_writer.hpp"
+#include "state/agreed_holdings.hpp"
 #include "state/consistency.hpp"
 #include "verify/compare.hpp"
-#include "verify/mesh_tables.hpp"
+#include "verify/rank_tables.hpp"
 #include "verify/shared_mismatches.hpp"
 #include "watch.hpp"
 
@@ -50,7 +51,7 @@ bool is_copied(ExportTarget const& target, std::size_t tensor) {
 
 /// All that is written goes through one rank.
 void gather_slices(ExportPlan& plan, GatherOwners owners, int rank) {
-  auto whole = plan_export(plan.target, make_mesh(1), {});
+  auto whole = plan_export(plan.target, {.mesh = make_mesh(1)}, 0);
   owners.receiver = kWriter;
   plan.gather = plan_gather(plan.target.model, whole.computed, owners);
   plan.sent = slices_sent_by(*plan.gather, rank);
@@ -84,12 +85,11 @@ void find_originals(ExportPlan& plan, Checkpoint const& from) {
 /// Every rank's part of the same files. Collective.
 ExportPlan agree_on_export(Checkpoint const& source, GatherOwners const& owners, Communicator& world,
                            ExportOptions const& options) {
-  auto const& mesh = owners.mesh;
   ExportPlan plan;
   std::string originals = "none";
   on_every_rank(world, [&] {
     plan.target = make_export_target(source, options);
-    plan.slices = plan_export(plan.target, mesh, mesh.coordinate(world.rank()));
+    plan.slices = plan_export(plan.target, owners.holdings, world.rank());
     if (options.gather) gather_slices(plan, owners, world.rank());
     if (!has_copies(plan.target)) return;
     auto const& from = copied_from(source, options);
@@ -285,8 +285,7 @@ void write_converted(Model const& model, ExportPlan const& plan, StreamedTensors
 
 /// What of a checkpoint a rank streams to write its part of an export, or to send it to who writes.
 std::vector<PlannedSlice> streamed_slices(Checkpoint const& source, ExportPlan const& plan, int ranks, int rank) {
-  auto const mesh = make_mesh(ranks);
-  auto slices = plan_export(plan.target, mesh, mesh.coordinate(rank));
+  auto slices = plan_export(plan.target, {.mesh = make_mesh(ranks)}, rank);
   auto streamed = plan.gather ? slices_sent_by(*plan.gather, rank) : std::move(slices.computed);
   auto const compares = plan.originals && source.storage.form == Form::native;
   if (compares) streamed.insert(streamed.end(), slices.compared.begin(), slices.compared.end());
@@ -317,15 +316,16 @@ Reread reread_streamed(Checkpoint const& source, ExportPlan const& plan, Digests
 ExportReport to_hf(StateDict const& state, std::string const& out_dir, Communicator& world,
                    ExportOptions const& options) {
   require_agreement(state, world);
-  auto const plan = agree_on_export(*state.source, {.mesh = state.mesh}, world, options);
+  auto const holdings = agree_on_holdings(state, world);
+  auto const plan = agree_on_export(*state.source, {.holdings = holdings}, world, options);
   auto const exported = as_part_of(plan.target, state);
   std::optional<HeldTensors> held;
   on_every_rank(world, [&] { held.emplace(exported); });
-  auto const expected = without_left_out(plan.target.taken, digest_all_held(exported, options.call, world));
+  auto const expected = without_left_out(plan.target.taken, digest_all_held(exported, holdings, options.call, world));
 
   std::optional<Digests> originals;
   if (plan.originals) {
-    originals = compare_with_originals(plan, *held, known_codes(state, world), options.call, world);
+    originals = compare_with_originals(plan, *held, known_codes(state, holdings, world), options.call, world);
   }
   Export output(plan, std::move(originals), out_dir, world, options);
   auto written = output.write(*held);
@@ -342,7 +342,8 @@ ExportReport to_hf(Checkpoint const& checkpoint, std::string const& out_dir, Com
   auto const& model = checkpoint.model;
   require_same_options(fmt::format("verify level {}", name(verify)), world);
   require_same_checkpoint(checkpoint, world);
-  auto plan = agree_on_export(checkpoint, {.mesh = make_mesh(world.size()), .dense_everywhere = false}, world, options);
+  GatherOwners const owners{.holdings = {.mesh = make_mesh(world.size())}, .dense_everywhere = false};
+  auto plan = agree_on_export(checkpoint, owners, world, options);
   if (!digests(verify)) plan.recorded.reset();
   if (digests(verify)) require_equal_copies(checkpoint, world, options.call);
 

@@ -7,13 +7,15 @@
 
 #include "copies.hpp"
 #include "hf_files.hpp"
+#include "plan/held.hpp"
 #include "plan/plan.hpp"
 #include "reread.hpp"
+#include "state/agreed_holdings.hpp"
 #include "state/consistency.hpp"
 #include "storage_reader.hpp"
 #include "verify/compare.hpp"
 #include "verify/coverage.hpp"
-#include "verify/mesh_tables.hpp"
+#include "verify/rank_tables.hpp"
 #include "verify/shared_mismatches.hpp"
 #include "verify/traffic.hpp"
 #include "watch.hpp"
@@ -27,17 +29,17 @@ void add(VerifyReport& report, std::vector<Mismatch> const& more) {
 }
 
 /// Name the rank that holds, or read, each expert that differs from a reference.
-void name_owners(std::vector<Mismatch>& mismatches, Checkpoint const& source, Mesh const& mesh) {
-  if (mesh.ep_shard > 1) return;  // it may be any of those that share the expert
+void name_owners(std::vector<Mismatch>& mismatches, Model const& model, Holdings const& holdings) {
   if (mismatches.empty()) return;
-  std::unordered_map<std::string_view, std::uint64_t> experts;
-  for (auto const& tensor : source.model.tensors) {
-    experts.emplace(tensor.key, source.model.parameters[tensor.parameter].part_count());
-  }
+  std::unordered_map<std::string_view, std::uint32_t> parameters;
+  for (auto const& tensor : model.tensors) parameters.emplace(tensor.key, tensor.parameter);
   for (auto& mismatch : mismatches) {
     if (mismatch.expert < 0 || mismatch.rank >= 0) continue;
-    mismatch.rank = static_cast<int>(part_with(static_cast<std::uint64_t>(mismatch.expert), experts.at(mismatch.tensor),
-                                               static_cast<std::uint64_t>(mesh.ep)));
+    auto const index = parameters.at(mismatch.tensor);
+    auto const expert = static_cast<std::uint64_t>(mismatch.expert);
+    auto const holder = holder_of_expert(model.parameters[index], index, holdings, expert);
+    if (!holder) continue;  // it may be any of those that share the expert
+    mismatch.rank = *holder;
     mismatch.what = fmt::format("rank {}: {}", mismatch.rank, mismatch.what);
   }
 }
@@ -45,12 +47,12 @@ void name_owners(std::vector<Mismatch>& mismatches, Checkpoint const& source, Me
 /// Compare what all ranks together read with every reference there is: what `source` recorded itself, and
 /// `options.against`. Rank 0 adds what differs. Collective.
 void compare_with_references(Checkpoint const& source, Digests read, VerifyOptions const& options, Communicator& world,
-                             Mesh const& mesh, VerifyReport& report) {
+                             Holdings const& holdings, VerifyReport& report) {
   auto const compare = [&](std::string_view name, Digests const& reference) {
     report.reference = name;
     if (world.rank() != 0) return;
     auto found = differences(source.model, NamedDigests{name, reference}, {"read", read}, -1);
-    name_owners(found, source, mesh);
+    name_owners(found, source.model, holdings);
     add(report, found);
   };
   if (source.digests) {
@@ -77,7 +79,7 @@ void require_read_digests(StateDict const& state) {
   throw PlanError("nothing was digested while loading; load with VerifyLevel::full");
 }
 
-/// What one rank read and what is recorded of it: of experts only those that it read whole.
+/// What one rank read and what is recorded of it: only of experts, and of dense tensors, that it read whole.
 struct Comparable {
   Digests recorded, read;
 };
@@ -95,7 +97,7 @@ Comparable only_whole(StateDict const& state, Digests const& recorded) {
       auto const expert = experts.begin + e;
       auto const whole = parameter.stacked_experts ? held.part.begin <= expert && expert < held.part.end &&
                                                          held.rows.size() == parameter.row_count()
-                                                   : tensor != state.tensors.end();
+                                                   : tensor != state.tensors.end() && held == parameter.whole();
       if (whole) continue;
       for (auto* const of : {&digests.recorded, &digests.read}) of->source.of(i)[e] = of->stored.of(i)[e] = 0;
     }
@@ -118,36 +120,38 @@ void require_sound(VerifyOptions const& options, Communicator& world) {
   });
 }
 
-/// What each rank of the mesh of a state read when it was loaded.
-ReadByRank slices_loaded(StateDict const& state) {
-  return [&state](int rank) {
-    auto const& source = *state.source;
-    return make_load_plan(source.model, source.storage.form, state.mesh, state.mesh.coordinate(rank)).slices;
-  };
+/// What this rank read when the state got its values.
+std::vector<PlannedSlice> slices_read(StateDict const& state) {
+  std::vector<PlannedSlice> slices;
+  for (auto const& [fqn, tensor] : state.tensors)
+    slices.push_back({.parameter = tensor.index, .slice = tensor.slice()});
+  return slices;
 }
 
-void verify_contents(StateDict const& state, MeshTables& mesh, Communicator& world, VerifyOptions const& options,
-                     VerifyReport& report) {
+void verify_contents(StateDict const& state, Holdings const& holdings, Communicator& world,
+                     VerifyOptions const& options, VerifyReport& report) {
+  auto const& model = state.source->model;
+  RankTables tables(state, holdings, world);
   Digests held;
   on_every_rank(world, [&] {
     require_read_digests(state);
     held = digest_held(state, options.call, &world);
   });
   auto read = state.read;
-  mesh.reduce(read.source, "read", report.mismatches);
-  if (converts(state.source->model)) mesh.reduce(read.stored, "read", report.mismatches);
+  tables.reduce(read.source, "read", report.mismatches);
+  if (converts(model)) tables.reduce(read.stored, "read", report.mismatches);
   // What a rank holds by mistake may have been read by any.
-  add(report, differences(state.source->model, NamedDigests{"read", state.read}, {"held", held}, world.rank(), &read));
+  add(report, differences(model, NamedDigests{"read", state.read}, {"held", held}, world.rank(), &read));
   if (options.level == VerifyLevel::reread) {
-    read_again(*state.source, slices_loaded(state), state.read, world, options.call, report);
+    auto const read_by = [&](int rank) { return held_slices(model, holdings, rank); };
+    read_again(*state.source, read_by, state.read, world, options.call, report);
   }
-  compare_with_references(*state.source, read, options, world, state.mesh, report);
+  compare_with_references(*state.source, read, options, world, holdings, report);
 }
 
 /// What one of several ranks reads when they read a checkpoint together.
 std::vector<PlannedSlice> share_of(Checkpoint const& checkpoint, int ranks, int rank) {
-  auto const mesh = make_mesh(ranks);
-  return make_save_plan(checkpoint.model, mesh, mesh.coordinate(rank));
+  return make_save_plan(checkpoint.model, {.mesh = make_mesh(ranks)}, rank);
 }
 
 /// The digests of this rank's share. Collective.
@@ -186,7 +190,7 @@ VerifyReport verify(StateDict const& state, VerifyOptions const& options) {
   auto const held = digest_held(state, options.call, nullptr);
   add(report, differences(model, NamedDigests{"read", state.read}, {"held", held}, rank));
   if (options.level == VerifyLevel::reread) {
-    read_again(*state.source, slices_loaded(state)(rank), state.read, rank, options.call, report);
+    read_again(*state.source, slices_read(state), state.read, rank, options.call, report);
   }
   if (state.source->digests) {
     report.reference = state.source->digests_from;
@@ -209,9 +213,9 @@ VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions c
   }
   if (check_alike(state, world, report.mismatches)) {  // else the ranks would take different steps
     if (digests(options.level)) require_equal_copies(*state.source, world, options.call);
-    MeshTables mesh(state, world);
-    check_coverage(state, mesh, report.mismatches);
-    if (digests(options.level)) verify_contents(state, mesh, world, options, report);
+    auto const holdings = agree_on_holdings(state, world);
+    check_coverage(state, holdings, report.mismatches);
+    if (digests(options.level)) verify_contents(state, holdings, world, options, report);
   }
   share_mismatches(report, world);
   return report;
@@ -245,7 +249,7 @@ VerifyReport verify(Checkpoint const& checkpoint, Communicator& world, VerifyOpt
   on_every_rank(world, [&] {
     if (world.rank() == 0) check_side_files(checkpoint.hf, watch({.stop = options.call.stop}, "verify", 0, &world));
   });
-  compare_with_references(checkpoint, report.read, options, world, make_mesh(world.size()), report);
+  compare_with_references(checkpoint, report.read, options, world, {.mesh = make_mesh(world.size())}, report);
   share_mismatches(report, world);
   return report;
 }

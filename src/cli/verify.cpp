@@ -22,7 +22,7 @@ void verify(Job& job) {
   }
   auto const mesh = make_mesh(job.world.size());
   job.report_mesh(mesh);
-  auto const plan = make_save_plan(checkpoint->model, mesh, mesh.coordinate(job.world.rank()));
+  auto const plan = make_save_plan(checkpoint->model, {.mesh = mesh}, job.world.rank());
   auto const bytes = plan_bytes(checkpoint->model, plan, checkpoint->storage.form);
   auto const sums = find_asked_sums(job);
   if (options.dry_run) {

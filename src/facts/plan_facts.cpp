@@ -53,11 +53,11 @@ Json gather_json(Model const& model, Mesh const& mesh) {
   constexpr int kRanksPerHost = 8;
   std::vector<int> first_ranks;
   for (int rank = 0; rank < mesh.ranks(); ++rank) first_ranks.push_back(rank / kRanksPerHost * kRanksPerHost);
-  auto to_hosts = most_of_any_rank(model, {.mesh = mesh}, route_to_hosts(first_ranks));
+  auto to_hosts = most_of_any_rank(model, {.holdings = {.mesh = mesh}}, route_to_hosts(first_ranks));
   to_hosts["ranks_per_host"] = kRanksPerHost;
-  return {{"to_one", most_of_any_rank(model, {.mesh = mesh, .receiver = 0}, route_to(0, mesh.ranks()))},
+  return {{"to_one", most_of_any_rank(model, {.holdings = {.mesh = mesh}, .receiver = 0}, route_to(0, mesh.ranks()))},
           {"to_hosts", to_hosts},
-          {"to_all", most_of_any_rank(model, {.mesh = mesh}, route_to_all(mesh.ranks()))}};
+          {"to_all", most_of_any_rank(model, {.holdings = {.mesh = mesh}}, route_to_all(mesh.ranks()))}};
 }
 
 /// Of each rank its place, its experts and its bytes.

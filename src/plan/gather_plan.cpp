@@ -16,9 +16,28 @@ class Owners {
  public:
   explicit Owners(GatherOwners const& owners) : owners_(owners) {}
 
-  /// Of one expert.
+  [[nodiscard]] std::vector<GatherPart> of(Model const& model, GatherBlock const& block) {
+    if (auto const* const division = owners_.holdings.division(block.parameter))
+      return of_parts(*division, block.slice);
+    auto const& parameter = model.parameters[block.parameter];
+    return parameter.stacked_experts ? of_expert(parameter, block.slice.part.begin) : of_dense(block.slice);
+  }
+
+ private:
+  /// Who holds parts of a block.
+  [[nodiscard]] std::vector<GatherPart> of_parts(Division const& division, Slice const& block) {
+    std::vector<GatherPart> parts;
+    for (auto const& [held, holders] : division.parts()) {
+      auto const common = intersection(held, block);
+      if (!common.empty()) parts.push_back({one_of(holders), common});
+    }
+    ++turn_;
+    return parts;
+  }
+
+  /// The mesh's, of one expert.
   [[nodiscard]] std::vector<GatherPart> of_expert(Parameter const& parameter, std::uint64_t expert) const {
-    auto const& mesh = owners_.mesh;
+    auto const& mesh = owners_.holdings.mesh;
     auto const experts = parameter.part_count();
     MeshCoordinate at;
     at.ep = static_cast<int>(part_with(expert, experts, static_cast<std::uint64_t>(mesh.ep)));
@@ -34,22 +53,27 @@ class Owners {
   [[nodiscard]] std::vector<GatherPart> of_dense(Slice const& slice) {
     if (owners_.dense_everywhere) return {};
     auto const rank = next_rank_;
-    next_rank_ = (rank + 1) % owners_.mesh.ranks();
+    next_rank_ = (rank + 1) % owners_.holdings.mesh.ranks();
     return {{rank, slice}};
   }
 
- private:
-  /// The receiver's own, if it holds this itself; else they take turns.
+  /// The receiver, if it holds this itself; else they take turns.
+  [[nodiscard]] int one_of(std::vector<int> const& holders) const {
+    if (owners_.receiver && std::ranges::binary_search(holders, *owners_.receiver)) return *owners_.receiver;
+    return holders[turn_ % holders.size()];
+  }
   [[nodiscard]] int replica(MeshCoordinate const& at, std::uint64_t expert) const {
+    auto const& mesh = owners_.holdings.mesh;
     if (owners_.receiver) {
-      auto const receiver = owners_.mesh.coordinate(*owners_.receiver);
+      auto const receiver = mesh.coordinate(*owners_.receiver);
       if (receiver.ep == at.ep && receiver.ep_shard == at.ep_shard) return receiver.ep_replicate;
     }
-    return static_cast<int>(expert % static_cast<std::uint64_t>(owners_.mesh.ep_replicate));
+    return static_cast<int>(expert % static_cast<std::uint64_t>(mesh.ep_replicate));
   }
 
   GatherOwners const& owners_;
   int next_rank_ = 0;
+  std::size_t turn_ = 0;
 };
 
 std::vector<Range> divide_into_batches(Model const& model, std::vector<GatherBlock> const& blocks,
@@ -81,7 +105,7 @@ GatherPlan plan_gather(Model const& model, std::vector<PlannedSlice> const& want
     for (auto begin = slice.part.begin; begin < slice.part.end; begin += step) {
       GatherBlock block{.parameter = index, .slice = slice, .parts = {}};
       block.slice.part = {begin, std::min(begin + step, slice.part.end)};
-      block.parts = parameter.stacked_experts ? senders.of_expert(parameter, begin) : senders.of_dense(block.slice);
+      block.parts = senders.of(model, block);
       plan.blocks.push_back(std::move(block));
     }
   }

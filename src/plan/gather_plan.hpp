@@ -22,8 +22,8 @@ struct GatherPart {
 struct GatherBlock {
   std::uint32_t parameter = 0;
   Slice slice;
-  /// Make up the slice, each contiguous in it; of an expert several where `ep_shard` divides its rows. None where every
-  /// rank has the block itself, or it is empty.
+  /// Make up the slice, each contiguous in it; several where no rank holds all of it. None where every rank has the
+  /// block itself, or it is empty.
   std::vector<GatherPart> parts;
 };
 
@@ -35,15 +35,16 @@ struct GatherPlan {
 
 /// Who has what before it is gathered.
 struct GatherOwners {
-  Mesh mesh;
-  /// Every rank has all dense tensors, as in a state dict. Else, where ranks share the reading of a checkpoint, dense
-  /// blocks are dealt to them in turn.
+  Holdings holdings{};
+  /// Every rank has all dense tensors that are held as the mesh says, as in a state dict. Else, where ranks share the
+  /// reading of a checkpoint, dense blocks are dealt to them in turn.
   bool dense_everywhere = true;
   /// The only rank that receives, if it is one: it takes its own copy of what it has itself.
   std::optional<int> receiver{};
 };
 
-/// The blocks that make up `wanted`, whole parameters, in their order. Replicas share the sending. Pure.
+/// The blocks that make up `wanted`, whole parameters, in their order. Ranks that hold the same share the sending.
+/// Pure.
 /// @throws PlanError when `ep_shard` does not divide the rows
 [[nodiscard]] GatherPlan plan_gather(Model const& model, std::vector<PlannedSlice> const& wanted,
                                      GatherOwners const& owners, std::uint64_t batch_bytes = 1_GiB);

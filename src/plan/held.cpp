@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "rankslice/error.hpp"
 
 #include "core/mesh.hpp"
@@ -23,7 +25,7 @@ std::string upstream_name(std::string const& fqn) {
 
 Range held_rows(Parameter const& parameter, Mesh const& mesh, MeshCoordinate const& coordinate) {
   auto const rows = parameter.row_count();
-  if (rows % static_cast<std::uint64_t>(mesh.ep_shard) != 0) {
+  if (!divides(mesh, parameter)) {
     throw PlanError(fmt::format("{}: {} dim 1 ({}) is not divisible by ep_shard_size={}", parameter.fqn,
                                 upstream_name(parameter.fqn), rows, mesh.ep_shard),
                     parameter.fqn);
@@ -33,6 +35,10 @@ Range held_rows(Parameter const& parameter, Mesh const& mesh, MeshCoordinate con
 
 }  // namespace
 
+bool divides(Mesh const& mesh, Parameter const& parameter) {
+  return !parameter.stacked_experts || parameter.row_count() % static_cast<std::uint64_t>(mesh.ep_shard) == 0;
+}
+
 Slice held_slice(Parameter const& parameter, Mesh const& mesh, MeshCoordinate const& coordinate) {
   require_inside(mesh, coordinate);
   if (!parameter.stacked_experts) return parameter.whole();
@@ -40,11 +46,35 @@ Slice held_slice(Parameter const& parameter, Mesh const& mesh, MeshCoordinate co
           .rows = held_rows(parameter, mesh, coordinate)};
 }
 
-Slice written_slice(Parameter const& parameter, Mesh const& mesh, MeshCoordinate const& coordinate) {
-  auto slice = held_slice(parameter, mesh, coordinate);
-  auto const share = part_of(slice.part.size(), mesh.ep_replicate, coordinate.ep_replicate);
-  slice.part = {slice.part.begin + share.begin, slice.part.begin + share.end};
-  return slice;
+HeldShare held_share(Model const& model, std::uint32_t parameter, Holdings const& holdings, int rank) {
+  if (auto const* const division = holdings.division(parameter)) {
+    auto const part = division->part_of(rank);
+    if (part == division->parts().size()) return {.slice = division->held_by(rank)};
+    auto const& holders = division->parts()[part].holders;
+    return {.slice = division->held_by(rank),
+            .place = static_cast<std::uint64_t>(std::ranges::lower_bound(holders, rank) - holders.begin()),
+            .holders = holders.size(),
+            .ranks = holders};
+  }
+  auto const& mesh = holdings.mesh;
+  auto const at = mesh.coordinate(rank);
+  auto const stacked = model.parameters[parameter].stacked_experts;
+  return {.slice = held_slice(model.parameters[parameter], mesh, at),
+          .place = static_cast<std::uint64_t>(stacked ? at.ep_replicate : rank),
+          .holders = static_cast<std::uint64_t>(stacked ? mesh.ep_replicate : mesh.ranks())};
+}
+
+std::optional<int> holder_of_expert(Parameter const& parameter, std::uint32_t index, Holdings const& holdings,
+                                    std::uint64_t expert) {
+  if (auto const* const division = holdings.division(index)) {
+    Slice const whole{.part = {expert, expert + 1}, .rows = {0, parameter.row_count()}};
+    auto const holds = [&](HeldPart const& part) { return intersection(part.slice, whole) == whole; };
+    auto const found = std::ranges::find_if(division->parts(), holds);
+    return found == division->parts().end() ? std::nullopt : std::optional(found->holders.front());
+  }
+  auto const& mesh = holdings.mesh;
+  if (mesh.ep_shard > 1) return std::nullopt;
+  return static_cast<int>(part_with(expert, parameter.part_count(), static_cast<std::uint64_t>(mesh.ep)));
 }
 
 }  // namespace rankslice

@@ -64,6 +64,14 @@ std::vector<RankBytes> plan_all_ranks(Model const& model, Form storage_form, Mes
   return ranks;
 }
 
+std::vector<PlannedSlice> held_slices(Model const& model, Holdings const& holdings, int rank) {
+  std::vector<PlannedSlice> slices;
+  for (std::uint32_t i = 0; i < model.parameters.size(); ++i) {
+    slices.push_back({.parameter = i, .slice = held_share(model, i, holdings, rank).slice});
+  }
+  return slices;
+}
+
 std::uint64_t plan_bytes(Model const& model, std::vector<PlannedSlice> const& plan, Form form) {
   std::uint64_t bytes = 0;
   for (auto const& item : plan) {

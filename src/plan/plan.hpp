@@ -5,6 +5,8 @@
 #include "rankslice/checkpoint.hpp"
 #include "rankslice/mesh.hpp"
 
+#include "core/holdings.hpp"
+
 namespace rankslice {
 
 /// One parameter's slice for one rank.
@@ -40,10 +42,13 @@ struct RankBytes {
 [[nodiscard]] std::vector<RankBytes> plan_all_ranks(Model const& model, Form storage_form, Mesh const& mesh);
 
 /// Which slices each rank writes (or reads, when ranks share a whole checkpoint): every element of every parameter
-/// exactly once over the mesh. A rank writes experts that it holds, replicas share them; dense tensors are divided
-/// among all ranks by bytes. Pure.
-[[nodiscard]] std::vector<PlannedSlice> make_save_plan(Model const& model, Mesh const& mesh,
-                                                       MeshCoordinate const& coordinate);
+/// exactly once over all ranks. A rank writes what it holds; those who hold the same experts share these, and those who
+/// hold the same of dense tensors divide that among themselves by bytes. Pure.
+/// @throws PlanError when `ep_shard` does not divide the rows (rule 15).
+[[nodiscard]] std::vector<PlannedSlice> make_save_plan(Model const& model, Holdings const& holdings, int rank);
+
+/// What one rank holds of every parameter of a model. Pure. @throws PlanError as above.
+[[nodiscard]] std::vector<PlannedSlice> held_slices(Model const& model, Holdings const& holdings, int rank);
 
 /// Bytes of the slices of a plan in a form. Pure.
 [[nodiscard]] std::uint64_t plan_bytes(Model const& model, std::vector<PlannedSlice> const& plan, Form form);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <map>
 
 #include "plan/held.hpp"
 #include "plan/plan.hpp"
@@ -16,32 +17,34 @@ Range units_within(Range bytes, std::uint64_t tensor_begin, std::uint64_t count,
   return {unit_at(bytes.begin), unit_at(bytes.end)};
 }
 
-std::uint64_t dense_bytes(Model const& model) {
-  std::uint64_t total = 0;
-  for (auto const& parameter : model.parameters) {
-    if (!parameter.stacked_experts) total += parameter.bytes(parameter.whole(), Form::hf);
-  }
-  return total;
-}
+/// Ranks that hold the same slices of dense tensors share the writing of them: by their ranks, of all of which the
+/// mesh gives everything none is listed.
+std::vector<int> group_of(HeldShare const& share) { return {share.ranks.begin(), share.ranks.end()}; }
 
 }  // namespace
 
-std::vector<PlannedSlice> make_save_plan(Model const& model, Mesh const& mesh, MeshCoordinate const& coordinate) {
-  auto const share = balanced_part(dense_bytes(model), static_cast<std::uint64_t>(mesh.ranks()),
-                                   static_cast<std::uint64_t>(mesh.rank(coordinate)));
-  std::uint64_t dense_begin = 0;
+std::vector<PlannedSlice> make_save_plan(Model const& model, Holdings const& holdings, int rank) {
+  std::vector<HeldShare> shares;
+  std::map<std::vector<int>, std::uint64_t> dense_bytes;  // of each group of which this rank is one
+  for (std::uint32_t i = 0; i < model.parameters.size(); ++i) {
+    auto const& parameter = model.parameters[i];
+    auto const& share = shares.emplace_back(held_share(model, i, holdings, rank));
+    if (!parameter.stacked_experts) dense_bytes[group_of(share)] += parameter.bytes(share.slice, Form::hf);
+  }
+  std::map<std::vector<int>, std::uint64_t> dense_begin;
   std::vector<PlannedSlice> plan;
   for (std::uint32_t i = 0; i < model.parameters.size(); ++i) {
     auto const& parameter = model.parameters[i];
-    auto slice = parameter.whole();
-    if (parameter.stacked_experts) {
-      slice = written_slice(parameter, mesh, coordinate);
-    } else {
-      auto const unit = parameter.unit_bytes(Form::hf);
-      auto const bytes = parameter.bytes(slice, Form::hf);
-      slice.part = units_within(share, dense_begin, parameter.part_count(), unit);
-      dense_begin += bytes;
+    auto const& share = shares[i];
+    auto slice = share.slice;
+    auto part = balanced_part(slice.part.size(), share.holders, share.place);
+    if (!parameter.stacked_experts) {
+      auto const bytes = balanced_part(dense_bytes[group_of(share)], share.holders, share.place);
+      auto& begin = dense_begin[group_of(share)];
+      part = units_within(bytes, begin, slice.part.size(), parameter.unit_bytes(Form::hf));
+      begin += parameter.bytes(slice, Form::hf);
     }
+    slice.part = {slice.part.begin + part.begin, slice.part.begin + part.end};
     if (!slice.empty()) plan.push_back({.parameter = i, .slice = slice});
   }
   return plan;

@@ -2,11 +2,13 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <optional>
+
 #include "comm/checked_bytes.hpp"
 #include "core/fingerprint.hpp"
 #include "core/mesh.hpp"
 #include "state/consistency.hpp"
-#include "transform/tensor_digest.hpp"
 
 namespace rankslice {
 
@@ -19,64 +21,84 @@ std::string describe(StateDict const& state) {
   return text;
 }
 
-/// Rows of one expert: how many, and a number that only these rows make, the sum of one for each.
-struct Rows {
-  std::uint64_t count = 0, number = 0;
-  bool operator==(Rows const&) const = default;
+/// A part of an expert's rows, or of a dense tensor's elements, that is not held once.
+struct Flaw {
+  std::uint64_t expert = 0;
+  Range range;
+  std::vector<HeldPart const*> parts;  ///< That have it, cut differently; none: nobody has it.
 };
 
-Rows count(Range rows) {
-  Rows counted{.count = rows.size()};
-  for (auto row = rows.begin; row < rows.end; ++row) counted.number += expert_factor(row);
-  return counted;
-}
-
-/// What the ranks of a replica together hold of each expert.
-struct Held {
-  DigestTable counts, numbers;
+/// How one part of a division lies along an axis.
+struct Interval {
+  Range range;
+  HeldPart const* part = nullptr;
 };
 
-Held held_here(StateDict const& state) {
-  auto const& model = state.source->model;
-  Held held{.counts = DigestTable(model.tensors), .numbers = DigestTable(model.tensors)};
-  for (auto const& [fqn, tensor] : state.tensors) {
-    if (!tensor.parameter.stacked_experts) continue;
-    auto const slice = tensor.slice();
-    auto const rows = count(slice.rows);
-    for (auto const index : tensor.parameter.tensors) {
-      auto const& experts = model.tensors[index].experts;
-      auto const common = intersection(experts, slice.part);
-      for (auto expert = common.begin; expert < common.end; ++expert) {
-        held.counts.of(index)[expert - experts.begin] = rows.count;
-        held.numbers.of(index)[expert - experts.begin] = rows.number;
-      }
+/// Of intervals that should tile a length.
+void append_flaws(std::vector<Interval> intervals, std::uint64_t length, std::uint64_t expert,
+                  std::vector<Flaw>& flaws) {
+  std::ranges::sort(intervals, {}, [](Interval const& interval) { return interval.range; });
+  Interval last;  // of those so far, the one that reaches furthest
+  for (auto const& next : intervals) {
+    if (next.range.begin > last.range.end) flaws.push_back({expert, {last.range.end, next.range.begin}, {}});
+    if (next.range.begin < last.range.end) {
+      flaws.push_back({expert, intersection(last.range, next.range), {last.part, next.part}});
     }
+    if (next.range.end > last.range.end) last = next;
   }
-  return held;
+  if (last.range.end < length) flaws.push_back({expert, {last.range.end, length}, {}});
 }
 
-std::string describe(Rows const& held, Rows const& whole) {
-  if (held.count == 0) return "held by no rank";
-  auto const ranks = held.count / whole.count;
-  if (held == Rows{ranks * whole.count, ranks * whole.number})
-    return fmt::format("held by {} ranks, expected 1", ranks);
-  return fmt::format("some of its {} rows are held by several ranks or by none: {} in all", whole.count, held.count);
+std::vector<Flaw> find_flaws(Parameter const& parameter, Division const& division) {
+  std::vector<Flaw> flaws;
+  std::vector<Interval> intervals;
+  if (!parameter.stacked_experts) {
+    for (auto const& part : division.parts()) intervals.push_back({part.slice.part, &part});
+    append_flaws(std::move(intervals), parameter.part_count(), 0, flaws);
+    return flaws;
+  }
+  for (std::uint64_t expert = 0; expert < parameter.part_count(); ++expert) {
+    intervals.clear();
+    for (auto const& part : division.parts()) {
+      auto const& [first, end] = part.slice.part;
+      if (first <= expert && expert < end) intervals.push_back({part.slice.rows, &part});
+    }
+    append_flaws(intervals, parameter.row_count(), expert, flaws);
+  }
+  return flaws;
 }
 
-void append_uncovered(Model const& model, Parameter const& parameter, Held const& held, std::string const& where,
-                      std::vector<Mismatch>& mismatches) {
-  auto const whole = count({0, parameter.row_count()});
+std::string describe(Flaw const& flaw, Parameter const& parameter) {
+  auto const length = parameter.stacked_experts ? parameter.row_count() : parameter.part_count();
+  auto const all = flaw.range == Range{0, length};
+  auto const which = all ? std::string()
+                         : fmt::format("{} [{}, {}) of {} ", parameter.stacked_experts ? "rows" : "elements",
+                                       flaw.range.begin, flaw.range.end, length);
+  if (flaw.parts.empty()) return which + "held by no rank";
+  auto const held = [&](HeldPart const* part) {
+    auto const& elements = part->slice.part;
+    auto const slice =
+        parameter.stacked_experts ? to_string(part->slice) : fmt::format("[{}, {})", elements.begin, elements.end);
+    return fmt::format("by rank {} in {}", part->holders.front(), slice);
+  };
+  return fmt::format("{}held {} and {}, which overlap without being the same", which, held(flaw.parts[0]),
+                     held(flaw.parts[1]));
+}
+
+void append_mismatches(Model const& model, Parameter const& parameter, std::vector<Flaw> const& flaws,
+                       std::vector<Mismatch>& mismatches) {
   for (auto const index : parameter.tensors) {
-    auto const& tensor = model.tensors[index];
-    for (auto expert = tensor.experts.begin; expert < tensor.experts.end; ++expert) {
-      auto const entry = expert - tensor.experts.begin;
-      Rows const found{.count = held.counts.of(index)[entry], .number = held.numbers.of(index)[entry]};
-      if (found == whole) continue;
-      mismatches.push_back(
-          {.tensor = tensor.key,
-           .expert = static_cast<std::int64_t>(expert),
-           .rank = -1,
-           .what = fmt::format("expert {} of {}: {}{}", expert, tensor.key, describe(found, whole), where)});
+    auto const& key = model.tensors[index].key;
+    auto const& experts = model.tensors[index].experts;
+    for (auto const& flaw : flaws) {
+      if (!parameter.stacked_experts) {
+        mismatches.push_back({.tensor = key, .expert = -1, .rank = -1, .what = key + ": " + describe(flaw, parameter)});
+      } else if (experts.begin <= flaw.expert && flaw.expert < experts.end) {
+        mismatches.push_back({.tensor = key,
+                              .expert = static_cast<std::int64_t>(flaw.expert),
+                              .rank = -1,
+                              .what = fmt::format("expert {} of {}: {}", flaw.expert, key, describe(flaw, parameter))});
+      }
     }
   }
 }
@@ -102,19 +124,16 @@ bool check_alike(StateDict const& state, Communicator& world, std::vector<Mismat
   return all_say(world, of_rank_0 == mine);
 }
 
-void check_coverage(StateDict const& state, MeshTables& mesh, std::vector<Mismatch>& mismatches) {
+void check_coverage(StateDict const& state, Holdings const& holdings, std::vector<Mismatch>& mismatches) {
+  if (state.mesh.rank(state.coordinate) != 0) return;
   auto const& model = state.source->model;
-  auto held = held_here(state);
-  mesh.sum(held.counts);
-  mesh.sum(held.numbers);
-  auto const where =
-      state.mesh.ep_replicate > 1 ? fmt::format(", in replica {}", state.coordinate.ep_replicate) : std::string();
-  for (auto const& parameter : model.parameters) {
-    if (parameter.stacked_experts) {
-      if (mesh.speaks_for_replica()) append_uncovered(model, parameter, held, where, mismatches);
-    } else if (state.mesh.rank(state.coordinate) == 0 && !state.tensors.contains(parameter.fqn)) {
+  for (std::uint32_t i = 0; i < model.parameters.size(); ++i) {
+    auto const& parameter = model.parameters[i];
+    if (!parameter.stacked_experts && !state.tensors.contains(parameter.fqn)) {
       auto const& key = model.key_of(parameter);
       mismatches.push_back({.tensor = key, .expert = -1, .rank = -1, .what = key + ": missing"});
+    } else if (auto const* const division = holdings.division(i)) {
+      append_mismatches(model, parameter, find_flaws(parameter, *division), mismatches);
     }
   }
 }

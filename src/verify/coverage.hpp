@@ -6,7 +6,7 @@
 #include "rankslice/state_dict.hpp"
 #include "rankslice/verify.hpp"
 
-#include "verify/mesh_tables.hpp"
+#include "core/holdings.hpp"
 
 namespace rankslice {
 
@@ -14,8 +14,8 @@ namespace rankslice {
 /// in `mismatches`. Returns whether all have: only then can tables of numbers be compared. Collective.
 [[nodiscard]] bool check_alike(StateDict const& state, Communicator& world, std::vector<Mismatch>& mismatches);
 
-/// Every row of every expert of every stacked tensor is on exactly one rank of each replica, and every dense tensor is
-/// there, on all ranks then, as they are alike. One rank of each replica says what is not. Collective.
-void check_coverage(StateDict const& state, MeshTables& mesh, std::vector<Mismatch>& mismatches);
+/// The slices that the ranks hold make up every tensor: two of them are apart, or the same on ranks that hold copies.
+/// Rank 0 says what is not so; ranks are alike. Local.
+void check_coverage(StateDict const& state, Holdings const& holdings, std::vector<Mismatch>& mismatches);
 
 }  // namespace rankslice

@@ -14,7 +14,7 @@ std::uint64_t VerifyTraffic::wire_bytes(int ranks) const {
 
 VerifyTraffic verify_traffic(Model const& model, VerifyLevel level) {
   VerifyTraffic traffic;
-  if (level == VerifyLevel::off) return traffic;
+  if (!digests(level)) return traffic;
   std::uint64_t all = 0, stacked = 0;  // numbers of a digest table
   for (auto const& tensor : model.tensors) {
     auto const entries = TensorDigest::entries(tensor.dtype, tensor.shape);
@@ -22,10 +22,8 @@ VerifyTraffic verify_traffic(Model const& model, VerifyLevel level) {
     if (model.parameters[tensor.parameter].stacked_experts) stacked += entries;
   }
   constexpr std::uint64_t kNumber = sizeof(std::uint64_t);
-  traffic.summed = 2 * stacked * kNumber;  // rows that are held of each expert: how many, and which
-  if (!digests(level)) return traffic;
   auto const tables = converts(model) ? std::uint64_t{2} : 1;
-  traffic.summed += tables * stacked * kNumber;
+  traffic.summed = tables * stacked * kNumber;
   if (level == VerifyLevel::reread) traffic.sent = tables * all * kNumber;
   return traffic;
 }

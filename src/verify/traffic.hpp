@@ -7,9 +7,9 @@
 
 namespace rankslice {
 
-/// Bytes that each rank shares with others when a loaded state is verified and nothing differs: 8 for each number.
-/// What does not grow with the model is not in it: agreements, fingerprints and empty lists of differences, together
-/// less than 4 KiB. Nor does the number of calls grow.
+/// Bytes that each rank shares with others when a state that is held as its mesh says is verified and nothing differs:
+/// 8 for each number. What does not grow with the model is not in it: agreements, fingerprints and empty lists of
+/// differences, together less than 4 KiB. Nor does the number of calls grow.
 struct VerifyTraffic {
   std::uint64_t summed = 0;  ///< Through all-reduces.
   std::uint64_t sent = 0;    ///< To one other rank, and as many from one.

@@ -104,7 +104,7 @@ void require_load_plans(Checkpoint const& checkpoint, Mesh const& mesh) {
 void require_save_plans(Model const& model, Mesh const& mesh) {
   std::vector<std::vector<Slice>> slices(model.parameters.size());
   for (int rank = 0; rank < mesh.ranks(); ++rank) {
-    for (auto const& [parameter, slice] : make_save_plan(model, mesh, mesh.coordinate(rank))) {
+    for (auto const& [parameter, slice] : make_save_plan(model, {.mesh = mesh}, rank)) {
       slices[parameter].push_back(slice);
     }
   }

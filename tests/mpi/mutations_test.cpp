@@ -19,7 +19,7 @@
 #include "support/job_fixture.hpp"
 #include "support/model_catalog.hpp"
 #include "support/raw_checkpoint.hpp"
-#include "verify/mesh_tables.hpp"
+#include "verify/rank_tables.hpp"
 
 namespace {
 

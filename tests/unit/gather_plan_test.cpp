@@ -77,7 +77,7 @@ TEST(GatherPlan, BlocksAreTheModelInItsOrderOneExpertOrAtMost4MiBAtATime) {
   for_every_mesh([](Model const& model, Mesh const& mesh) {
     auto next = model.parameters.front().whole();
     std::uint32_t parameter = 0;
-    for (auto const& block : plan_gather(model, whole(model), {.mesh = mesh}).blocks) {
+    for (auto const& block : plan_gather(model, whole(model), {.holdings = {.mesh = mesh}}).blocks) {
       ASSERT_EQ(block.parameter, parameter);
       ASSERT_EQ(block.slice.part.begin, next.part.begin);
       ASSERT_EQ(block.slice.rows, next.rows);
@@ -92,7 +92,7 @@ TEST(GatherPlan, BlocksAreTheModelInItsOrderOneExpertOrAtMost4MiBAtATime) {
 
 TEST(GatherPlan, EveryRowOfAnExpertIsSentOnceByARankThatHoldsIt) {
   for_every_mesh([](Model const& model, Mesh const& mesh) {
-    for (auto const& block : plan_gather(model, whole(model), {.mesh = mesh}).blocks) {
+    for (auto const& block : plan_gather(model, whole(model), {.holdings = {.mesh = mesh}}).blocks) {
       auto const& parameter = model.parameters[block.parameter];
       if (!parameter.stacked_experts) {
         ASSERT_TRUE(block.parts.empty()) << "every rank has dense tensors itself";
@@ -113,7 +113,8 @@ TEST(GatherPlan, EveryRowOfAnExpertIsSentOnceByARankThatHoldsIt) {
 TEST(GatherPlan, TheOnlyReceiverIsNotSentWhatItHolds) {
   for_every_mesh([](Model const& model, Mesh const& mesh) {
     auto const receiver = mesh.ranks() / 2;
-    for (auto const& block : plan_gather(model, whole(model), {.mesh = mesh, .receiver = receiver}).blocks) {
+    for (auto const& block :
+         plan_gather(model, whole(model), {.holdings = {.mesh = mesh}, .receiver = receiver}).blocks) {
       for (auto const& [owner, part] : block.parts) {
         auto const& parameter = model.parameters[block.parameter];
         ASSERT_EQ(owner == receiver, holds(parameter, mesh, receiver, part)) << owner;
@@ -126,7 +127,7 @@ TEST(GatherPlan, ReplicasShareTheSending) {
   auto const model = example(60);
   Mesh const mesh{.ep_replicate = 3, .ep_shard = 2, .ep = 4};
   std::vector<std::uint64_t> sent(static_cast<std::size_t>(mesh.ranks()));
-  for (auto const& block : plan_gather(model, whole(model), {.mesh = mesh}).blocks) {
+  for (auto const& block : plan_gather(model, whole(model), {.holdings = {.mesh = mesh}}).blocks) {
     for (auto const& part : block.parts) sent[static_cast<std::size_t>(part.owner)] += bytes_of(model, block) / 2;
   }
   EXPECT_THAT(sent, testing::Each(sent.front()));
@@ -137,7 +138,7 @@ TEST(GatherPlan, DenseBlocksThatNobodyHoldsAreDealtToAllRanks) {
   for (auto const ranks : {1, 2, 3, 5, 4096}) {
     std::vector<int> dealt(static_cast<std::size_t>(ranks));
     for (auto const& block :
-         plan_gather(model, whole(model), {.mesh = make_mesh(ranks), .dense_everywhere = false}).blocks) {
+         plan_gather(model, whole(model), {.holdings = {.mesh = make_mesh(ranks)}, .dense_everywhere = false}).blocks) {
       if (model.parameters[block.parameter].stacked_experts) continue;
       ASSERT_EQ(block.parts.size(), 1U);
       EXPECT_EQ(block.parts.front().slice, block.slice);
@@ -152,7 +153,7 @@ TEST(GatherPlan, DenseBlocksThatNobodyHoldsAreDealtToAllRanks) {
 TEST(GatherPlan, BatchesAreTheBlocksInOrderAndBounded) {
   auto const model = example(60);
   for (auto const most : {std::uint64_t{1}, 5_KiB, 6_MiB, 1_GiB}) {
-    auto const plan = plan_gather(model, whole(model), {.mesh = make_mesh(4)}, most);
+    auto const plan = plan_gather(model, whole(model), {.holdings = {.mesh = make_mesh(4)}}, most);
     std::uint64_t next = 0;
     for (auto const& batch : plan.batches) {
       EXPECT_EQ(batch.begin, next);
@@ -168,7 +169,8 @@ TEST(GatherPlan, BatchesAreTheBlocksInOrderAndBounded) {
 TEST(GatherPlan, SlicesOfBatchesAndOfSendersAddUpToTheModel) {
   auto const model = example(60);
   auto const all = plan_bytes(model, whole(model), Form::native);
-  auto const plan = plan_gather(model, whole(model), {.mesh = make_mesh(8, 2, 2), .dense_everywhere = false}, 100_KiB);
+  auto const plan =
+      plan_gather(model, whole(model), {.holdings = {.mesh = make_mesh(8, 2, 2)}, .dense_everywhere = false}, 100_KiB);
   std::uint64_t in_batches = 0, sent = 0;
   for (auto const& batch : plan.batches) in_batches += plan_bytes(model, slices_of(plan, batch), Form::native);
   for (int rank = 0; rank < 8; ++rank) sent += plan_bytes(model, slices_sent_by(plan, rank), Form::native);
@@ -180,7 +182,7 @@ TEST(GatherPlan, SlicesOfBatchesAndOfSendersAddUpToTheModel) {
 TEST(GatherPlan, ATensorWithoutElementsIsABlockThatNobodySends) {
   Model model;
   test::append_dense(model, "empty", DType::BF16, DType::BF16, {0, 7});
-  auto const plan = plan_gather(model, whole(model), {.mesh = make_mesh(3), .dense_everywhere = false});
+  auto const plan = plan_gather(model, whole(model), {.holdings = {.mesh = make_mesh(3)}, .dense_everywhere = false});
   ASSERT_EQ(plan.blocks.size(), 1U);
   EXPECT_TRUE(plan.blocks.front().parts.empty());
   EXPECT_EQ(plan.batches.size(), 1U);
@@ -212,7 +214,7 @@ std::uint64_t stacked_bytes(Model const& model) {
 TEST(GatherTraffic, OfOneReceiverIsWhatItDoesNotHold) {
   for_every_mesh([](Model const& model, Mesh const& mesh) {
     auto const receiver = mesh.ranks() - 1;
-    auto const plan = plan_gather(model, whole(model), {.mesh = mesh, .receiver = receiver});
+    auto const plan = plan_gather(model, whole(model), {.holdings = {.mesh = mesh}, .receiver = receiver});
     auto const traffic = gather_traffic(model, plan, route_to(receiver, mesh.ranks()));
     auto const own = plan_bytes(model, slices_sent_by(plan, receiver), Form::native);
     auto const& at_receiver = traffic[static_cast<std::size_t>(receiver)];
@@ -226,8 +228,8 @@ TEST(GatherTraffic, OfOneReceiverIsWhatItDoesNotHold) {
 TEST(GatherTraffic, ToAllBringsEveryRankWhatItDoesNotSend) {
   for_every_mesh([](Model const& model, Mesh const& mesh) {
     if (mesh.ranks() == 1) return;
-    auto const traffic =
-        gather_traffic(model, plan_gather(model, whole(model), {.mesh = mesh}), route_to_all(mesh.ranks()));
+    auto const traffic = gather_traffic(model, plan_gather(model, whole(model), {.holdings = {.mesh = mesh}}),
+                                        route_to_all(mesh.ranks()));
     for (auto const& rank : traffic) ASSERT_EQ(rank.sent + rank.received, stacked_bytes(model));
     ASSERT_EQ(totals(traffic).sent, stacked_bytes(model));
   });
@@ -240,7 +242,7 @@ TEST(GatherTraffic, ToHostsBringsEveryByteToEachHostOnceAndToItsOtherRanksNever)
     std::vector<int> first_ranks;
     for (int rank = 0; rank < 8; ++rank) first_ranks.push_back(rank / per_host * per_host);
     auto const route = route_to_hosts(first_ranks);
-    auto const plan = plan_gather(model, whole(model), {.mesh = mesh});
+    auto const plan = plan_gather(model, whole(model), {.holdings = {.mesh = mesh}});
     auto const traffic = gather_traffic(model, plan, route);
     for (int rank = 0; rank < 8; ++rank) {
       auto const& of_rank = traffic[static_cast<std::size_t>(rank)];

@@ -105,7 +105,7 @@ struct Job {
   [[nodiscard]] GatherPlan plan() const {
     std::vector<PlannedSlice> wanted;
     for (std::uint32_t i = 0; i < model.parameters.size(); ++i) wanted.push_back({i, model.parameters[i].whole()});
-    GatherOwners owners{.mesh = mesh, .dense_everywhere = dense_everywhere};
+    GatherOwners owners{.holdings = {.mesh = mesh}, .dense_everywhere = dense_everywhere};
     if (route.receivers.size() == 1) owners.receiver = route.receivers.front();
     return plan_gather(model, wanted, owners, kBatchBytes);
   }

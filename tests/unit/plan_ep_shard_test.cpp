@@ -165,7 +165,7 @@ TEST(EpShard, SavePlansWriteEveryRowOnceOverTheMeshAndOnlyWhereItIsHeld) {
     auto grids = grids_of(model);
     std::uint64_t dense = 0;
     for (int rank = 0; rank < mesh.ranks(); ++rank) {
-      for (auto const& [index, slice] : make_save_plan(model, mesh, mesh.coordinate(rank))) {
+      for (auto const& [index, slice] : make_save_plan(model, {.mesh = mesh}, rank)) {
         auto const& parameter = model.parameters[index];
         auto const held = slice_of(parameter, mesh, rank);
         auto const inside =
@@ -197,7 +197,7 @@ void expect_refused(Model const& model, Mesh const& mesh, std::string const& fqn
   expect([&] { (void)make_load_plan(model, Form::hf, mesh, {}); });
   expect([&] { (void)make_load_plan(model, Form::native, mesh, mesh.coordinate(mesh.ranks() - 1)); });
   expect([&] { (void)plan_all_ranks(model, Form::hf, mesh); });
-  expect([&] { (void)make_save_plan(model, mesh, {}); });
+  expect([&] { (void)make_save_plan(model, {.mesh = mesh}, 0); });
 }
 
 TEST(EpShard, Rule15_RowsThatSDoesNotDivideAreRefusedInUpstreamsWords) {

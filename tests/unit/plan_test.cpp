@@ -212,7 +212,7 @@ TEST(SavePlan, EveryUnitIsWrittenExactlyOnceOverTheMeshForOneTo4096Ranks) {
   for_every_mesh([](Model const& model, Mesh const& mesh) {
     std::vector<std::vector<Range>> written(model.parameters.size());
     for (int rank = 0; rank < mesh.ranks(); ++rank) {
-      for (auto const& [parameter, slice] : make_save_plan(model, mesh, mesh.coordinate(rank))) {
+      for (auto const& [parameter, slice] : make_save_plan(model, {.mesh = mesh}, rank)) {
         if (slice.empty()) ADD_FAILURE() << "an empty slice of rank " << rank;
         if (slice.rows != all_rows(model.parameters[parameter])) ADD_FAILURE() << "rows are missing on rank " << rank;
         written[parameter].push_back(slice.part);
@@ -228,7 +228,7 @@ TEST(SavePlan, ARankWritesOnlyExpertsThatItHolds) {
   for_every_mesh([](Model const& model, Mesh const& mesh) {
     for (int rank = 0; rank < mesh.ranks(); ++rank) {
       auto const held = make_load_plan(model, Form::hf, mesh, mesh.coordinate(rank)).slices;
-      for (auto const& [parameter, slice] : make_save_plan(model, mesh, mesh.coordinate(rank))) {
+      for (auto const& [parameter, slice] : make_save_plan(model, {.mesh = mesh}, rank)) {
         auto const& part = held[parameter].slice.part;
         if (slice.part.begin < part.begin || slice.part.end > part.end) FAIL() << "rank " << rank << ": " << parameter;
       }
@@ -242,7 +242,7 @@ TEST(SavePlan, DenseTensorsAreDividedEvenlyByBytes) {
     auto const ranks = static_cast<std::uint64_t>(mesh.ranks());
     for (int rank = 0; rank < mesh.ranks(); ++rank) {
       std::uint64_t bytes = 0;
-      for (auto const& [parameter, slice] : make_save_plan(model, mesh, mesh.coordinate(rank))) {
+      for (auto const& [parameter, slice] : make_save_plan(model, {.mesh = mesh}, rank)) {
         auto const& of = model.parameters[parameter];
         if (!of.stacked_experts) bytes += slice.part.size() * hf_unit_bytes(of);
       }
@@ -259,7 +259,7 @@ TEST(SavePlan, ReplicasShareTheirExperts) {
   Mesh const mesh{.ep_replicate = 2, .ep_shard = 1, .ep = 4};  // held: 3, 3, 2, 2
   std::vector<Range> written;
   for (int rank = 0; rank < mesh.ranks(); ++rank) {
-    auto const plan = make_save_plan(model, mesh, mesh.coordinate(rank));
+    auto const plan = make_save_plan(model, {.mesh = mesh}, rank);
     ASSERT_EQ(plan.size(), 1U);
     written.push_back(plan[0].slice.part);
   }
@@ -272,8 +272,8 @@ TEST(SavePlan, DenseSharesRunOverTensorBoundaries) {
   test::append_dense(model, "a", DType::BF16, DType::BF16, {5});  // bytes 0 to 10
   test::append_dense(model, "b", DType::F32, DType::F32, {4});    // bytes 10 to 26
   auto const mesh = make_mesh(2);                                 // shares of 13 bytes
-  auto const first = make_save_plan(model, mesh, mesh.coordinate(0));
-  auto const second = make_save_plan(model, mesh, mesh.coordinate(1));
+  auto const first = make_save_plan(model, {.mesh = mesh}, 0);
+  auto const second = make_save_plan(model, {.mesh = mesh}, 1);
   ASSERT_EQ(first.size(), 1U);
   EXPECT_EQ(first[0].parameter, 0U);
   EXPECT_EQ(first[0].slice.part, (Range{0, 5}));

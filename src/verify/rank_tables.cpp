@@ -1,0 +1,244 @@
+#include "verify/rank_tables.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "rankslice/device.hpp"
+
+#include "comm/checked_bytes.hpp"
+#include "core/fingerprint.hpp"
+#include "core/literals.hpp"
+#include "transform/device_digest.hpp"
+#include "transform/parameter_digest.hpp"
+#include "verify/compare.hpp"
+#include "verify/coverage.hpp"
+#include "verify/shared_mismatches.hpp"
+
+namespace rankslice {
+
+namespace {
+
+constexpr auto kBlockBytes = 1_MiB;
+
+/// Those of the tensors that are made of a parameter, and of their scales.
+template <typename Step>
+void for_each_entries_of(Model const& model, std::uint32_t parameter, DigestTable& table, Step const& step) {
+  for (auto const tensor : model.parameters[parameter].tensors) {
+    step(table.of(tensor));
+    if (auto const& scales = model.tensors[tensor].scales) step(table.of(*scales));
+  }
+}
+
+/// One number that tells tables apart by what they have of a parameter.
+std::uint64_t number_of(Model const& model, std::uint32_t parameter, DigestTable& table) {
+  std::uint64_t number = 0, entry = 0;
+  for_each_entries_of(model, parameter, table, [&](std::span<std::uint64_t const> values) {
+    for (auto const value : values) number += expert_factor(entry++) * value;
+  });
+  return number;
+}
+
+/// Over some ranks, what a table has of the parameters that `takes` names, the same on all of them. Collective.
+template <typename Takes>
+void sum_over(Communicator& ranks, Model const& model, DigestTable& table, Takes const& takes) {
+  std::vector<std::uint64_t> numbers;
+  auto const for_each_taken = [&](auto const& step) {
+    for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+      if (takes(model.tensors[i].parameter)) step(table.of(i));
+    }
+  };
+  for_each_taken([&](std::span<std::uint64_t> values) { numbers.insert(numbers.end(), values.begin(), values.end()); });
+  if (numbers.empty()) return;
+  ranks.all_reduce(numbers, Reduce::sum);
+  auto next = numbers.begin();
+  for_each_taken([&](std::span<std::uint64_t> values) {
+    std::copy_n(next, values.size(), values.begin());
+    next += static_cast<std::ptrdiff_t>(values.size());
+  });
+}
+
+/// Call step(first_element, begin, end) for blocks of bytes of a local tensor that are contiguous in the global one.
+template <typename Step>
+void for_each_block(ShardedTensor const& tensor, Step const& step) {
+  auto const& parameter = tensor.parameter;
+  auto const held = tensor.slice();
+  auto const unit = parameter.unit_bytes(Form::native);
+  auto const runs =
+      held.rows.size() == parameter.row_count() ? std::min<std::uint64_t>(1, held.part.size()) : held.part.size();
+  for (std::uint64_t i = 0; i < runs; ++i) {
+    auto const first_row = (held.part.begin + i) * parameter.row_count() + held.rows.begin;
+    auto const run_bytes = tensor.data.bytes / runs;
+    for (std::uint64_t begin = 0; begin < run_bytes; begin += kBlockBytes) {
+      auto const size = std::min<std::uint64_t>(kBlockBytes, run_bytes - begin);
+      step(first_row * parameter.columns() + begin / unit, i * run_bytes + begin, size);
+    }
+  }
+}
+
+std::span<std::byte const> host_bytes(Buffer const& memory, std::uint64_t begin, std::uint64_t size,
+                                      std::vector<std::byte>& downloaded) {
+  if (!memory.device) return memory.span().subspan(begin, size);
+  downloaded.resize(size);
+  memory.device->download(memory.data.get() + begin, downloaded);
+  return downloaded;
+}
+
+/// Only the host computes values back to what they were converted from.
+bool digested_on_device(ShardedTensor const& tensor) {
+  return tensor.data.device && (!tensor.parameter.converted() || !tensor.parameter.invertible());
+}
+
+}  // namespace
+
+RankTables::RankTables(StateDict const& state, Holdings const& holdings, Communicator& world)
+    : model_(state.source->model), holdings_(holdings), world_(world) {
+  // One replica is the whole world: a communicator of its own may cost much to start.
+  if (holdings.mesh.ep_replicate > 1) replica_ = world.split(state.coordinate.ep_replicate);
+}
+
+void RankTables::sum(DigestTable& table) {
+  for (auto const& [parameter, division] : holdings_.division_of) {
+    if (first_holder(parameter) == world_.rank()) continue;
+    for_each_entries_of(model_, parameter, table, [](auto const& entries) { std::ranges::fill(entries, 0); });
+  }
+  auto const divided = [&](std::uint32_t parameter) { return holdings_.division(parameter) != nullptr; };
+  sum_over(world_, model_, table, divided);
+  sum_over(replica_ ? *replica_ : world_, model_, table, [&](std::uint32_t parameter) {
+    return model_.parameters[parameter].stacked_experts && !divided(parameter);
+  });
+}
+
+void RankTables::reduce(DigestTable& table, std::string_view what, std::vector<Mismatch>& mismatches) {
+  compare_holders(table, what, mismatches);
+  sum(table);
+  compare_replicas(table, what, mismatches);
+}
+
+/// Of the slice of a divided parameter that this rank holds; -1 when it holds nothing.
+int RankTables::first_holder(std::uint32_t parameter) const {
+  auto const& division = *holdings_.division(parameter);
+  auto const part = division.part_of(world_.rank());
+  return part < division.parts().size() ? division.parts()[part].holders.front() : -1;
+}
+
+void RankTables::compare_holders(DigestTable const& table, std::string_view what, std::vector<Mismatch>& mismatches) {
+  auto held = table;
+  std::vector<std::uint64_t> of_first;  // by parameter and part that has copies
+  for (auto const& [parameter, number] : holdings_.division_of) {
+    for (auto const& part : holdings_.divisions[number].parts()) {
+      if (part.holders.size() == 1) continue;
+      auto const first = part.holders.front() == world_.rank();
+      of_first.push_back(first ? number_of(model_, parameter, held) : 0);
+    }
+  }
+  if (of_first.empty()) return;
+  world_.all_reduce(of_first, Reduce::sum);
+  std::vector<std::uint32_t> differing;
+  auto next = of_first.begin();
+  for (auto const& [parameter, number] : holdings_.division_of) {
+    for (auto const& part : holdings_.divisions[number].parts()) {
+      if (part.holders.size() == 1) continue;
+      auto const mine = std::ranges::binary_search(part.holders, world_.rank());
+      if (mine && *next != number_of(model_, parameter, held)) differing.push_back(parameter);
+      ++next;
+    }
+  }
+  if (!all_say(world_, differing.empty())) name_differences(held, differing, what, mismatches);
+}
+
+/// In what this rank has of some parameters, to who holds it first. Collective.
+void RankTables::name_differences(DigestTable const& table, std::vector<std::uint32_t> const& differing,
+                                  std::string_view what, std::vector<Mismatch>& mismatches) {
+  std::vector<std::uint64_t> asked(static_cast<std::size_t>(world_.size()));
+  for (auto const parameter : differing) asked[static_cast<std::size_t>(first_holder(parameter))] = 1;
+  world_.all_reduce(asked, Reduce::max);
+  auto const mine = fmt::format("{} here", what);
+  for (int first = 0; first < world_.size(); ++first) {
+    if (asked[static_cast<std::size_t>(first)] == 0) continue;
+    auto of_first = table;
+    world_.broadcast(std::as_writable_bytes(of_first.values()), first);
+    auto expected = table;
+    for (std::size_t i = 0; i < model_.tensors.size(); ++i) {
+      auto const parameter = model_.tensors[i].parameter;
+      if (!std::ranges::binary_search(differing, parameter) || first_holder(parameter) != first) continue;
+      std::ranges::copy(of_first.of(i), expected.of(i).begin());
+    }
+    auto const theirs = fmt::format("rank {}'s", first);
+    auto const found = differences(model_, NamedTable{theirs, expected}, {mine, table}, world_.rank());
+    mismatches.insert(mismatches.end(), found.begin(), found.end());
+  }
+}
+
+void RankTables::compare_replicas(DigestTable const& table, std::string_view what, std::vector<Mismatch>& mismatches) {
+  auto const hash = xxh3_128(std::as_bytes(table.values()));
+  auto hash_of_rank_0 = hash;
+  world_.broadcast(std::as_writable_bytes(std::span(hash_of_rank_0)), 0);
+  if (all_say(world_, hash == hash_of_rank_0)) return;
+  auto of_rank_0 = table;
+  world_.broadcast(std::as_writable_bytes(of_rank_0.values()), 0);
+  auto const mine = fmt::format("{} here", what);
+  auto const found = differences(model_, NamedTable{"rank 0's", of_rank_0}, {mine, table}, world_.rank());
+  mismatches.insert(mismatches.end(), found.begin(), found.end());
+}
+
+std::optional<Digests> known_codes(StateDict const& state, Holdings const& holdings, Communicator& world) {
+  if (all_say(world, state.read.source.tensors() > 0 && !state.read.without_codes)) {
+    auto read = state.read;
+    RankTables tables(state, holdings, world);
+    tables.sum(read.source);
+    tables.sum(read.stored);
+    return read;
+  }
+  auto const& recorded = state.source->digests;
+  return recorded && !recorded->without_codes ? recorded : std::nullopt;
+}
+
+Digests digest_held(StateDict const& state, CallOptions const& call, Communicator* world) {
+  auto const& model = state.source->model;
+  Digests held(model);
+  held.without_codes = true;
+  std::uint64_t total = 0;
+  for (auto const& [fqn, tensor] : state.tensors) total += tensor.data.bytes;
+  std::uint64_t done = 0;
+  auto const account = [&](std::uint64_t bytes) {
+    done += bytes;
+    if (call.stop.stop_requested()) throw Interrupted();
+    if (world != nullptr) world->progress();
+    if (call.progress) call.progress({.phase = "verify", .done = done, .total = total});
+  };
+  std::vector<std::byte> downloaded;
+  for (auto const& [fqn, tensor] : state.tensors) {
+    ParameterDigest digest(model, tensor.parameter);
+    if (digested_on_device(tensor)) {
+      add_native_on_device(model, tensor.parameter, tensor.slice(), tensor.data, held);
+      account(tensor.data.bytes);
+      continue;
+    }
+    for_each_block(tensor, [&](std::uint64_t first_element, std::uint64_t begin, std::uint64_t size) {
+      digest.add_native(first_element, host_bytes(tensor.data, begin, size, downloaded), held);
+      account(size);
+    });
+  }
+  return held;
+}
+
+Digests digest_all_held(StateDict const& state, Holdings const& holdings, CallOptions const& call,
+                        Communicator& world) {
+  Digests held;
+  on_every_rank(world, [&] { held = digest_held(state, call, &world); });
+  return in_all_ranks(state, holdings, std::move(held), world);
+}
+
+Digests in_all_ranks(StateDict const& state, Holdings const& holdings, Digests held, Communicator& world) {
+  VerifyReport report;
+  RankTables tables(state, holdings, world);
+  check_coverage(state, holdings, report.mismatches);
+  tables.reduce(held.source, "held", report.mismatches);
+  tables.reduce(held.stored, "held", report.mismatches);
+  share_mismatches(report, world);
+  on_every_rank(world, [&] { report.throw_if_bad(); });
+  return held;
+}
+
+}  // namespace rankslice
