@@ -14,5 +14,6 @@ void bind_communicator(nb::module_& module);
 void bind_state(nb::module_& module);
 void bind_exports(nb::module_& module);
 void bind_verify(nb::module_& module);
+void bind_steps(nb::module_& module);
 
 }  // namespace rankslice::python

@@ -1,12 +1,18 @@
 #include "rankslice/checkpoint.hpp"
 
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
 
+#include "rankslice/hf_keys.hpp"
+
+#include "model/family.hpp"
+#include "python/native/arguments.hpp"
 #include "python/native/bindings.hpp"
 #include "python/native/call.hpp"
 #include "python/native/communicator.hpp"
@@ -21,10 +27,31 @@ std::shared_ptr<Checkpoint const> open(std::string const& path, World const& wor
   });
 }
 
-template <typename Value>
-Value known(std::optional<Value> const& value, std::string const& option, std::string const& given) {
-  if (!value) throw UsageError(option + ": there is no " + given);
-  return *value;
+/// FQN -> the name in transformers' modules, which hold all experts of a layer in one tensor, whatever the files do.
+std::map<std::string, std::string> transformers_names(Checkpoint const& checkpoint) {
+  HfForms const forms{.decoder_experts = ExpertKeys::grouped,
+                      .mtp_experts = ExpertKeys::grouped,
+                      .expert_layout = ExpertLayout::transformers};
+  std::map<std::string, std::string> names;
+  for (auto& tensor : load_destinations(checkpoint, {.forms = forms})) {
+    names.emplace(std::move(tensor.fqn), std::move(tensor.key));
+  }
+  return names;
+}
+
+/// Of each name, native or of transformers' modules: the native one, and whether it is that of stacked experts.
+std::vector<std::pair<std::string, bool>> native_names(std::string const& family,
+                                                       std::vector<std::string> const& names) {
+  auto const& table = find_family(family, {}).keys;
+  std::vector<CatalogTensor> keys(names.size());
+  for (std::size_t i = 0; i < names.size(); ++i) keys[i].name = names[i];
+  auto const prefix = find_prefix(table, keys);
+  std::vector<std::pair<std::string, bool>> native;
+  for (auto const& key : names) {
+    auto const fqn = find_stacked(table, key) ? key : from_hf(table, key, prefix).fqn;
+    native.emplace_back(fqn, find_stacked(table, fqn).has_value());
+  }
+  return native;
 }
 
 }  // namespace
@@ -63,6 +90,8 @@ void bind_checkpoint(nb::module_& module) {
       },
       nb::arg("path"), nb::arg("world").none(), nb::arg("family"), nb::arg("source"), nb::arg("expert_layout"),
       nb::arg("dtype").none(), nb::arg("text_only").none(), nb::arg("manifest"), nb::arg("without_manifest"));
+  module.def("transformers_names", &transformers_names, nb::arg("checkpoint"));
+  module.def("native_names", &native_names, nb::arg("family"), nb::arg("names"));
   module.def(
       "select",
       [](std::shared_ptr<Checkpoint const> const& checkpoint, std::string const& include, std::string const& exclude) {

@@ -8,4 +8,5 @@ NB_MODULE(_native, module) {
   rankslice::python::bind_state(module);
   rankslice::python::bind_exports(module);
   rankslice::python::bind_verify(module);
+  rankslice::python::bind_steps(module);
 }

@@ -1,5 +1,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -9,6 +11,7 @@
 
 #include "io/memory.hpp"
 #include "plan/plan.hpp"
+#include "python/native/arguments.hpp"
 #include "python/native/bindings.hpp"
 #include "python/native/call.hpp"
 #include "python/native/communicator.hpp"
@@ -50,15 +53,29 @@ std::vector<std::pair<Shape, Shape>> held(Checkpoint const& checkpoint, Mesh con
   return places;
 }
 
-VerifyLevel level_of(std::string const& name) {
-  auto const level = parse_verify_level(name);
-  if (!level) throw UsageError("verify: there is no level " + name);
-  return *level;
+/// What a rank holds, and what is read of the storage for it, in bytes.
+std::pair<std::uint64_t, std::uint64_t> bytes_of(StateDict const& state) {
+  auto const& source = *state.source;
+  std::vector<PlannedSlice> slices;
+  for (auto const& [fqn, tensor] : state.tensors) slices.push_back({tensor.index, tensor.slice()});
+  return {plan_bytes(source.model, slices, Form::native), stored_bytes(source.storage, source.model, slices).read};
+}
+
+/// A state dict without a checkpoint; `folder` has config.json, tokenizer, …, or is empty.
+std::shared_ptr<StateDict> make_fresh_state(std::map<std::string, LocalTensor> const& tensors, Mesh const& mesh,
+                                            int rank, std::string const& family, std::string const& expert_layout,
+                                            std::optional<std::string> const& mtp_experts, std::string const& folder,
+                                            bool partial, std::uint64_t max_file_bytes) {
+  StateOptions options{.family = family, .partial = partial, .max_file_bytes = max_file_bytes};
+  options.expert_layout = known(parse_expert_layout(expert_layout), "expert_layout", expert_layout);
+  if (mtp_experts) options.mtp_experts = known(parse_expert_form(*mtp_experts), "mtp_experts", *mtp_experts);
+  if (!folder.empty()) options.side_files = side_files_in(folder);
+  return std::make_shared<StateDict>(make_state_dict(tensors, mesh, mesh.coordinate(rank), options));
 }
 
 void fill_state(StateDict& state, World const& world, std::string const& verify, nb::object const& progress) {
   Call call(progress);
-  FillOptions const options{.verify = level_of(verify), .call = call.options()};
+  FillOptions const options{.verify = known(parse_verify_level(verify), "verify", verify), .call = call.options()};
   call.run([&] { world ? fill(state, *world, options) : fill(state, options); });
 }
 
@@ -83,7 +100,10 @@ void bind_state(nb::module_& module) {
   nb::class_<LocalTensor>(module, "LocalTensor");
   module.def("local_tensor", &local_tensor, nb::arg("dtype"), nb::arg("global_shape"), nb::arg("offsets"),
              nb::arg("local_shape"), nb::arg("address"), nb::arg("bytes"), nb::arg("owner"));
+  nb::class_<Digests>(module, "Digests");
   nb::class_<StateDict>(module, "StateDict")
+      .def_prop_ro("bytes", &bytes_of)
+      .def_rw("read", &StateDict::read)
       .def_ro("mesh", &StateDict::mesh)
       .def_prop_ro("source", [](StateDict const& state) { return state.source; });
   module.def(
@@ -93,6 +113,9 @@ void bind_state(nb::module_& module) {
         return std::make_shared<StateDict>(make_state_dict(source, tensors, mesh, mesh.coordinate(rank)));
       },
       nb::arg("source"), nb::arg("tensors"), nb::arg("mesh"), nb::arg("rank"));
+  module.def("make_fresh_state_dict", &make_fresh_state, nb::arg("tensors"), nb::arg("mesh"), nb::arg("rank"),
+             nb::arg("family"), nb::arg("expert_layout"), nb::arg("mtp_experts").none(), nb::arg("folder"),
+             nb::arg("partial"), nb::arg("max_file_bytes"));
   module.def("fill", &fill_state, nb::arg("state"), nb::arg("world").none(), nb::arg("verify"),
              nb::arg("progress").none());
 }

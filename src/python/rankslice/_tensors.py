@@ -1,0 +1,126 @@
+"""Tensors of torch over memory that C++ fills: dtypes, allocation, DTensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from rankslice import _native
+from rankslice.errors import FormatError, UsageError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Placement
+
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "C64": torch.complex64,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_SUB_BYTE_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of torch that holds a dtype of safetensors; that of bytes for those of less than a byte."""
+    return torch.uint8 if name in _SUB_BYTE_BITS else _DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype | str) -> str:
+    """The name in safetensors of a dtype, or of its name in torch ("bfloat16").
+
+    Raises:
+        UsageError: for one that safetensors files cannot have.
+    """
+    if isinstance(dtype, str):
+        named = getattr(torch, dtype.removeprefix("torch."), None)
+        dtype = named if isinstance(named, torch.dtype) else _DTYPES.get(dtype, dtype)
+    if dtype not in _NAMES:
+        raise UsageError(f"there is no dtype {dtype} in safetensors files", code=2)
+    return _NAMES[dtype]
+
+
+def torch_shape(name: str, shape: Sequence[int]) -> list[int]:
+    """The shape in torch: of dtypes of less than a byte in bytes, along the last axis, or flat where that is not whole."""
+    if name not in _SUB_BYTE_BITS or not shape:
+        return list(shape)
+    bits = _SUB_BYTE_BITS[name]
+    if shape[-1] * bits % 8 == 0:
+        return [*shape[:-1], shape[-1] * bits // 8]
+    return [torch.Size(shape).numel() * bits // 8]
+
+
+def empty(name: str, shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Memory for a local tensor of its own: on the host C++'s, on huge pages, which the tensor owns; not zeroed."""
+    dtype, sizes = torch_dtype(name), torch_shape(name, shape)
+    count = torch.Size(sizes).numel()
+    if device.type != "cpu" or count == 0:
+        return torch.empty(sizes, dtype=dtype, device=device)
+    memory = torch.from_dlpack(_native.allocate(count * dtype.itemsize))
+    return memory.view(dtype).view(sizes)
+
+
+def over(fqn: str, dtype: str, shape: Sequence[int], offsets: Sequence[int], local_shape: Sequence[int],
+         tensor: torch.Tensor) -> _native.LocalTensor:  # fmt: skip
+    """A contiguous tensor's memory as C++ sees it: the part at `offsets` of the native tensor of `shape`."""
+    if not tensor.is_contiguous():
+        raise FormatError(f"{fqn}: is not contiguous, its strides are {tensor.stride()}", code=65, tensor=fqn)
+    return _native.local_tensor(
+        dtype, list(shape), list(offsets), list(local_shape), tensor.data_ptr(), tensor.nbytes, tensor
+    )
+
+
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def as_dtensor(
+    local: torch.Tensor, shape: Sequence[int], device_mesh: DeviceMesh, placements: Sequence[Placement]
+) -> DTensor:
+    """A local tensor as the DTensor that it is a part of. Says its shape, as torch's guess is wrong where parts are
+    uneven (rule 12), and so communicates nothing."""
+    from torch.distributed.tensor import DTensor
+
+    strides = contiguous_strides(shape)
+    return DTensor.from_local(
+        local, device_mesh, placements, run_check=False, shape=torch.Size(shape), stride=strides
+    )
+
+
+def swapped(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory with axes 1 and 2 exchanged: native experts as transformers has them, and back (rule 46)."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    if not isinstance(tensor, DTensor):
+        return tensor.transpose(1, 2)
+    exchanged = {1: Shard(2), 2: Shard(1)}
+    placements = [exchanged.get(getattr(p, "dim", 0), p) for p in tensor.placements]
+    shape, stride = list(tensor.shape), list(tensor.stride())
+    for axes in (shape, stride):
+        axes[1], axes[2] = axes[2], axes[1]
+    return DTensor.from_local(
+        tensor.to_local().transpose(1, 2), tensor.device_mesh, placements, run_check=False,
+        shape=torch.Size(shape), stride=tuple(stride),
+    )  # fmt: skip
