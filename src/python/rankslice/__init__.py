@@ -1,5 +1,32 @@
 """Loads Mixture-of-Experts checkpoints into training jobs, every rank only its slice, and writes them back."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from rankslice._checkpoint import Checkpoint, open
 from rankslice.errors import Error
 
-__all__ = ["Error"]
+if TYPE_CHECKING:
+    from rankslice._loading import load
+    from rankslice._state import StateDict
+
+__all__ = ["Checkpoint", "Error", "StateDict", "load", "open"]
+
+_WITH_TORCH = {
+    "StateDict": "_state",
+    "load": "_loading",
+}
+"""What needs torch, and where it is: imported when it is first asked for."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,223 @@
+"""State dicts: what a rank holds of a checkpoint, as torch sees it and as C++ does."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+
+from rankslice import _names, _native, _tensors
+from rankslice._names import Names
+from rankslice._pieces import Piece, pieces_of, whole
+from rankslice.errors import PlanError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.distributed.tensor import DTensor
+
+    from rankslice._mesh import MeshPlace
+
+MAX_FILE_BYTES = 5_000_000_000
+"""At which a Hugging Face checkpoint without a source starts a new file, as huggingface_hub does."""
+
+
+class StateDict(dict[str, torch.Tensor]):
+    """Name -> tensor: what this rank holds of a checkpoint. Free a tensor by deleting it.
+
+    Attributes:
+        checkpoint: where it came from; of a selection only what was selected.
+        place: the mesh, and where this rank stands in it.
+        names: whose names these are: ``native`` or ``transformers``.
+        bytes_owned: what this rank holds.
+        bytes_read: what was read of the files for that.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        checkpoint: _native.Checkpoint,
+        place: MeshPlace,
+        names: Names,
+        filled: _native.StateDict,
+    ) -> None:
+        super().__init__(tensors)
+        self.checkpoint, self.place, self.names = checkpoint, place, names
+        self.bytes_owned, self.bytes_read = filled.bytes
+        self._digests = filled.read  # of what was read; the memory itself is the tensors' alone
+
+    def renamed(self, names: Names) -> StateDict:
+        """The same tensors, sharing their memory, under native names or those of transformers' modules, whose experts
+        are views with axes 1 and 2 exchanged."""
+        _names.require_known(names)
+        ours = _names.table(self.checkpoint, self.names)
+        theirs = {named.fqn: name for name, named in _names.table(self.checkpoint, names).items()}
+        other = StateDict.__new__(StateDict)
+        other.__dict__.update(self.__dict__, names=names)
+        for name, tensor in self.items():
+            named = ours[name]
+            other[theirs[named.fqn]] = _tensors.swapped(tensor) if named.swapped != (names == "transformers") else tensor
+        return other
+
+
+def adopt(
+    state: Mapping[str, torch.Tensor] | nn.Module,
+    source: _native.Checkpoint | None,
+    place: MeshPlace,
+    *,
+    family: str | None = None,
+    expert_layout: Literal["hub", "transformers"] = "hub",
+    mtp_experts: Literal["grouped", "split"] | None = None,
+    side_files: str | os.PathLike | None = None,
+    partial: bool = False,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> _native.StateDict:
+    """Any state dict as C++ sees it, over the same memory where that is contiguous host memory in the native form and
+    dtype, or a view of it with axes 1 and 2 exchanged; other tensors are copied, and the copies live as long as what is
+    returned. Names are native or transformers'. Plain tensors are whole, or this rank's part by the mesh; DTensors are
+    what their placements say. Local, but for DTensors that are divided along an axis that C++ does not divide, which
+    are exchanged.
+
+    Args:
+        source: which checkpoint the tensors are of; None: that of a state that ``load`` returned, or else of none, and
+            then ``family`` says of which family they are.
+        side_files: without a source: a folder with config.json, tokenizer, …
+
+    Raises:
+        PlanError: a name, dtype or shape that the checkpoint has not; a part that none of its ranks can hold.
+    """
+    tensors = dict(state) if isinstance(state, Mapping) else state.state_dict()
+    loaded = state if isinstance(state, StateDict) else None
+    if loaded is not None and source is None:
+        source = loaded.checkpoint
+    if source is None:
+        if family is None:
+            raise UsageError("a state dict without a checkpoint: give source, or the family that its tensors are of")
+        locals_ = _locals_without_checkpoint(family, tensors)
+        folder = os.fspath(side_files or "")
+        return _native.make_fresh_state_dict(
+            locals_, place.mesh, place.rank, family, expert_layout, mtp_experts, folder, partial, max_file_bytes
+        )
+    names = loaded.names if loaded is not None else _names.names_of(source, tensors)
+    adopted = _native.make_state_dict(source, _locals_of(source, tensors, names, place), place.mesh, place.rank)
+    if loaded is not None and source is loaded.checkpoint:
+        adopted.read = loaded._digests
+    return adopted
+
+
+class Native(NamedTuple):
+    """What the native tensor is: all of it."""
+
+    fqn: str
+    dtype: str
+    shape: list[int]
+    stacked: bool
+
+    def divides(self, piece: Piece) -> bool:
+        """Whether C++ takes such a piece: of stacked experts a box of experts and rows, else some of axis 0."""
+        kept = self.shape[2 if self.stacked else 1 :]
+        return list(piece.shape[len(self.shape) - len(kept) :]) == kept
+
+
+def natives(checkpoint: _native.Checkpoint) -> dict[str, Native]:
+    return {p.fqn: Native(p.fqn, p.dtype, p.shape, p.stacked_experts) for p in checkpoint.parameters}
+
+
+def parts_of(checkpoint: _native.Checkpoint, place: MeshPlace) -> dict[str, Piece]:
+    """What this rank has of every native tensor by the mesh."""
+    held = _native.held(checkpoint, place.mesh, place.rank)
+    return {
+        parameter.fqn: Piece(tuple(offsets), tuple(shape), (0,) * len(shape))
+        for parameter, (offsets, shape) in zip(checkpoint.parameters, held)
+    }
+
+
+def _locals_of(
+    source: _native.Checkpoint, tensors: Mapping[str, torch.Tensor], names: Names, place: MeshPlace
+) -> dict[str, _native.LocalTensor]:
+    known, table, parts = natives(source), _names.table(source, names), parts_of(source, place)
+    locals_ = {}
+    for name, tensor in tensors.items():
+        if name not in table:
+            raise PlanError(f"{name}: {source.path} has no such tensor", tensor=name)
+        named = table[name]
+        locals_[named.fqn] = _local(name, tensor, named.swapped, known[named.fqn], parts[named.fqn])
+    return locals_
+
+
+def _locals_without_checkpoint(family: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, _native.LocalTensor]:
+    locals_ = {}
+    for name, named in _names.without_checkpoint(family, tensors).items():
+        tensor = tensors[name]
+        shape = list(tensor.shape)
+        if named.swapped:
+            shape[1], shape[2] = shape[2], shape[1]
+        native = Native(named.fqn, _tensors.dtype_name(tensor.dtype), shape, named.stacked)
+        locals_[named.fqn] = _local(name, tensor, named.swapped, native, whole(shape))
+    return locals_
+
+
+def _local(name: str, tensor: torch.Tensor, is_swapped: bool, native: Native, part: Piece) -> _native.LocalTensor:
+    """A tensor's memory, or that of a copy, as a part of the native one. `part`: what plain tensors may be, unless
+    whole."""
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(tensor, DTensor):
+        tensor, piece = _divided_natively(name, tensor, is_swapped, native)
+        local = tensor.to_local()
+    else:
+        local, piece = tensor, None
+    local = local.detach()
+    if is_swapped:
+        local = local.transpose(1, 2)
+    if piece is None:
+        piece = plain_piece(name, local, native, part)
+    local = local.to("cpu", _tensors.torch_dtype(native.dtype)).contiguous()
+    return _tensors.over(native.fqn, native.dtype, native.shape, piece.offsets, piece.shape, local)
+
+
+def plain_piece(name: str, local: torch.Tensor, native: Native, part: Piece) -> Piece:
+    """What a plain tensor is, its axes in the native order: all, or `part`."""
+    for piece in (whole(native.shape), part):
+        if list(local.shape) == _tensors.torch_shape(native.dtype, piece.shape):
+            return piece
+    raise PlanError(
+        f"{name}: expected {native.shape} in the native order of axes, or this rank's part of it {list(part.shape)}, "
+        f"found {list(local.shape)}",
+        tensor=name,
+    )
+
+
+def _divided_natively(name: str, tensor: DTensor, is_swapped: bool, native: Native) -> tuple[DTensor, Piece]:
+    """A DTensor of which this rank has a part as C++ divides it, and that part, its axes in the native order."""
+    from torch.distributed.tensor import Shard
+
+    shape = [tensor.shape[axis] for axis in ((0, 2, 1) if is_swapped else range(tensor.ndim))]
+    if shape != _tensors.torch_shape(native.dtype, native.shape):
+        raise PlanError(
+            f"{name}: expected {native.shape} in the native order of axes, found {list(shape)}", tensor=name
+        )
+    divided = {0} if not native.stacked else {0, 2} if is_swapped else {0, 1}
+    if not all(_is_divided_by(tensor, n, divided) for n in range(len(tensor.placements))):
+        tensor = tensor.redistribute(placements=[Shard(0) if hasattr(p, "dim") else p for p in tensor.placements])
+    pieces = pieces_of(name, tensor)
+    if not pieces:
+        empty = (0, *native.shape[1:])
+        return tensor, whole(empty)
+    if len(pieces) > 1:
+        raise PlanError(f"{name}: {tensor.placements} leave this rank parts that are not neighbours", tensor=name)
+    return tensor, pieces[0].swapped() if is_swapped else pieces[0]
+
+
+def _is_divided_by(tensor: DTensor, mesh_dim: int, axes: set[int]) -> bool:
+    """Whether a mesh dimension divides one of these axes into neighbours, or nothing. The same on every rank."""
+    placement = tensor.placements[mesh_dim]
+    axis = getattr(placement, "dim", None)
+    if axis is None:
+        return True
+    # A strided placement stands for mesh dimensions behind it that divide the axis first.
+    behind = [n for n in range(mesh_dim + 1, len(tensor.placements)) if getattr(tensor.placements[n], "dim", None) == axis]
+    first = math.prod(tensor.device_mesh.size(n) for n in behind)
+    return axis in axes and getattr(placement, "split_factor", 1) in (1, first)
