@@ -1,3 +1,5 @@
+#include <nanobind/stl/shared_ptr.h>
+
 #include "rankslice/error.hpp"
 
 #include "python/native/bindings.hpp"
@@ -30,7 +32,7 @@ void call_python(nb::object const& step) {
 }
 
 void run_on_every_rank(World const& world, nb::object const& step) {
-  Call call(nb::none());
+  Call call{nb::none()};
   auto const held = without_gil(step);
   call.run([&] { on_every_rank(*world, [&] { call.with_gil([&] { call_python(*held); }); }); });
 }

@@ -53,12 +53,12 @@ class StateDict(dict[str, torch.Tensor]):
         are views with axes 1 and 2 exchanged."""
         _names.require_known(names)
         ours = _names.table(self.checkpoint, self.names)
-        theirs = {named.fqn: name for name, named in _names.table(self.checkpoint, names).items()}
+        theirs = {named.fqn: (name, named) for name, named in _names.table(self.checkpoint, names).items()}
         other = StateDict.__new__(StateDict)
         other.__dict__.update(self.__dict__, names=names)
         for name, tensor in self.items():
-            named = ours[name]
-            other[theirs[named.fqn]] = _tensors.swapped(tensor) if named.swapped != (names == "transformers") else tensor
+            new_name, named = theirs[ours[name].fqn]
+            other[new_name] = _tensors.swapped(tensor) if named.swapped != ours[name].swapped else tensor
         return other
 
 

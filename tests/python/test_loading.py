@@ -1,0 +1,95 @@
+"""`rankslice.load` into fresh memory, on ranks that work alone and on those of a DeviceMesh."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import expected
+import rankslice
+from expected import reference
+
+MESHES = [reference.Mesh(1, 1), reference.Mesh(1, 2), reference.Mesh(2, 3), reference.Mesh(1, 2, 2)]
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_a_rank_alone_has_its_part_of_every_tensor(tiny, mesh):
+    whole = expected.whole_state(tiny)
+    for rank in range(mesh.ranks):
+        state = rankslice.load(tiny, rank=rank, world_size=mesh.ranks, ep=mesh.ep, ep_shard=mesh.ep_shard)
+        found = {name: expected.bits(tensor) for name, tensor in state.items()}
+        expected.assert_same(found, expected.part(mesh, rank, whole))
+        assert state.bytes_owned == sum(tensor.nbytes for tensor in state.values())
+
+
+def test_the_names_and_axes_of_transformers_are_views_of_the_same_memory(tiny):
+    native = rankslice.load(tiny, rank=0, world_size=1)
+    state = native.renamed("transformers")
+    expected.assert_same({key: expected.bits(tensor) for key, tensor in state.items()}, stored_as_held(tiny))
+    assert {t.untyped_storage().data_ptr() for t in state.values()} == {
+        t.untyped_storage().data_ptr() for t in native.values()
+    }
+    again = state.renamed("native")
+    assert again.keys() == native.keys() and all(again[name].is_contiguous() for name in native)
+
+
+def stored_as_held(folder):
+    """What grouped files hold, as training needs it: dt_bias in float32."""
+    values = reference.held_values(reference.read_folder(folder), reference.Model.of(folder))
+    return {key: expected.bits(value) for key, value in values.items()}
+
+
+def test_a_selection_has_only_the_tensors_whose_names_in_the_files_match(tiny):
+    state = rankslice.load(tiny, rank=0, world_size=1, include=r"model\.", exclude=r"model\.visual")
+    assert state and all(name.startswith("model.language_model.") for name in state)
+
+
+def test_floating_tensors_come_in_the_dtype_that_is_asked_for(tiny):
+    state = rankslice.load(tiny, rank=0, world_size=1, dtype=torch.float32, include=r"model\.language_model\.norm")
+    as_stored = rankslice.load(tiny, rank=0, world_size=1, include=r"model\.language_model\.norm")
+    name = "model.language_model.norm.weight"
+    assert torch.equal(state[name], as_stored[name].float()) and state[name].dtype == torch.float32
+
+
+def test_each_tensor_has_memory_of_its_own(tiny):
+    state = rankslice.load(tiny, rank=0, world_size=1)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in state.values()}) == len(state)
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in state.values())
+
+
+def test_a_wrong_call_is_refused_by_name(tiny):
+    with pytest.raises(rankslice.Error, match='names: expected "native" or "transformers"'):
+        rankslice.load(tiny, rank=0, world_size=1, names="hf")
+    with pytest.raises(rankslice.Error, match="there is no dtype"):
+        rankslice.load(tiny, rank=0, world_size=1, dtype="bfloat17")
+    with pytest.raises(rankslice.Error, match="give dtype to rankslice.open"):
+        rankslice.load(rankslice.open(tiny), rank=0, world_size=1, dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "dims"),
+    [
+        (2, {"ep": 2}),
+        (2, {"ep_shard": 1, "ep": 2}),
+        (4, {"ep_shard": 2, "ep": 2}),
+        (4, {"ep": 2, "ep_replicate": 2}),
+        (4, {"ep_replicate": 1, "ep": 2, "ep_shard": 2}),
+    ],
+    ids=str,
+)
+def test_dtensors_of_a_mesh_are_placed_by_its_dims_and_make_up_the_checkpoint(tiny, ranks, dims):
+    run_ranks("load_over_mesh.py", ranks, tiny, *(f"{name}={size}" for name, size in dims.items()))
+
+
+def test_experts_that_a_dtensor_cannot_divide_are_refused_on_every_rank_with_advice(tiny):
+    run_ranks("load_uneven.py", 3, tiny)
+
+
+def run_ranks(program, count, *arguments):
+    program = Path(__file__).parent / "programs" / program
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+    command = ["timeout", "-k", "5", "120", *torchrun, program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
