@@ -54,7 +54,7 @@ def dtype_name(dtype: torch.dtype | str) -> str:
         named = getattr(torch, dtype.removeprefix("torch."), None)
         dtype = named if isinstance(named, torch.dtype) else _DTYPES.get(dtype, dtype)
     if dtype not in _NAMES:
-        raise UsageError(f"there is no dtype {dtype} in safetensors files", code=2)
+        raise UsageError(f"there is no dtype {dtype} in safetensors files")
     return _NAMES[dtype]
 
 
@@ -82,7 +82,7 @@ def over(fqn: str, dtype: str, shape: Sequence[int], offsets: Sequence[int], loc
          tensor: torch.Tensor) -> _native.LocalTensor:  # fmt: skip
     """A contiguous tensor's memory as C++ sees it: the part at `offsets` of the native tensor of `shape`."""
     if not tensor.is_contiguous():
-        raise FormatError(f"{fqn}: is not contiguous, its strides are {tensor.stride()}", code=65, tensor=fqn)
+        raise FormatError(f"{fqn}: is not contiguous, its strides are {tensor.stride()}", tensor=fqn)
     return _native.local_tensor(
         dtype, list(shape), list(offsets), list(local_shape), tensor.data_ptr(), tensor.nbytes, tensor
     )

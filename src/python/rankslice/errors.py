@@ -15,16 +15,17 @@ class Error(Exception):
         rank: the rank that failed, once the ranks have agreed on it, or None.
     """
 
-    code: int
+    code: int = 1
     file: str | None
     tensor: str | None
     rank: int | None
 
     def __init__(
-        self, message: str, code: int = 1, file: str | None = None, tensor: str | None = None, rank: int | None = None
+        self, message: str, code: int | None = None, file: str | None = None, tensor: str | None = None, rank: int | None = None
     ) -> None:
         super().__init__(message)
-        self.code, self.file, self.tensor, self.rank = code, file, tensor, rank
+        self.code = type(self).code if code is None else code
+        self.file, self.tensor, self.rank = file, tensor, rank
 
     def __reduce__(self):  # for schedulers that send exceptions to other processes
         return type(self), (str(self), self.code, self.file, self.tensor, self.rank)
@@ -33,13 +34,19 @@ class Error(Exception):
 class UsageError(Error, ValueError):
     """Arguments that make no sense together."""
 
+    code = 2
+
 
 class FormatError(Error):
     """Bytes that break the rules of their format, or tensors that do not fit their model."""
 
+    code = 65
+
 
 class IoError(Error, OSError):
     """A file that cannot be created, read or written, or changed meanwhile."""
+
+    code = 74
 
 
 class InputMissingError(IoError, FileNotFoundError):
@@ -49,21 +56,31 @@ class InputMissingError(IoError, FileNotFoundError):
 class PlanError(Error, ValueError):
     """A mesh, selection or state dict from which no plan can be made."""
 
+    code = 2
+
 
 class CommError(Error, RuntimeError):
     """Ranks that do not answer, or a process group that failed: its exception is the ``__cause__``."""
+
+    code = 75
 
 
 class DeviceError(Error, RuntimeError):
     """A device that was asked for and cannot be used."""
 
+    code = 69
+
 
 class VerifyError(Error):
     """Tensors that are not what the checkpoint says they are."""
 
+    code = 3
+
 
 class Interrupted(Error):
     """Another rank was interrupted, and so the call ended here too. That rank itself raises KeyboardInterrupt."""
+
+    code = 130
 
 
 class UnexpectedError(Error, RuntimeError):
