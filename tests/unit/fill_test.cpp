@@ -117,8 +117,11 @@ TEST_P(Fill, EveryPartGetsItsBytesOfTheWholeAndNoOtherMemoryIsTouched) {
   for (int round = 0; round < 8; ++round) {
     auto const callers = random_parts(random);
     auto state = state_of(source_, callers);
-    fill(state);
+    Progress last;
+    fill(state, {.call = {.progress = [&](Progress const& progress) { last = progress; }}});
     expect_parts_of(whole_, state, callers);
+    EXPECT_GT(last.total, 0U);
+    EXPECT_EQ(last.done, last.total);
   }
 }
 
@@ -161,7 +164,9 @@ TEST_P(Fill, MemoryOfADeviceGetsTheSameAsTheHosts) {
   fill(on_device);
   fill(on_host);
   for (auto const& [fqn, tensor] : on_device.tensors) {
-    EXPECT_TRUE(test::copy_of(tensor.data) == callers.memory(fqn).bytes()) << fqn;
+    auto const* const data =
+        tensor.data.data.get();  // which other users of the device find as it is when the call ends
+    EXPECT_TRUE(Bytes(data, data + tensor.data.bytes) == callers.memory(fqn).bytes()) << fqn;
   }
   EXPECT_TRUE(std::ranges::equal(on_device.read.source.values(), on_host.read.source.values()));
   EXPECT_TRUE(std::ranges::equal(on_device.read.stored.values(), on_host.read.stored.values()));
@@ -280,8 +285,8 @@ TEST_F(FillTinyCheckpoint, AStopTokenStopsIt) {
 TEST_F(FillTinyCheckpoint, TensorsOfOneStateMayBeInSeveralMemories) {  // parameters that FSDP offloads, for example
   auto const source = open();
   auto const whole = load_all(source);
-  std::vector<std::shared_ptr<Device>> const devices{nullptr, std::make_shared<LateDevice>(),
-                                                     std::make_shared<LateDevice>()};
+  auto const first = std::make_shared<LateDevice>(), second = std::make_shared<LateDevice>();  // each knows its memory
+  std::vector<std::shared_ptr<Device>> const devices{first, nullptr, second};
   CallersTensors const callers(source->model, [](auto const& p) { return test::whole_part(p.shape); });
   auto tensors = callers.tensors();
   std::size_t next = 0;
@@ -294,6 +299,8 @@ TEST_F(FillTinyCheckpoint, TensorsOfOneStateMayBeInSeveralMemories) {  // parame
   for (auto const& [fqn, tensor] : state.tensors) {
     EXPECT_TRUE(test::copy_of(tensor.data) == test::copy_of(whole.tensors.at(fqn).data)) << fqn;
   }
+  EXPECT_GT(first->uploads(), 0U);
+  EXPECT_GT(second->uploads(), 0U);
 }
 
 TEST_F(FillTinyCheckpoint, AfterAnErrorNothingIsOnItsWayToTheCallersMemory) {
