@@ -1,12 +1,12 @@
 // States whose ranks hold other slices than their mesh gives them, as FSDP, HSDP and torch's chunks divide tensors:
-// verified, exported, gathered and kept as shards as any other.
+// verified, exported, gathered and kept as shards like any other.
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
 #include <map>
-#include <mutex>
 
 #include "rankslice/gather.hpp"
 #include "rankslice/load.hpp"
@@ -19,15 +19,21 @@
 #include "support/temp_dir.hpp"
 #include "support/thread_world.hpp"
 #include "synth/synth.hpp"
+#include "verify/rank_tables.hpp"
 
 namespace rankslice::test {
 namespace {
 
 using testing::AllOf;
-using testing::Contains;
+using testing::Each;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::StartsWith;
+
+constexpr auto kNorm = "model.language_model.norm.weight";
+constexpr auto kDown = "model.language_model.layers.1.mlp.experts.down_projs";
+constexpr auto kDownKey = "model.language_model.layers.1.mlp.experts.down_proj";
 
 /// Every file of a folder: name -> bytes.
 std::map<std::string, Bytes> files_in(std::string const& folder) {
@@ -38,12 +44,14 @@ std::map<std::string, Bytes> files_in(std::string const& folder) {
   return files;
 }
 
-/// Ten experts in each layer: 3, 3, 3 and 1 of them are torch's quarters, where a mesh has 3, 3, 2 and 2.
+using OnRank = std::function<void(StateDict& state, Communicator& world)>;
+
+/// Ten experts in each layer: torch's quarters are 3, 3, 3 and 1 of them, where a mesh has 3, 3, 2 and 2.
 class DividedStates : public testing::Test {
  protected:
   static void SetUpTestSuite() {
     folder_ = std::make_unique<TempDir>();
-    synthesize(checkpoint(), {.experts = 10});
+    synthesize(checkpoint(), {.layers = 2, .experts = 10});
     whole_ = load(open_checkpoint(checkpoint()), make_mesh(1), MeshCoordinate{});
   }
   static void TearDownTestSuite() {
@@ -52,15 +60,43 @@ class DividedStates : public testing::Test {
   }
   static std::string path(std::string const& name) { return folder_->file(name); }
   static std::string checkpoint() { return path("checkpoint"); }
-  static StateDict const& whole() { return whole_; }
+  static std::uint64_t length_of(std::string const& fqn) { return whole_.tensors.at(fqn).parameter.part_count(); }
 
-  /// `use` on every rank, with its state.
-  static void on_ranks(WayToDivide const& way, std::function<void(StateDict& state, Communicator& world)> const& use) {
-    SCOPED_TRACE(way.name);
-    run_ranks(way.ranks, [&](Communicator& world) {
+  static void on_ranks(WayToDivide const& way, OnRank const& use) {
+    run_ranks(way.mesh.ranks(), [&](Communicator& world) {
       auto state = divide(whole_, way, world.rank());
       use(state, world);
     });
+  }
+  /// What verification finds when `change` was done to the state of one rank.
+  static std::vector<std::string> found(WayToDivide const& way, int changed,
+                                        std::function<void(StateDict&)> const& change,
+                                        VerifyLevel level = VerifyLevel::full) {
+    std::vector<std::string> what;
+    on_ranks(way, [&](StateDict& state, Communicator& world) {
+      if (world.rank() == changed) change(state);
+      auto const report = verify(state, world, {.level = level});
+      if (world.rank() != 0) return;
+      for (auto const& mismatch : report.mismatches) what.push_back(mismatch.what);
+    });
+    return what;
+  }
+  /// How all outputs refuse it.
+  static std::vector<std::string> refusals(WayToDivide const& way, int changed,
+                                           std::function<void(StateDict&)> const& change) {
+    std::vector<std::string> messages;
+    on_ranks(way, [&](StateDict& state, Communicator& world) {
+      if (world.rank() == changed) change(state);
+      for (auto const& refusal : {refusal_of([&] { to_hf(state, path("none"), world); }),
+                                  refusal_of([&] { to_hf(state, path("none"), world, {.gather = true}); }),
+                                  refusal_of([&] { save_shards(state, path("none"), world); }),
+                                  refusal_of([&] { gather(state, world, {}, [](HfBlock const&) {}); })}) {
+        EXPECT_EQ(refusal.code, ExitCode::difference);
+        if (world.rank() == 0) messages.push_back(refusal.message);
+      }
+    });
+    EXPECT_FALSE(std::filesystem::exists(path("none")));
+    return messages;
   }
 
  private:
@@ -81,26 +117,128 @@ TEST_F(DividedStates, GoHomeByteForByte) {
   }
 }
 
-TEST_F(DividedStates, AreProvedAtEveryLevel) {
+TEST_F(DividedStates, AreProvedAtEveryLevelAndAgainstTheFilesThatTheyAreOf) {
+  auto const source = open_checkpoint(checkpoint());
   for (auto const& way : ways_to_divide()) {
-    for (auto const level : {VerifyLevel::coverage, VerifyLevel::full, VerifyLevel::reread}) {
-      on_ranks(way, [&](StateDict const& state, Communicator& world) {
-        auto const report = verify(state, world, {.level = level});
+    on_ranks(way, [&](StateDict const& state, Communicator& world) {
+      for (auto const level : {VerifyLevel::coverage, VerifyLevel::full, VerifyLevel::reread}) {
+        auto const* const against = level == VerifyLevel::full ? source.get() : nullptr;
+        auto const report = verify(state, world, {.level = level, .against = against});
         EXPECT_TRUE(report.ok()) << way.name << ": " << report.mismatches.front().what;
+      }
+    });
+  }
+}
+
+TEST_F(DividedStates, AreHandedOutWhole) {
+  auto const expected = read_raw_tensors(checkpoint());
+  for (auto const& way : ways_to_divide()) {
+    for (auto const receivers : {Receivers::one_rank, Receivers::all_ranks}) {
+      on_ranks(way, [&](StateDict const& state, Communicator& world) {
+        std::map<std::string, Bytes> handed;
+        auto const last = world.size() - 1;
+        gather(state, world, {.receivers = receivers, .rank = last}, [&](HfBlock const& block) {
+          auto& bytes = handed[block.tensor.key];
+          bytes.insert(bytes.end(), block.data.begin(), block.data.end());
+        });
+        auto const receives = receivers == Receivers::all_ranks || world.rank() == last;
+        ASSERT_EQ(handed.size(), receives ? expected.size() : 0) << way.name;
+        for (auto const& [key, bytes] : handed) EXPECT_TRUE(bytes == expected.at(key).bytes) << way.name << ": " << key;
       });
     }
   }
 }
 
-TEST_F(DividedStates, AreProvedAgainstTheFilesThatTheyAreOf) {
-  auto const source = open_checkpoint(checkpoint());
+TEST_F(DividedStates, KeptAsShardsAreOpenedAgain) {
+  auto const expected = files_in(checkpoint());
   for (auto const& way : ways_to_divide()) {
     on_ranks(way, [&](StateDict const& state, Communicator& world) {
-      auto const report = verify(state, world, {.against = source.get()});
-      EXPECT_TRUE(report.ok()) << way.name << ": " << report.mismatches.front().what;
-      EXPECT_EQ(report.reference, "against");
+      save_shards(state, path("shards"), world, {.overwrite = true});
+      auto const shards = open_checkpoint(path("shards"), world);
+      EXPECT_TRUE(verify(*shards, world).ok()) << way.name;
+      auto const again = load(shards, make_mesh(world.size()), world);  // under the mesh's own slices
+      EXPECT_TRUE(verify(again, world).ok()) << way.name;
+      to_hf(again, path("out"), world, {.overwrite = true});
     });
+    EXPECT_TRUE(files_in(path("out")) == expected) << way.name;
   }
+}
+
+TEST_F(DividedStates, NeedNotLieAsAnyMeshCouldDivideThem) {
+  WayToDivide way = fsdp(3);
+  way.mesh = {.ep_replicate = 1, .ep_shard = 3, .ep = 1};  // which does not divide 64 rows
+  on_ranks(way, [&](StateDict const& state, Communicator& world) {
+    EXPECT_TRUE(verify(state, world).ok());
+    to_hf(state, path("out"), world, {.overwrite = true});
+  });
+  EXPECT_TRUE(files_in(path("out")) == files_in(checkpoint()));
+}
+
+// ---- what is wrong is found ----
+
+TEST_F(DividedStates, AByteThatFlippedInOnePartIsFoundWithItsRank) {
+  auto const flip = [](char const* fqn) {
+    return [fqn](StateDict& state) { state.tensors.at(fqn).data.span().back() ^= std::byte{1}; };
+  };
+  EXPECT_THAT(found(fsdp(4), 2, flip(kNorm)), ElementsAre(StartsWith(fmt::format("rank 2: {}: read digest", kNorm))));
+  EXPECT_THAT(found(fsdp(4), 3, flip(kDown)),  // which has the last expert
+              ElementsAre(StartsWith(fmt::format("rank 3: layer 1, expert 9 of {}: read digest", kDownKey))));
+}
+
+void forget(StateDict& state, std::string const& fqn) {
+  auto& tensor = state.tensors.at(fqn);
+  tensor.local_shape[0] = 0;
+  tensor.data.bytes = 0;
+}
+
+TEST_F(DividedStates, APartThatNobodyHoldsIsFound) {
+  auto const length = length_of(kNorm);
+  auto const part = torch_chunk(length, 3, 1);
+  auto const missing = fmt::format("{}: elements [{}, {}) of {} held by no rank", kNorm, part.begin, part.end, length);
+  auto const forget_norm = [](StateDict& state) { forget(state, kNorm); };
+  EXPECT_THAT(found(fsdp(3), 1, forget_norm, VerifyLevel::coverage), ElementsAre(missing));
+  EXPECT_THAT(refusals(fsdp(3), 1, forget_norm), Each(HasSubstr(missing)));
+  EXPECT_THAT(found(
+                  fsdp(4), 3, [](StateDict& state) { forget(state, kDown); }, VerifyLevel::coverage),
+              ElementsAre(fmt::format("expert 9 of {}: held by no rank", kDownKey)));
+}
+
+TEST_F(DividedStates, PartsThatOverlapAreFoundWithTheirRanks) {
+  auto const length = length_of(kNorm);
+  auto const second = torch_chunk(length, 2, 1);
+  auto const move_up = [](StateDict& state) { --state.tensors.at(kNorm).offsets[0]; };
+  auto const begin = second.begin - 1;
+  EXPECT_THAT(
+      refusals(fsdp(2), 1, move_up),
+      Each(AllOf(HasSubstr(fmt::format("{}: elements [{}, {}) of {} held by rank 0 in [0, {}) and by rank 1 in "
+                                       "[{}, {}), which overlap without being the same",
+                                       kNorm, begin, second.begin, length, second.begin, begin, length - 1)),
+                 HasSubstr(fmt::format("elements [{}, {}) of {} held by no rank", length - 1, length, length)))));
+}
+
+/// As if the rank had read something else.
+void misread(StateDict& state, std::string const& fqn) {
+  auto& tensor = state.tensors.at(fqn);
+  tensor.data.span().front() ^= std::byte{1};
+  StateDict only{.tensors = {{fqn, tensor}},
+                 .mesh = state.mesh,
+                 .coordinate = state.coordinate,
+                 .source = state.source,
+                 .read = {}};
+  auto const now = digest_held(only, {}, nullptr);
+  for (auto const index : tensor.parameter.tensors) {
+    std::ranges::copy(now.source.of(index), state.read.source.of(index).begin());
+  }
+}
+
+TEST_F(DividedStates, ACopyThatDiffersIsFoundWithItsRank) {
+  auto const misread_norm = [](StateDict& state) { misread(state, kNorm); };
+  EXPECT_THAT(
+      found(hsdp(), 3, misread_norm),
+      ElementsAre(AllOf(StartsWith(fmt::format("rank 3: {}: rank 1's digest", kNorm)), HasSubstr("read here"))));
+  EXPECT_THAT(refusals(hsdp(), 3, misread_norm), Each(AllOf(HasSubstr("rank 3: "), HasSubstr("held here"))));
+  EXPECT_THAT(found(hsdp(), 2, [](StateDict& state) { misread(state, kDown); }),
+              ElementsAre(StartsWith(fmt::format("rank 2: layer 1, expert 0 of {}: rank 0's digest", kDownKey))));
 }
 
 }  // namespace
