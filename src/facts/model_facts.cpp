@@ -7,6 +7,7 @@
 #include <array>
 #include <iterator>
 #include <map>
+#include <optional>
 #include <set>
 
 #include "model/converted_model.hpp"
@@ -53,11 +54,12 @@ std::string_view group_of(Parameter const& parameter) {
   return has("visual.") ? "vision" : "others";
 }
 
-std::string_view why_dequantised(Checkpoint const& checkpoint, bool asked) {
+std::string_view why_dequantised(Checkpoint const& checkpoint, DType dtype, bool asked) {
   if (checkpoint.format != CheckpointFormat::huggingface) return "stored";
-  if (asked) return "--dtype";
   auto const& config = checkpoint.hf.config;
-  return !config.empty() && parse_model_config(config).dtype ? "config.json" : "default";
+  auto const said = config.empty() ? std::nullopt : parse_model_config(config).dtype;
+  if (asked || dtype != said.value_or(DType::BF16)) return "--dtype";
+  return said ? "config.json" : "default";
 }
 
 std::string text(Json const& value) { return value.get<std::string>(); }
@@ -120,7 +122,7 @@ Json summarize_conversions(Checkpoint const& checkpoint, bool asked) {
     if (!held && !parameter.converted()) continue;
     auto const quantised = parameter.scale_bytes != 0;
     auto const because = held        ? "training"
-                         : quantised ? why_dequantised(checkpoint, asked)
+                         : quantised ? why_dequantised(checkpoint, parameter.dtype, asked)
                          : stored    ? "stored"
                                      : "--dtype";
     counts[{held        ? "held_in_f32"

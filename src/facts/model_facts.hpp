@@ -17,7 +17,8 @@ namespace rankslice {
 [[nodiscard]] Json summarize_quantisation(Checkpoint const& checkpoint);
 
 /// What is done to values between the Hugging Face checkpoint and memory: a list of `kind` (`held_in_f32`,
-/// `dequantised`, `cast`), `from`, `to`, `tensors` without scales, and `because` of what. `asked`: with `--dtype`.
+/// `dequantised`, `cast`), `from`, `to`, `tensors` without scales, and `because` of what. `asked`: with `--dtype`, of
+/// which other dtypes than the default tell by themselves.
 [[nodiscard]] Json summarize_conversions(Checkpoint const& checkpoint, bool asked);
 
 /// What `to-hf` makes of it by default: `values` as they were `read`, or as they are `held`, and

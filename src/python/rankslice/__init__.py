@@ -6,13 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from rankslice._checkpoint import Checkpoint, open
+from rankslice._reports import Facts, inspect, plan
 from rankslice.errors import Error
 
 if TYPE_CHECKING:
     from rankslice._loading import load
     from rankslice._state import StateDict
 
-__all__ = ["Checkpoint", "Error", "StateDict", "load", "open"]
+__all__ = ["Checkpoint", "Error", "Facts", "StateDict", "inspect", "load", "open", "plan"]
 
 _WITH_TORCH = {
     "StateDict": "_state",
