@@ -9,6 +9,8 @@
 
 #include "core/block_scales.hpp"
 #include "core/literals.hpp"
+#include "core/rows_before.hpp"
+#include "exported_state.hpp"
 #include "hf_target.hpp"
 #include "storage_reader.hpp"
 #include "target_files.hpp"
@@ -86,13 +88,6 @@ std::vector<Extent> places_of(Model const& model, Storage const& storage) {
   return places;
 }
 
-/// The memory of a part of a slice that is one expert, or of a dense tensor.
-std::byte const* address(Parameter const& parameter, Slice const& part, NativeBox<std::byte const> const& box) {
-  auto const rows =
-      (part.part.begin - box.slice.part.begin) * box.slice.rows.size() + part.rows.begin - box.slice.rows.begin;
-  return box.data + rows * parameter.row_bytes(Form::native);
-}
-
 /// `source` has what was there before.
 [[noreturn]] void fail_changed(Model const& model, Parameter const& parameter, Slice const& part, std::uint64_t byte,
                                Storage const& source) {
@@ -106,11 +101,8 @@ std::byte const* address(Parameter const& parameter, Slice const& part, NativeBo
   auto const& key = model.tensors[tensor].key;
   auto const& file = source.files[places_of(model, source)[tensor].file].path;
   auto const expert = parameter.stacked_experts ? fmt::format("expert {} of ", part.part.begin) : std::string();
-  throw VerifyError(
-      fmt::format("{}{} ({}): was changed since it was loaded, or {} was: it cannot go back to {}; export "
-                  "with --export-layout auto",
-                  expert, parameter.fqn, key, file, name(parameter.hf_dtype)),
-      file, key);
+  refuse_changed(fmt::format("{}{} ({})", expert, parameter.fqn, key),
+                 fmt::format(", or {} was: it cannot go back to {}", file, name(parameter.hf_dtype)), file, key);
 }
 
 }  // namespace
@@ -134,8 +126,8 @@ Digests require_unchanged(Model const& model, std::vector<PlannedSlice> const& s
     held.for_each_box(item, [&](Slice const& slice, NativeBox<std::byte const> const& box) {
       original.for_each_box({item.parameter, slice}, [&](Slice const& part, NativeBox<std::byte const> const& as_read) {
         auto const bytes = parameter.bytes(part, Form::native);
-        auto const* const mine = address(parameter, part, box);
-        auto const* const theirs = address(parameter, part, as_read);
+        auto const* const mine = box.data + bytes_before(parameter, box.slice, part);
+        auto const* const theirs = as_read.data + bytes_before(parameter, as_read.slice, part);
         if (std::memcmp(mine, theirs, bytes) != 0) {
           auto const differs = std::mismatch(mine, mine + bytes, theirs).first - mine;
           fail_changed(model, parameter, part, static_cast<std::uint64_t>(differs), source);

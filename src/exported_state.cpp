@@ -29,6 +29,11 @@ Digests without_left_out(std::vector<bool> const& taken, Digests digests) {
   return digests;
 }
 
+void refuse_changed(std::string const& what, std::string const& why, std::string const& file, std::string const& key) {
+  throw VerifyError(fmt::format("{}: was changed since it was loaded{}; export with --export-layout auto", what, why),
+                    file, key);
+}
+
 void require_fitting(Checkpoint const& source, std::vector<bool> const& taken, Digests const& held,
                      Digests const& exported) {
   auto const& model = source.model;
@@ -38,10 +43,9 @@ void require_fitting(Checkpoint const& source, std::vector<bool> const& taken, D
     auto const& parameter = model.parameters[model.tensors[i].parameter];
     auto const widened = parameter.converted() && parameter.invertible() && !is_fp32_held(keys, key);
     if (!taken[i] || !widened || std::ranges::equal(held.stored.of(i), exported.stored.of(i))) continue;
-    throw VerifyError(fmt::format("{}: was changed since it was loaded: its values in {} do not fit into {}; export "
-                                  "with --export-layout auto",
-                                  key, name(parameter.dtype), name(parameter.hf_dtype)),
-                      {}, key);
+    auto const why =
+        fmt::format(": its values in {} do not fit into {}", name(parameter.dtype), name(parameter.hf_dtype));
+    refuse_changed(key, why, {}, key);
   }
 }
 

@@ -22,20 +22,6 @@ void for_each_block(Parameter const& parameter, Slice const& slice, Step const& 
   }
 }
 
-/// Call step(first_element, bytes) for the parts of a slice that are contiguous in the global tensor and in its box.
-template <typename Step>
-void for_each_run(Parameter const& parameter, Slice const& slice, NativeBox<std::byte const> const& box,
-                  Step const& step) {
-  auto const parts = parameter.stacked_experts ? 1 : slice.part.size();  // of a run
-  auto const row_bytes = parameter.row_bytes(Form::native);
-  for (auto part = slice.part.begin; part < slice.part.end; part += parts) {
-    auto const row_in_box = rows_before(box.slice, part, slice.rows.begin);
-    auto const first_row = part * parameter.row_count() + slice.rows.begin;
-    step(first_row * parameter.columns(),
-         std::span(box.data + row_in_box * row_bytes, parts * slice.rows.size() * row_bytes));
-  }
-}
-
 }  // namespace
 
 HeldTensors::HeldTensors(StateDict const& state) {
@@ -106,8 +92,9 @@ void DigestedTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& us
   auto const& parameter = model_.parameters[wanted.parameter];
   ParameterDigest digest(model_, parameter);
   from_.for_each_box(wanted, [&](Slice const& slice, NativeBox<std::byte const> const& box) {
-    for_each_run(parameter, slice, box, [&](std::uint64_t first_element, std::span<std::byte const> run) {
-      digest.add_native(first_element, run, given_);
+    for_each_run(parameter, slice, [&](Slice const& run) {
+      auto const* const data = box.data + bytes_before(parameter, box.slice, run);
+      digest.add_native(first_element(parameter, run), {data, parameter.bytes(run, Form::native)}, given_);
     });
     use(slice, box);
   });

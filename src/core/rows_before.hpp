@@ -16,4 +16,20 @@ namespace rankslice {
   return rows_before(box, slice.part.begin, slice.rows.begin) * parameter.row_bytes(Form::native);
 }
 
+/// Which element of the global tensor a slice begins with, row-major. Pure.
+[[nodiscard]] inline std::uint64_t first_element(Parameter const& parameter, Slice const& slice) {
+  return (slice.part.begin * parameter.row_count() + slice.rows.begin) * parameter.columns();
+}
+
+/// Call step(run) for the parts of a slice that are contiguous in the global tensor, and in every box that has them:
+/// all of it, or of experts of which it has only some rows one after the other.
+template <typename Step>
+void for_each_run(Parameter const& parameter, Slice const& slice, Step const& step) {
+  if (slice.empty()) return;
+  if (slice.rows.size() == parameter.row_count()) return step(slice);
+  for (auto part = slice.part.begin; part < slice.part.end; ++part) {
+    step(Slice{.part = {part, part + 1}, .rows = slice.rows});
+  }
+}
+
 }  // namespace rankslice

@@ -20,16 +20,6 @@ constexpr std::uint64_t kLineRows = 64;  // rows of a strip: they become whole c
 
 std::uint64_t block_bytes(Device const* device) { return device != nullptr ? kUploadBytes : kBlockBytes; }
 
-/// Call step(run) for the parts of `wanted` that are contiguous in the global tensor, in its piece and in memory.
-template <typename Step>
-void for_each_run(Parameter const& parameter, Slice const& wanted, Step const& step) {
-  if (wanted.empty()) return;
-  if (wanted.rows.size() == parameter.row_count()) return step(wanted);
-  for (auto part = wanted.part.begin; part < wanted.part.end; ++part) {
-    step(Slice{.part = {part, part + 1}, .rows = wanted.rows});
-  }
-}
-
 /// Where a run begins in a piece of a file in `form`.
 std::uint64_t offset_of(Parameter const& parameter, StoredPiece const& piece, Slice const& run, Form form) {
   return piece.extent.bytes.begin +
@@ -64,8 +54,7 @@ void for_each_block(Parameter const& parameter, StoredPiece const& piece, Slice 
 template <typename Byte>
 std::span<Byte> native_block(Parameter const& parameter, NativeBox<Byte> const& box, Block const& block, Form form) {
   auto const unit = parameter.unit_bytes(Form::native);
-  auto const rows = rows_before(box.slice, block.run.part.begin, block.run.rows.begin);
-  return {box.data + rows * parameter.row_bytes(Form::native) + block.skipped * unit,
+  return {box.data + bytes_before(parameter, box.slice, block.run) + block.skipped * unit,
           block.bytes / parameter.unit_bytes(form) * unit};
 }
 

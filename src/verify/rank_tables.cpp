@@ -9,6 +9,7 @@
 #include "comm/checked_bytes.hpp"
 #include "core/fingerprint.hpp"
 #include "core/literals.hpp"
+#include "core/rows_before.hpp"
 #include "transform/device_digest.hpp"
 #include "transform/parameter_digest.hpp"
 #include "verify/compare.hpp"
@@ -58,22 +59,20 @@ void sum_over(Communicator& ranks, Model const& model, DigestTable& table, Takes
   });
 }
 
-/// Call step(first_element, begin, end) for blocks of bytes of a local tensor that are contiguous in the global one.
+/// Call step(first_element, begin, size) for blocks of bytes of a local tensor that are contiguous in the global one.
 template <typename Step>
 void for_each_block(ShardedTensor const& tensor, Step const& step) {
   auto const& parameter = tensor.parameter;
   auto const held = tensor.slice();
   auto const unit = parameter.unit_bytes(Form::native);
-  auto const runs =
-      held.rows.size() == parameter.row_count() ? std::min<std::uint64_t>(1, held.part.size()) : held.part.size();
-  for (std::uint64_t i = 0; i < runs; ++i) {
-    auto const first_row = (held.part.begin + i) * parameter.row_count() + held.rows.begin;
-    auto const run_bytes = tensor.data.bytes / runs;
-    for (std::uint64_t begin = 0; begin < run_bytes; begin += kBlockBytes) {
-      auto const size = std::min<std::uint64_t>(kBlockBytes, run_bytes - begin);
-      step(first_row * parameter.columns() + begin / unit, i * run_bytes + begin, size);
+  for_each_run(parameter, held, [&](Slice const& run) {
+    auto const before = bytes_before(parameter, held, run);
+    auto const total = parameter.bytes(run, Form::native);
+    for (std::uint64_t begin = 0; begin < total; begin += kBlockBytes) {
+      auto const size = std::min<std::uint64_t>(kBlockBytes, total - begin);
+      step(first_element(parameter, run) + begin / unit, before + begin, size);
     }
-  }
+  });
 }
 
 std::span<std::byte const> host_bytes(Buffer const& memory, std::uint64_t begin, std::uint64_t size,
