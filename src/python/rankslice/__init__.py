@@ -22,11 +22,13 @@ _WITH_TORCH = {
 """What needs torch, and where it is: imported when it is first asked for."""
 
 
-def __getattr__(name: str) -> object:
-    if name not in _WITH_TORCH:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
-    return value
+if not TYPE_CHECKING:  # for which other names would exist, too
+
+    def __getattr__(name: str) -> object:
+        if name not in _WITH_TORCH:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
+        return value
 
 
 def __dir__() -> list[str]:
