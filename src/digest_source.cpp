@@ -4,6 +4,7 @@
 
 #include "comm/checked_bytes.hpp"
 #include "state/consistency.hpp"
+#include "state/local_tensor.hpp"
 #include "storage_reader.hpp"
 #include "watch.hpp"
 
@@ -12,12 +13,6 @@ namespace rankslice {
 namespace {
 
 bool is_digested(StateDict const& state) { return state.read.source.tensors() > 0; }
-
-std::vector<PlannedSlice> slices_held(StateDict const& state) {
-  std::vector<PlannedSlice> slices;
-  for (auto const& [fqn, tensor] : state.tensors) slices.push_back({tensor.index, tensor.slice()});
-  return slices;
-}
 
 void digest_slices_held(StateDict& state, CallOptions const& call, Communicator* world) {
   auto const& source = *state.source;

@@ -69,12 +69,8 @@ void read_values(StateDict& state, VerifyLevel level, CallOptions const& call, C
   auto const& model = state.source->model;
   auto const& storage = state.source->storage;
   std::vector<ShardedTensor const*> tensors;
-  std::vector<PlannedSlice> held;
-  for (auto const& [fqn, tensor] : state.tensors) {
-    tensors.push_back(&tensor);
-    held.push_back({.parameter = tensor.index, .slice = tensor.slice()});
-  }
-  auto const plan = make_load_plan(model, storage.form, std::move(held));
+  for (auto const& [fqn, tensor] : state.tensors) tensors.push_back(&tensor);
+  auto const plan = make_load_plan(model, storage.form, slices_held(state));
   state.read = digests(level) ? Digests(model) : Digests();
   state.read.without_codes = storage.form == Form::native;
 

@@ -12,6 +12,7 @@
 #include "reread.hpp"
 #include "state/agreed_holdings.hpp"
 #include "state/consistency.hpp"
+#include "state/local_tensor.hpp"
 #include "storage_reader.hpp"
 #include "verify/compare.hpp"
 #include "verify/coverage.hpp"
@@ -120,14 +121,6 @@ void require_sound(VerifyOptions const& options, Communicator& world) {
   });
 }
 
-/// What this rank read when the state got its values.
-std::vector<PlannedSlice> slices_read(StateDict const& state) {
-  std::vector<PlannedSlice> slices;
-  for (auto const& [fqn, tensor] : state.tensors)
-    slices.push_back({.parameter = tensor.index, .slice = tensor.slice()});
-  return slices;
-}
-
 void verify_contents(StateDict const& state, Holdings const& holdings, Communicator& world,
                      VerifyOptions const& options, VerifyReport& report) {
   auto const& model = state.source->model;
@@ -190,7 +183,7 @@ VerifyReport verify(StateDict const& state, VerifyOptions const& options) {
   auto const held = digest_held(state, options.call, nullptr);
   add(report, differences(model, NamedDigests{"read", state.read}, {"held", held}, rank));
   if (options.level == VerifyLevel::reread) {
-    read_again(*state.source, slices_read(state), state.read, rank, options.call, report);
+    read_again(*state.source, slices_held(state), state.read, rank, options.call, report);
   }
   if (state.source->digests) {
     report.reference = state.source->digests_from;

@@ -71,8 +71,8 @@ void digest_source(StateDict& state, Communicator& world, CallOptions const& cal
 void digest_source(StateDict& state, CallOptions const& call = {});
 
 /// Prove that the ranks together hold exactly the checkpoint: same mesh, source, keys, shapes and dtypes everywhere,
-/// slices that tile every tensor, and digests of the held tensors equal to those of the bytes that were read and to the
-/// reference. The report is the same on every rank. Collective, with the same options on every rank.
+/// slices, or equal copies of them, that tile every tensor, and digests of the held tensors equal to those of the bytes
+/// that were read and to the reference. The report is the same on all ranks. Collective, with the same options on each.
 /// @throws PlanError for a state that is not what it says, as UsageError on every rank; IoError
 [[nodiscard]] VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions const& options = {});
 

@@ -22,4 +22,11 @@ ShardedTensor place_local_tensor(Parameter const& parameter, PlannedSlice const&
   return tensor;
 }
 
+std::vector<PlannedSlice> slices_held(StateDict const& state) {
+  std::vector<PlannedSlice> slices;
+  for (auto const& [fqn, tensor] : state.tensors)
+    slices.push_back({.parameter = tensor.index, .slice = tensor.slice()});
+  return slices;
+}
+
 }  // namespace rankslice

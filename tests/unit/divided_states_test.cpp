@@ -174,6 +174,46 @@ TEST_F(DividedStates, NeedNotLieAsAnyMeshCouldDivideThem) {
   EXPECT_TRUE(files_in(path("out")) == files_in(checkpoint()));
 }
 
+/// A state whose parts were read by themselves from what they are of.
+StateDict read_parts(std::shared_ptr<Checkpoint const> const& source, WayToDivide const& way, Communicator& world) {
+  CallersTensors const tensors(source->model,
+                               [&](Parameter const& parameter) { return way.part(parameter, world.rank()); });
+  auto state = make_state_dict(source, tensors.tensors(), way.mesh, way.mesh.coordinate(world.rank()));
+  fill(state, world);
+  return state;
+}
+
+// Cuts go through blocks of 128 x 128, whose scale counts once.
+TEST_F(DividedStates, OfQuantisedWeightsAreProvedAndGoHomeAsTheyCame) {
+  TempDir const dir;
+  synthesize(dir.file("fp8"), {.layers = 1, .experts = 5, .quantization = SynthQuantization::fp8});
+  auto const source = open_checkpoint(dir.file("fp8"));
+  for (auto const& way : ways_to_divide()) {
+    run_ranks(way.mesh.ranks(), [&](Communicator& world) {
+      auto const state = read_parts(source, way, world);
+      auto const report = verify(state, world, {.level = VerifyLevel::reread});
+      EXPECT_TRUE(report.ok()) << way.name << ": " << report.mismatches.front().what;
+      auto const against = verify(state, world, {.against = source.get()});
+      EXPECT_TRUE(against.ok()) << way.name << ": " << against.mismatches.front().what;
+      EXPECT_FALSE(against.without_codes);
+      to_hf(state, dir.file("out"), world, {.overwrite = true, .layout = ExportLayout::source});
+    });
+    EXPECT_TRUE(files_in(dir.file("out")) == files_in(dir.file("fp8"))) << way.name;
+  }
+}
+
+TEST_F(DividedStates, OfConvertedValuesAreProvedAndGoHomeAsTheyCame) {
+  auto const source = open_checkpoint(checkpoint(), {.dtype = DType::F32});
+  for (auto const& way : {fsdp(3), hsdp()}) {
+    run_ranks(way.mesh.ranks(), [&](Communicator& world) {
+      auto const state = read_parts(source, way, world);
+      EXPECT_TRUE(verify(state, world).ok()) << way.name;
+      to_hf(state, path("out"), world, {.overwrite = true, .layout = ExportLayout::source});
+    });
+    EXPECT_TRUE(files_in(path("out")) == files_in(checkpoint())) << way.name;
+  }
+}
+
 // ---- what is wrong is found ----
 
 TEST_F(DividedStates, AByteThatFlippedInOnePartIsFoundWithItsRank) {
