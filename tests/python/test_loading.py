@@ -1,15 +1,12 @@
 """`rankslice.load` into fresh memory, on ranks that work alone and on those of a DeviceMesh."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 import expected
 import rankslice
 from expected import reference
+from ranks import run_ranks
 
 MESHES = [reference.Mesh(1, 1), reference.Mesh(1, 2), reference.Mesh(2, 3), reference.Mesh(1, 2, 2)]
 
@@ -85,11 +82,3 @@ def test_dtensors_of_a_mesh_are_placed_by_its_dims_and_make_up_the_checkpoint(ti
 
 def test_experts_that_a_dtensor_cannot_divide_are_refused_on_every_rank_with_advice(tiny):
     run_ranks("load_uneven.py", 3, tiny)
-
-
-def run_ranks(program, count, *arguments):
-    program = Path(__file__).parent / "programs" / program
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
-    command = ["timeout", "-k", "5", "120", *torchrun, program, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

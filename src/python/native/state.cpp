@@ -6,6 +6,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <functional>
+
 #include "rankslice/load.hpp"
 #include "rankslice/make_state_dict.hpp"
 
@@ -61,6 +64,15 @@ std::pair<std::uint64_t, std::uint64_t> bytes_of(StateDict const& state) {
   return {plan_bytes(source.model, slices, Form::native), stored_bytes(source.storage, source.model, slices).read};
 }
 
+/// Digests of one part more of what the same rank reads.
+void add(Digests& sum, Digests const& part) {
+  auto const add_table = [](DigestTable& table, DigestTable const& more) {
+    std::ranges::transform(table.values(), more.values(), table.values().begin(), std::plus());
+  };
+  add_table(sum.source, part.source);
+  add_table(sum.stored, part.stored);
+}
+
 /// A state dict without a checkpoint; `folder` has config.json, tokenizer, …, or is empty.
 std::shared_ptr<StateDict> make_fresh_state(std::map<std::string, LocalTensor> const& tensors, Mesh const& mesh,
                                             int rank, std::string const& family, std::string const& expert_layout,
@@ -100,7 +112,7 @@ void bind_state(nb::module_& module) {
   nb::class_<LocalTensor>(module, "LocalTensor");
   module.def("local_tensor", &local_tensor, nb::arg("dtype"), nb::arg("global_shape"), nb::arg("offsets"),
              nb::arg("local_shape"), nb::arg("address"), nb::arg("bytes"), nb::arg("owner"));
-  nb::class_<Digests>(module, "Digests");
+  nb::class_<Digests>(module, "Digests").def("add", &add, nb::arg("part"));
   nb::class_<StateDict>(module, "StateDict")
       .def_prop_ro("bytes", &bytes_of)
       .def_rw("read", &StateDict::read)

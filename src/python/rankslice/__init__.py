@@ -10,14 +10,17 @@ from rankslice._reports import Facts, inspect, plan
 from rankslice.errors import Error
 
 if TYPE_CHECKING:
+    from rankslice._filling import Filled, load_into
     from rankslice._loading import load
     from rankslice._state import StateDict
 
-__all__ = ["Checkpoint", "Error", "Facts", "StateDict", "inspect", "load", "open", "plan"]
+__all__ = ["Checkpoint", "Error", "Facts", "Filled", "StateDict", "inspect", "load", "load_into", "open", "plan"]
 
 _WITH_TORCH = {
+    "Filled": "_filling",
     "StateDict": "_state",
     "load": "_loading",
+    "load_into": "_filling",
 }
 """What needs torch, and where it is: imported when it is first asked for."""
 

@@ -8,6 +8,7 @@ import torch
 
 from rankslice import _mesh, _names, _native, _progress, _steps, _tensors
 from rankslice._checkpoint import Source, opened
+from rankslice._filling import Filling
 from rankslice._state import Native, StateDict, natives, parts_of
 from rankslice.errors import PlanError
 
@@ -73,19 +74,18 @@ def load(
     place = _mesh.place(mesh, rank, world_size, ep, ep_shard, process_group)
     world = _steps.world_of(place, process_group)
     checkpoint = opened(source, world, dtype=dtype, include=include, exclude=exclude)
-    tensors: dict[str, torch.Tensor] = {}
 
-    def prepare() -> _native.StateDict:
+    def prepare() -> tuple[dict[str, torch.Tensor], Filling]:
         _names.require_known(names)
-        tensors.update(_fresh_tensors(checkpoint, place, _device_of(device, place)))
-        return _native.make_state_dict(checkpoint, _locals(checkpoint, place, tensors), place.mesh, place.rank)
+        fresh = _fresh_tensors(checkpoint, place, _device_of(device, place))
+        return fresh, Filling(checkpoint, place, fresh, "native")
 
-    filled = _steps.agreed(world, prepare)
+    tensors, filling = _steps.agreed(world, prepare)
     with _progress.reporting(progress, place.rank == 0) as report:
-        _native.fill(filled, world, verify, report)
+        filling.fill(world, verify, report)
     if place.device_mesh is not None:
         tensors = _as_dtensors(checkpoint, tensors, place.device_mesh)
-    state = StateDict(tensors, checkpoint, place, "native", filled)
+    state = StateDict(tensors, checkpoint, place, filling)
     return state if names == "native" else state.renamed(names)
 
 
@@ -115,16 +115,6 @@ def _require_even(native: Native, ep: int) -> None:
         "tensors with rank= and world_size=, or choose an ep that divides them",
         tensor=native.fqn,
     )
-
-
-def _locals(
-    checkpoint: _native.Checkpoint, place: MeshPlace, tensors: dict[str, torch.Tensor]
-) -> dict[str, _native.LocalTensor]:
-    parts = parts_of(checkpoint, place)
-    return {
-        fqn: _tensors.over(fqn, native.dtype, native.shape, parts[fqn].offsets, parts[fqn].shape, tensors[fqn])
-        for fqn, native in natives(checkpoint).items()
-    }
 
 
 def _as_dtensors(

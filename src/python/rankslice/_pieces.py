@@ -46,8 +46,8 @@ def whole(shape: Sequence[int]) -> Piece:
 
 
 def pieces_of(name: str, tensor: DTensor) -> list[Piece]:
-    """The boxes that make up this rank's part of a DTensor, in order: one, or several of a strided placement whose parts
-    are not neighbours. None where the rank has nothing of it.
+    """The boxes that make up this rank's part of a DTensor, in order: one, or several of a strided placement whose
+    parts are not neighbours; none where the rank has nothing of it.
 
     Raises:
         PlanError: for partial sums, and where the local tensor is not what the placements say.

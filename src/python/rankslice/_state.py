@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.distributed.tensor import DTensor
 
+    from rankslice._filling import Filling
     from rankslice._mesh import MeshPlace
 
 MAX_FILE_BYTES = 5_000_000_000
@@ -40,13 +41,14 @@ class StateDict(dict[str, torch.Tensor]):
         tensors: Mapping[str, torch.Tensor],
         checkpoint: _native.Checkpoint,
         place: MeshPlace,
-        names: Names,
-        filled: _native.StateDict,
+        filling: Filling,
     ) -> None:
+        """Native tensors, and how they were filled."""
         super().__init__(tensors)
-        self.checkpoint, self.place, self.names = checkpoint, place, names
-        self.bytes_owned, self.bytes_read = filled.bytes
-        self._digests = filled.read  # of what was read; the memory itself is the tensors' alone
+        self.checkpoint, self.place = checkpoint, place
+        self.names: Names = "native"
+        self.bytes_owned, self.bytes_read = filling.bytes_owned, filling.bytes_read
+        self._digests = filling.digests
 
     def renamed(self, names: Names) -> StateDict:
         """The same tensors, sharing their memory, under native names or those of transformers' modules, whose experts
@@ -117,8 +119,27 @@ class Native(NamedTuple):
 
     def divides(self, piece: Piece) -> bool:
         """Whether C++ takes such a piece: of stacked experts a box of experts and rows, else some of axis 0."""
-        kept = self.shape[2 if self.stacked else 1 :]
-        return list(piece.shape[len(self.shape) - len(kept) :]) == kept
+        return piece == self.read_for(piece)._replace(local=piece.local)
+
+    def read_for(self, piece: Piece) -> Piece:
+        """The smallest piece around this one that C++ takes."""
+        divided = 2 if self.stacked else 1
+        nowhere = (0,) * len(self.shape)
+        return Piece(
+            piece.offsets[:divided] + nowhere[divided:], piece.shape[:divided] + tuple(self.shape[divided:]), nowhere
+        )
+
+    def in_elements(self, piece: Piece) -> Piece:
+        """A piece of the tensor as torch has it: of dtypes of less than a byte, all of it."""
+        return whole(self.shape) if list(piece.shape) == _tensors.torch_shape(self.dtype, self.shape) else piece
+
+    def require_shape(self, name: str, found: Sequence[int], is_swapped: bool) -> None:
+        """The shape is this tensor's, as torch has it. Raises PlanError."""
+        expected = _tensors.torch_shape(self.dtype, self.shape)
+        if is_swapped:
+            expected[1], expected[2] = expected[2], expected[1]
+        if list(found) != expected:
+            raise PlanError(f"{name}: expected the shape {expected}, found {list(found)}", tensor=name)
 
 
 def natives(checkpoint: _native.Checkpoint) -> dict[str, Native]:
@@ -162,9 +183,7 @@ def _locals_without_checkpoint(family: str, tensors: Mapping[str, torch.Tensor])
 def _local(name: str, tensor: torch.Tensor, is_swapped: bool, native: Native, part: Piece) -> _native.LocalTensor:
     """A tensor's memory, or that of a copy, as a part of the native one. `part`: what plain tensors may be, unless
     whole."""
-    from torch.distributed.tensor import DTensor
-
-    if isinstance(tensor, DTensor):
+    if _tensors.is_dtensor(tensor):
         tensor, piece = _divided_natively(name, tensor, is_swapped, native)
         local = tensor.to_local()
     else:
@@ -194,11 +213,7 @@ def _divided_natively(name: str, tensor: DTensor, is_swapped: bool, native: Nati
     """A DTensor of which this rank has a part as C++ divides it, and that part, its axes in the native order."""
     from torch.distributed.tensor import Shard
 
-    shape = [tensor.shape[axis] for axis in ((0, 2, 1) if is_swapped else range(tensor.ndim))]
-    if shape != _tensors.torch_shape(native.dtype, native.shape):
-        raise PlanError(
-            f"{name}: expected {native.shape} in the native order of axes, found {list(shape)}", tensor=name
-        )
+    native.require_shape(name, tensor.shape, is_swapped)
     divided = {0} if not native.stacked else {0, 2} if is_swapped else {0, 1}
     if not all(_is_divided_by(tensor, n, divided) for n in range(len(tensor.placements))):
         tensor = tensor.redistribute(placements=[Shard(0) if hasattr(p, "dim") else p for p in tensor.placements])
@@ -208,7 +223,7 @@ def _divided_natively(name: str, tensor: DTensor, is_swapped: bool, native: Nati
         return tensor, whole(empty)
     if len(pieces) > 1:
         raise PlanError(f"{name}: {tensor.placements} leave this rank parts that are not neighbours", tensor=name)
-    return tensor, pieces[0].swapped() if is_swapped else pieces[0]
+    return tensor, pieces[0].swapped() if is_swapped else native.in_elements(pieces[0])
 
 
 def _is_divided_by(tensor: DTensor, mesh_dim: int, axes: set[int]) -> bool:
@@ -218,6 +233,7 @@ def _is_divided_by(tensor: DTensor, mesh_dim: int, axes: set[int]) -> bool:
     if axis is None:
         return True
     # A strided placement stands for mesh dimensions behind it that divide the axis first.
-    behind = [n for n in range(mesh_dim + 1, len(tensor.placements)) if getattr(tensor.placements[n], "dim", None) == axis]
-    first = math.prod(tensor.device_mesh.size(n) for n in behind)
+    behind = range(mesh_dim + 1, len(tensor.placements))
+    of_axis = [n for n in behind if getattr(tensor.placements[n], "dim", None) == axis]
+    first = math.prod(tensor.device_mesh.size(n) for n in of_axis)
     return axis in axes and getattr(placement, "split_factor", 1) in (1, first)

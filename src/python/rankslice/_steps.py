@@ -24,7 +24,8 @@ def world_of(place: MeshPlace, process_group: ProcessGroup | None) -> _native.Co
 
 
 def agreed(world: _native.Communicator | None, step: Callable[[], Result]) -> Result:
-    """What a step gives that can fail on one rank alone: then all raise what the lowest failing rank did. Collective."""
+    """What a step gives that can fail on one rank alone: then all raise what the lowest failing rank did.
+    Collective."""
     if world is None:
         return step()
     results: list[Result] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,8 @@ def dtype_name(dtype: torch.dtype | str) -> str:
 
 
 def torch_shape(name: str, shape: Sequence[int]) -> list[int]:
-    """The shape in torch: of dtypes of less than a byte in bytes, along the last axis, or flat where that is not whole."""
+    """The shape in torch. Of dtypes of less than a byte it is in bytes, along the last axis, or flat where an axis does
+    not end with one."""
     if name not in _SUB_BYTE_BITS or not shape:
         return list(shape)
     bits = _SUB_BYTE_BITS[name]
@@ -97,30 +99,35 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def as_dtensor(
-    local: torch.Tensor, shape: Sequence[int], device_mesh: DeviceMesh, placements: Sequence[Placement]
+    local: torch.Tensor,
+    shape: Sequence[int],
+    device_mesh: DeviceMesh,
+    placements: Sequence[Placement],
+    strides: Sequence[int] | None = None,
 ) -> DTensor:
     """A local tensor as the DTensor that it is a part of. Says its shape, as torch's guess is wrong where parts are
     uneven (rule 12), and so communicates nothing."""
     from torch.distributed.tensor import DTensor
 
-    strides = contiguous_strides(shape)
+    strides = contiguous_strides(shape) if strides is None else tuple(strides)
     return DTensor.from_local(
         local, device_mesh, placements, run_check=False, shape=torch.Size(shape), stride=strides
     )
 
 
+def is_dtensor(tensor: torch.Tensor) -> bool:
+    """Without importing what a program without DTensors never needs."""
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(tensor, tensors.DTensor)
+
+
 def swapped(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory with axes 1 and 2 exchanged: native experts as transformers has them, and back (rule 46)."""
-    from torch.distributed.tensor import DTensor, Shard
-
-    if not isinstance(tensor, DTensor):
+    if not is_dtensor(tensor):
         return tensor.transpose(1, 2)
+    from torch.distributed.tensor import Shard
+
     exchanged = {1: Shard(2), 2: Shard(1)}
     placements = [exchanged.get(getattr(p, "dim", 0), p) for p in tensor.placements]
-    shape, stride = list(tensor.shape), list(tensor.stride())
-    for axes in (shape, stride):
-        axes[1], axes[2] = axes[2], axes[1]
-    return DTensor.from_local(
-        tensor.to_local().transpose(1, 2), tensor.device_mesh, placements, run_check=False,
-        shape=torch.Size(shape), stride=tuple(stride),
-    )  # fmt: skip
+    shape, strides = ([axes[0], axes[2], axes[1], *axes[3:]] for axes in (tensor.shape, tensor.stride()))
+    return as_dtensor(tensor.to_local().transpose(1, 2), shape, tensor.device_mesh, placements, strides)

@@ -21,7 +21,12 @@ class Error(Exception):
     rank: int | None
 
     def __init__(
-        self, message: str, code: int | None = None, file: str | None = None, tensor: str | None = None, rank: int | None = None
+        self,
+        message: str,
+        code: int | None = None,
+        file: str | None = None,
+        tensor: str | None = None,
+        rank: int | None = None,
     ) -> None:
         super().__init__(message)
         self.code = type(self).code if code is None else code

@@ -1,0 +1,119 @@
+"""`rankslice.load_into`: parameters that are there already, by their own placements."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import expected
+import rankslice
+from modules import module_of
+from ranks import run_ranks
+
+
+@pytest.fixture(scope="module")
+def native(tiny):
+    return rankslice.load(tiny, rank=0, world_size=1)
+
+
+def bits_of(module):
+    return {name: expected.bits(tensor) for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("names", ["native", "transformers"])
+def test_a_module_gets_all_values_in_place_or_from_the_meta_device(tiny, native, names, device):
+    wanted = native.renamed(names)
+    module = module_of(wanted, device)
+    before = dict(module.named_parameters())
+    filled = rankslice.load_into(module, tiny)
+    expected.assert_same(bits_of(module), {name: expected.bits(tensor) for name, tensor in wanted.items()})
+    assert filled.missing_keys == filled.unexpected_keys == filled.on_meta == []
+    assert filled.bytes_owned == native.bytes_owned and filled.bytes_read == native.bytes_read
+    assert all(parameter.is_contiguous() for parameter in module.parameters())
+    if device == "cpu":
+        assert all(parameter is before[name] for name, parameter in module.named_parameters())
+
+
+def test_a_state_dict_gets_the_same(tiny, native):
+    state = {name: torch.empty_like(tensor, device="meta") for name, tensor in native.items()}
+    rankslice.load_into(state, tiny)
+    expected.assert_same({name: expected.bits(t) for name, t in state.items()},
+                         {name: expected.bits(t) for name, t in native.items()})  # fmt: skip
+
+
+def test_views_with_the_axes_of_transformers_are_filled_where_they_are(tiny, native):
+    state = rankslice.load(tiny, rank=0, world_size=1, names="transformers")
+    places = {name: tensor.data_ptr() for name, tensor in state.items()}
+    for tensor in state.values():
+        tensor.zero_()
+    rankslice.load_into(state, tiny)
+    assert places == {name: tensor.data_ptr() for name, tensor in state.items()}
+    wanted = native.renamed("transformers")
+    assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_values_come_in_the_dtype_of_the_parameters(tiny, native, dtype):
+    module = module_of(native, dtype=dtype)
+    rankslice.load_into(module, tiny)
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter, native[name].to(dtype)), name
+
+
+def test_plain_parameters_may_be_the_part_of_a_rank(tiny, native):
+    part = rankslice.load(tiny, rank=1, world_size=4, ep=2, ep_shard=2)
+    module = module_of(part)
+    filled = rankslice.load_into(module, tiny, rank=1, world_size=4, ep=2, ep_shard=2)
+    expected.assert_same(bits_of(module), {name: expected.bits(tensor) for name, tensor in part.items()})
+    assert filled.bytes_owned == part.bytes_owned
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_ties_and_what_needs_no_gradient_stay(tiny, native, device):
+    module = module_of({name: t for name, t in native.items() if name != "lm_head.weight"}, device)
+    embedding = module.model.language_model.embed_tokens
+    embedding.weight.requires_grad_(False)
+    module.lm_head = nn.Module()
+    module.lm_head.weight = embedding.weight
+    rankslice.load_into(module, tiny, exclude="lm_head")
+    assert module.lm_head.weight is module.model.language_model.embed_tokens.weight
+    assert not module.lm_head.weight.requires_grad and module.model.language_model.norm.weight.requires_grad
+    assert torch.equal(module.lm_head.weight, native["model.language_model.embed_tokens.weight"])
+
+
+def test_names_that_one_side_has_not_are_listed_or_left(tiny, native):
+    module = module_of({name: t for name, t in native.items() if not name.startswith("mtp.")})
+    module.register_parameter("extra", nn.Parameter(torch.ones(3)))
+    with pytest.raises(rankslice.Error, match=r"has not extra; was not asked for mtp\.[^:]*exclude=.*strict=False"):
+        rankslice.load_into(module, tiny)
+    filled = rankslice.load_into(module, tiny, strict=False)
+    assert filled.missing_keys == ["extra"] and torch.equal(module.extra, torch.ones(3))
+    assert filled.unexpected_keys == [name for name in native if name.startswith("mtp.")]
+
+
+def test_buffers_that_no_checkpoint_has_are_told_when_they_stay_on_the_meta_device(tiny, native):
+    module = module_of(native, "meta")
+    module.register_buffer("inv_freq", torch.empty(4, device="meta"), persistent=False)
+    assert rankslice.load_into(module, tiny).on_meta == ["inv_freq"]
+
+
+def test_a_wrong_shape_is_refused_by_name(tiny, native):
+    name = "model.language_model.norm.weight"
+    state = {**native, name: torch.empty(7, dtype=torch.bfloat16)}
+    with pytest.raises(rankslice.Error, match=rf"{name}: expected \[256\].*found \[7\]"):
+        rankslice.load_into(state, tiny)
+
+
+@pytest.mark.parametrize("names", ["native", "transformers"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(("ranks", "layout"), [(2, "fsdp"), (4, "fsdp"), (4, "hsdp"), (4, "fsdp_tp"), (4, "ep_fsdp")])
+def test_a_divided_model_reads_only_its_slices(tiny, tmp_path, ranks, layout, device, names):
+    run_ranks("load_into_divided.py", ranks, tiny, layout, device, names, tmp_path)
+    reports = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
+    assert len(reports) == ranks
+    for report in reports:
+        print(report)
+        assert report["told"] == report["expected"], report
+        assert report["expected"] <= report["of_the_process"] <= report["expected"] + report["headers"], report
