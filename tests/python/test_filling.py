@@ -12,6 +12,10 @@ from modules import module_of
 from ranks import run_ranks
 
 
+HEADERS = 1 << 17
+"""More than headers, index and config.json have in bytes."""
+
+
 @pytest.fixture(scope="module")
 def native(tiny):
     return rankslice.load(tiny, rank=0, world_size=1)
@@ -86,7 +90,7 @@ def test_ties_and_what_needs_no_gradient_stay(tiny, native, device):
 def test_names_that_one_side_has_not_are_listed_or_left(tiny, native):
     module = module_of({name: t for name, t in native.items() if not name.startswith("mtp.")})
     module.register_parameter("extra", nn.Parameter(torch.ones(3)))
-    with pytest.raises(rankslice.Error, match=r"has not extra; was not asked for mtp\.[^:]*exclude=.*strict=False"):
+    with pytest.raises(rankslice.Error, match=r"has not extra; was not asked for mtp\.[^:]*: .*exclude=.*strict=False"):
         rankslice.load_into(module, tiny)
     filled = rankslice.load_into(module, tiny, strict=False)
     assert filled.missing_keys == ["extra"] and torch.equal(module.extra, torch.ones(3))
@@ -106,14 +110,11 @@ def test_a_wrong_shape_is_refused_by_name(tiny, native):
         rankslice.load_into(state, tiny)
 
 
-@pytest.mark.parametrize("names", ["native", "transformers"])
-@pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(("ranks", "layout"), [(2, "fsdp"), (4, "fsdp"), (4, "hsdp"), (4, "fsdp_tp"), (4, "ep_fsdp")])
-def test_a_divided_model_reads_only_its_slices(tiny, tmp_path, ranks, layout, device, names):
-    run_ranks("load_into_divided.py", ranks, tiny, layout, device, names, tmp_path)
+def test_a_divided_model_reads_only_its_slices(tiny, tmp_path, ranks, layout):
+    run_ranks("load_into_divided.py", ranks, tiny, layout, tmp_path)
     reports = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
-    assert len(reports) == ranks
+    assert len(reports) == 4 * ranks
     for report in reports:
-        print(report)
-        assert report["told"] == report["expected"], report
-        assert report["expected"] <= report["of_the_process"] <= report["expected"] + report["headers"], report
+        assert report["told"] == report["expected"]
+        assert report["expected"] <= report["of_process"] <= report["expected"] + HEADERS

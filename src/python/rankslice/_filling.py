@@ -102,7 +102,7 @@ def load_into(
     place = _mesh.place(mesh, rank, world_size, ep, ep_shard, process_group)
     world = _steps.world_of(place, process_group)
     tensors = _tensors_of(target)
-    dtype = None if isinstance(source, _native.Checkpoint) else _common_dtype(tensors)
+    dtype = None if isinstance(source, _native.Checkpoint) else _widened(tensors)
     checkpoint = opened(source, world, dtype=dtype, include=include, exclude=exclude)
     filling = _steps.agreed(world, lambda: Filling(checkpoint, place, tensors, names, strict, device))
     with _progress.reporting(progress, place.rank == 0) as report:
@@ -121,13 +121,14 @@ def _tensors_of(target: Target) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in tensors.items() if "_extra_state" not in name}
 
 
-def _common_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype | None:
-    """In which C++ gives most values without another copy: that of most elements, if floats can be read in it."""
+def _widened(tensors: dict[str, torch.Tensor]) -> torch.dtype | None:
+    """float32, where most elements are to be that and none more: C++ then widens on the way, exactly. Values that are
+    to be narrower pass through torch, which knows what each is to be."""
     counts: dict[torch.dtype, int] = {}
     for tensor in tensors.values():
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
     most = max(counts, key=lambda dtype: counts[dtype], default=None)
-    return most if most in (torch.bfloat16, torch.float16, torch.float32) else None
+    return torch.float32 if most == torch.float32 and torch.float64 not in counts else None
 
 
 class _Box(NamedTuple):

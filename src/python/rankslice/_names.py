@@ -19,10 +19,12 @@ class Named(NamedTuple):
     Attributes:
         fqn: the native name.
         swapped: whether axes 1 and 2 are exchanged against the native form.
+        stacked: whether it is experts.
     """
 
     fqn: str
     swapped: bool
+    stacked: bool
 
 
 def require_known(names: str) -> None:
@@ -33,11 +35,11 @@ def require_known(names: str) -> None:
 def table(checkpoint: _native.Checkpoint, names: Names) -> dict[str, Named]:
     """Every tensor of a checkpoint by its name in a state dict."""
     require_known(names)
-    if names == "native":
-        return {parameter.fqn: Named(parameter.fqn, False) for parameter in checkpoint.parameters}
     stacked = {parameter.fqn: parameter.stacked_experts for parameter in checkpoint.parameters}
+    if names == "native":
+        return {fqn: Named(fqn, False, is_stacked) for fqn, is_stacked in stacked.items()}
     keys = _native.transformers_names(checkpoint)
-    return {keys.get(fqn, fqn): Named(fqn, is_stacked) for fqn, is_stacked in stacked.items()}
+    return {keys.get(fqn, fqn): Named(fqn, is_stacked, is_stacked) for fqn, is_stacked in stacked.items()}
 
 
 def names_of(checkpoint: _native.Checkpoint, given: Iterable[str]) -> Names:
@@ -51,4 +53,4 @@ def without_checkpoint(family: str, given: Iterable[str]) -> dict[str, Named]:
     """What names stand for in a family, each native or of transformers' modules."""
     given = list(given)
     found = _native.native_names(family, given)
-    return {name: Named(fqn, stacked and fqn != name) for name, (fqn, stacked) in zip(given, found)}
+    return {name: Named(fqn, stacked and fqn != name, stacked) for name, (fqn, stacked) in zip(given, found)}

@@ -1,6 +1,6 @@
 """A rank of: load_into a model that FSDP2 and others have divided.
 
-Arguments: checkpoint, layout, device, names, a folder for the report of this rank.
+Arguments: checkpoint, layout, a folder for the reports of this rank.
 """
 
 import json
@@ -10,39 +10,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 sys.path.append(str(Path(__file__).parents[1]))
 
 import expected  # noqa: E402
 import rankslice  # noqa: E402
-from modules import module_of  # noqa: E402
-
-
-def divide(module, layout):
-    """As trainers do; `fsdp_tp` has strided placements, `ep_fsdp` experts on a mesh of their own."""
-    if layout == "fsdp":
-        fully_shard(module)
-    elif layout == "hsdp":
-        fully_shard(module, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
-    elif layout == "fsdp_tp":
-        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
-        replace(module, lambda name, p: distribute_tensor(p, mesh["tp"], [Shard(p.ndim - 1 if "down" in name else 0)]))
-        fully_shard(module, mesh=mesh["dp"])
-    elif layout == "ep_fsdp":
-        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("ep_shard", "ep"))
-        for experts in [part for name, part in module.named_modules() if name.endswith(".experts")]:
-            replace(experts, lambda _, p: distribute_tensor(p, mesh["ep"], [Shard(0)]))
-            fully_shard(experts, mesh=mesh["ep_shard"], shard_placement_fn=lambda _: Shard(1))
-        fully_shard(module, mesh=init_device_mesh("cpu", (4,)))
-
-
-def replace(module, divided):
-    for name, parameter in list(module.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(owner), leaf, nn.Parameter(divided(name, parameter.data)))
+from modules import divide, module_of  # noqa: E402
 
 
 def bytes_read_by_process():
@@ -64,31 +38,26 @@ def expected_bytes(module, folder):
     return total
 
 
-folder, layout, device, names, reports = sys.argv[1:]
+def load_into_one(folder, whole, layout, device):
+    """Bytes that were read: as told, of the whole process, and as this rank's parts say."""
+    module = module_of(whole, device)
+    divide(module, layout)
+    placements = {name: parameter.placements for name, parameter in module.named_parameters()}
+    before = bytes_read_by_process()
+    filled = rankslice.load_into(module, folder)
+    of_process = bytes_read_by_process() - before
+    for name, parameter in module.named_parameters():
+        assert isinstance(parameter, nn.Parameter) and isinstance(parameter.data, DTensor), name
+        assert parameter.placements == placements[name] and not parameter.is_meta, name
+        assert torch.equal(expected.bits(parameter.full_tensor()), expected.bits(whole[name])), name
+    return {"told": filled.bytes_read, "of_process": of_process, "expected": expected_bytes(module, folder)}
+
+
+folder, layout, reports = sys.argv[1:]
 dist.init_process_group("gloo")
-whole = rankslice.load(folder, rank=0, world_size=1).renamed(names)
-module = module_of(whole, device)
-divide(module, layout)
-placements = {name: parameter.placements for name, parameter in module.named_parameters()}
-
-before = bytes_read_by_process()
-filled = rankslice.load_into(module, folder)
-read = bytes_read_by_process() - before
-
-for name, parameter in module.named_parameters():
-    assert isinstance(parameter, nn.Parameter) and isinstance(parameter.data, DTensor), name
-    assert parameter.placements == placements[name] and not parameter.is_meta, name
-    assert torch.equal(expected.bits(parameter.full_tensor()), expected.bits(whole[name])), name
-assert any(parameter.to_local().numel() < parameter.numel() for parameter in module.parameters())
-headers = sum(len(expected.reference.raw_header(path)) for path in Path(folder).glob("*.safetensors"))
-Path(reports, f"rank-{dist.get_rank()}.json").write_text(
-    json.dumps(
-        {
-            "told": filled.bytes_read,
-            "expected": expected_bytes(module, folder),
-            "of_the_process": read,
-            "headers": headers + (1 << 20),
-        }
-    )
-)
+native = rankslice.load(folder, rank=0, world_size=1)
+for device in ("meta", "cpu"):
+    for names in ("native", "transformers"):
+        report = load_into_one(folder, native.renamed(names), layout, device)
+        Path(reports, f"{device}-{names}-{dist.get_rank()}.json").write_text(json.dumps(report))
 dist.destroy_process_group()

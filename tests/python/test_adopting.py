@@ -1,0 +1,99 @@
+"""Any state dict as C++ sees it: over the same memory where that can be, and with the same values in any case."""
+
+import pytest
+import torch
+from torch import nn
+
+import rankslice
+from rankslice import _mesh, _native, _state
+from ranks import run_ranks
+
+ALONE = _mesh.place(rank=0, world_size=1)
+
+
+@pytest.fixture
+def native(tiny):
+    return rankslice.load(tiny, rank=0, world_size=1)
+
+
+def is_as_read(adopted):
+    """Whether C++ sees the values of the checkpoint."""
+    _native.digest_source(adopted, None, None)
+    return not _native.verify(adopted, None, "full", None, None).mismatches
+
+
+def adopted_from(state, native):
+    return _state.adopt(dict(state), native.checkpoint, ALONE)
+
+
+@pytest.mark.parametrize("names", ["native", "transformers"])
+def test_what_was_loaded_is_adopted_without_a_copy(native, names):
+    state = native.renamed(names)
+    adopted = adopted_from(state, native)
+    assert is_as_read(adopted)
+    for tensor in state.values():
+        tensor.zero_()
+    assert not is_as_read(adopted)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda tensor: tensor.to(torch.float64),
+        lambda tensor: tensor.repeat_interleave(2, -1)[..., ::2],
+        lambda tensor: nn.Parameter(tensor.clone()),
+    ],
+    ids=["another dtype", "strides", "parameters"],
+)
+def test_other_tensors_are_adopted_by_their_values(native, other):
+    assert is_as_read(adopted_from({name: other(tensor) for name, tensor in native.items()}, native))
+
+
+def test_experts_in_the_order_of_transformers_are_adopted_by_their_values(native):
+    state = {name: tensor.contiguous() for name, tensor in native.renamed("transformers").items()}
+    assert is_as_read(adopted_from(state, native))
+
+
+def test_a_changed_value_shows(native):
+    name = "model.language_model.layers.0.mlp.experts.down_projs"
+    native[name][3, 1, 1] += 1
+    adopted = adopted_from(native, native)
+    _native.digest_source(adopted, None, None)
+    (mismatch,) = _native.verify(adopted, None, "full", None, None).mismatches
+    assert mismatch.tensor.endswith("layers.0.mlp.experts.down_proj") and mismatch.expert == 3
+
+
+def test_what_a_loaded_state_was_read_from_goes_along(native):
+    adopted = _state.adopt(native, None, ALONE)
+    assert not _native.verify(adopted, None, "full", None, None).mismatches
+    native["model.language_model.norm.weight"][0] += 1
+    (mismatch,) = _native.verify(adopted, None, "full", None, None).mismatches
+    assert mismatch.tensor == "model.language_model.norm.weight"
+
+
+def test_a_freed_tensor_is_none_of_the_state_any_more(native):
+    del native["lm_head.weight"]
+    assert _state.adopt(native, None, ALONE).bytes[0] == sum(tensor.nbytes for tensor in native.values())
+
+
+def test_a_state_without_a_checkpoint_is_of_a_family(native, tmp_path):
+    tensors = dict(native.renamed("transformers"))
+    adopted = _state.adopt(tensors, None, ALONE, family="qwen3_5_moe", partial=True)
+    _native.save_shards(adopted, str(tmp_path / "shards"), None, False, None)
+    again = rankslice.load(tmp_path / "shards", rank=0, world_size=1)
+    assert again.keys() == native.keys() and all(torch.equal(again[name], native[name]) for name in native)
+    with pytest.raises(rankslice.Error, match="give source, or the family"):
+        _state.adopt(tensors, None, ALONE)
+
+
+def test_names_and_shapes_that_the_checkpoint_has_not_are_refused(native):
+    with pytest.raises(rankslice.Error, match="model.nothing: .* has no such tensor"):
+        adopted_from({**native, "model.nothing": torch.ones(1)}, native)
+    name = "model.language_model.norm.weight"
+    with pytest.raises(rankslice.Error, match=rf"{name}: expected \[256\].*found \[3\]"):
+        adopted_from({**native, name: torch.ones(3)}, native)
+
+
+@pytest.mark.parametrize("layout", ["fsdp", "hsdp", "fsdp_tp", "ep_fsdp"])
+def test_divided_models_are_adopted_by_what_each_rank_has(tiny, layout):
+    run_ranks("adopt_divided.py", 4, tiny, layout)
