@@ -1,5 +1,7 @@
 #include "python/native/call.hpp"
 
+#include <nanobind/stl/string.h>
+
 #include <string>
 
 #include "python/native/errors.hpp"

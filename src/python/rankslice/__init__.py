@@ -7,20 +7,69 @@ from typing import TYPE_CHECKING
 
 from rankslice._checkpoint import Checkpoint, open
 from rankslice._reports import Facts, inspect, plan
-from rankslice.errors import Error
+from rankslice.errors import (
+    CommError,
+    DeviceError,
+    Error,
+    FormatError,
+    InputMissingError,
+    Interrupted,
+    IoError,
+    PlanError,
+    UnexpectedError,
+    UsageError,
+    VerifyError,
+)
 
 if TYPE_CHECKING:
+    from rankslice._exporting import ExportReport, save_shards, to_hf
     from rankslice._filling import Filled, load_into
     from rankslice._loading import load
     from rankslice._state import StateDict
+    from rankslice._verifying import Mismatch, Reread, VerifyReport, verify
 
-__all__ = ["Checkpoint", "Error", "Facts", "Filled", "StateDict", "inspect", "load", "load_into", "open", "plan"]
+__all__ = [
+    "Checkpoint",
+    "CommError",
+    "DeviceError",
+    "Error",
+    "ExportReport",
+    "Facts",
+    "Filled",
+    "FormatError",
+    "InputMissingError",
+    "Interrupted",
+    "IoError",
+    "Mismatch",
+    "PlanError",
+    "Reread",
+    "StateDict",
+    "UnexpectedError",
+    "UsageError",
+    "VerifyError",
+    "VerifyReport",
+    "inspect",
+    "load",
+    "load_into",
+    "open",
+    "plan",
+    "save_shards",
+    "to_hf",
+    "verify",
+]
 
 _WITH_TORCH = {
+    "ExportReport": "_exporting",
     "Filled": "_filling",
+    "Mismatch": "_verifying",
+    "Reread": "_verifying",
     "StateDict": "_state",
+    "VerifyReport": "_verifying",
     "load": "_loading",
     "load_into": "_filling",
+    "save_shards": "_exporting",
+    "to_hf": "_exporting",
+    "verify": "_verifying",
 }
 """What needs torch, and where it is: imported when it is first asked for."""
 

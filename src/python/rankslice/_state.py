@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 
 from rankslice import _names, _native, _tensors
+from rankslice._fitting import fitting, without_extra_state
 from rankslice._names import Names
 from rankslice._pieces import Piece, pieces_of, whole
 from rankslice.errors import PlanError, UsageError
@@ -75,6 +76,7 @@ def adopt(
     side_files: str | os.PathLike | None = None,
     partial: bool = False,
     max_file_bytes: int = MAX_FILE_BYTES,
+    rounding: bool = False,
 ) -> _native.StateDict:
     """Any state dict as C++ sees it, over the same memory where that is contiguous host memory in the native form and
     dtype, or a view of it with axes 1 and 2 exchanged; other tensors are copied, and the copies live as long as what is
@@ -86,11 +88,12 @@ def adopt(
         source: which checkpoint the tensors are of; None: that of a state that ``load`` returned, or else of none, and
             then ``family`` says of which family they are.
         side_files: without a source: a folder with config.json, tokenizer, …
+        rounding: values that do not fit the dtype of the checkpoint are rounded to it; else they are refused.
 
     Raises:
         PlanError: a name, dtype or shape that the checkpoint has not; a part that none of its ranks can hold.
     """
-    tensors = dict(state) if isinstance(state, Mapping) else state.state_dict()
+    tensors = without_extra_state(state if isinstance(state, Mapping) else state.state_dict())
     loaded = state if isinstance(state, StateDict) else None
     if loaded is not None and source is None:
         source = loaded.checkpoint
@@ -103,7 +106,9 @@ def adopt(
             locals_, place.mesh, place.rank, family, expert_layout, mtp_experts, folder, partial, max_file_bytes
         )
     names = loaded.names if loaded is not None else _names.names_of(source, tensors)
-    adopted = _native.make_state_dict(source, _locals_of(source, tensors, names, place), place.mesh, place.rank)
+    adopted = _native.make_state_dict(
+        source, _locals_of(source, tensors, names, place, rounding), place.mesh, place.rank
+    )
     if loaded is not None and source is loaded.checkpoint:
         adopted.read = loaded._digests
     return adopted
@@ -156,13 +161,11 @@ def parts_of(checkpoint: _native.Checkpoint, place: MeshPlace) -> dict[str, Piec
 
 
 def _locals_of(
-    source: _native.Checkpoint, tensors: Mapping[str, torch.Tensor], names: Names, place: MeshPlace
+    source: _native.Checkpoint, tensors: Mapping[str, torch.Tensor], names: Names, place: MeshPlace, rounding: bool
 ) -> dict[str, _native.LocalTensor]:
     known, table, parts = natives(source), _names.table(source, names), parts_of(source, place)
     locals_ = {}
-    for name, tensor in tensors.items():
-        if name not in table:
-            raise PlanError(f"{name}: {source.path} has no such tensor", tensor=name)
+    for name, tensor in fitting(tensors, source, table, rounding).items():
         named = table[name]
         locals_[named.fqn] = _local(name, tensor, named.swapped, known[named.fqn], parts[named.fqn])
     return locals_
@@ -193,7 +196,7 @@ def _local(name: str, tensor: torch.Tensor, is_swapped: bool, native: Native, pa
         local = local.transpose(1, 2)
     if piece is None:
         piece = plain_piece(name, local, native, part)
-    local = local.to("cpu", _tensors.torch_dtype(native.dtype)).contiguous()
+    local = local.to("cpu").contiguous()
     return _tensors.over(native.fqn, native.dtype, native.shape, piece.offsets, piece.shape, local)
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rankslice._verifying import VerifyReport
+
 
 class Error(Exception):
     """Base of everything that rankslice raises on purpose.
@@ -77,7 +82,13 @@ class DeviceError(Error, RuntimeError):
 
 
 class VerifyError(Error):
-    """Tensors that are not what the checkpoint says they are."""
+    """Tensors that are not what the checkpoint says they are.
+
+    Attributes:
+        report: all that ``verify`` found; None of other calls.
+    """
+
+    report: VerifyReport | None = None
 
     code = 3
 

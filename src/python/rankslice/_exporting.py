@@ -1,0 +1,141 @@
+"""Writing state dicts: the Hugging Face checkpoint of all ranks together, and each rank's own shard."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from rankslice import _native
+from rankslice._checkpoint import Source, opened
+from rankslice._progress import Progress, reporting
+from rankslice._state import MAX_FILE_BYTES
+from rankslice._taking import Dtype, State, take
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        headers: "source": those of the checkpoint, byte for byte. Else fresh, and why: "selection", "converted" or
+            "state".
+        bytes_read: by this rank, of the originals that were copied.
+        bytes_written: tensor bytes that this rank wrote.
+        files: of tensors, in all.
+    """
+
+    headers: Literal["source", "selection", "converted", "state"]
+    bytes_read: int
+    bytes_written: int
+    files: int
+
+
+def to_hf(
+    state: State,
+    out_dir: str | os.PathLike,
+    *,
+    source: Source | None = None,
+    process_group: ProcessGroup | None = None,
+    mesh: DeviceMesh | None = None,
+    overwrite: bool = False,
+    include: str | None = None,
+    exclude: str | None = None,
+    dtype: Dtype = "held",
+    export_layout: Literal["auto", "source"] = "auto",
+    originals: Source | None = None,
+    gdn_dtype: Literal["preserve", "upstream"] = "preserve",
+    max_file_bytes: int = MAX_FILE_BYTES,
+    gather: bool = False,
+    family: str | None = None,
+    expert_layout: Literal["hub", "transformers"] = "hub",
+    mtp_experts: Literal["grouped", "split"] | None = None,
+    side_files: str | os.PathLike | None = None,
+    partial: bool = False,
+    progress: Progress = None,
+) -> ExportReport:
+    """Writes the Hugging Face checkpoint that the ranks hold together, every rank its own parts, in place.
+
+    Headers, index, config.json, tokenizer and so on are those of the checkpoint that the tensors are of: values that
+    were not changed give its files byte for byte. Nothing stands under ``out_dir`` until all is written, synced and
+    read back; where a rank fails, all raise the same, and nothing is left behind.
+
+    Every tensor of the checkpoint must be there, each in all its parts on some of the ranks; copies must be equal.
+    What else is in a state dict is refused, but for names with ``_extra_state`` and other names of tensors that are
+    tied. Of a pipeline stage ``source=rankslice.open(path, include=…)`` says what its part is.
+
+    Tensors that are not contiguous, in another dtype or on another device are copied to the host first.
+
+    Collective over the ranks of the state: those that it was loaded on, or of ``mesh``, or of ``process_group``.
+
+    Args:
+        state: what ``load`` returned, or any state dict or module whose tensors, plain or DTensors, have native names
+            or those of transformers' modules.
+        source: the checkpoint that the tensors are of; of a state that ``load`` returned it need not be given, and of
+            one without any checkpoint ``family`` is given in its place.
+        process_group: the ranks; None: those of the default group, where torch.distributed is initialised.
+        mesh: of plain tensors that are this rank's part: with dimensions ``ep``, ``ep_shard``, ``ep_replicate``.
+        overwrite: replace what stands under ``out_dir``, in one step at the end.
+        include, exclude: write only tensors whose names in the export match, do not match this regular expression
+            from their first character on.
+        dtype: "held": float32 weights give a float32 checkpoint. "source": they are rounded to the dtypes of the
+            checkpoint, as for the master weights of one in bfloat16.
+        export_layout: "source": quantised weights go back as codes and scales, copied from the checkpoint, if they were
+            not changed. "auto": as values.
+        originals: the checkpoint to copy those from, where ``source`` has only the values.
+        gdn_dtype: of ``A_log`` and ``dt_bias``, held in float32: that of the source, or "upstream": float32.
+        max_file_bytes: tensor bytes of a file, where headers are fresh.
+        gather: the first rank writes everything; the others need not see ``out_dir``.
+        family: of a state without a checkpoint: ``qwen3_5_moe``, ``qwen3_vl_moe``, ``qwen3_moe``, ``qwen3_next``.
+        expert_layout, mtp_experts: how the files of such a state hold experts.
+        side_files: of such a state: a folder with config.json, tokenizer, …
+        partial: of such a state: it is a part of the model that config.json speaks of.
+        progress: True for a bar, or a function (phase, bytes done, bytes in all).
+
+    Raises:
+        PlanError, UsageError: the state does not fit the checkpoint, lacks tensors, or options contradict each other.
+        VerifyError: copies differ, or what was written reads back differently.
+        IoError: ``out_dir`` exists, or a file cannot be written or read.
+    """
+    taken = take(
+        state, source, mesh=mesh, process_group=process_group, dtype=dtype, family=family, expert_layout=expert_layout,
+        mtp_experts=mtp_experts, side_files=side_files, partial=partial, max_file_bytes=max_file_bytes,
+    )  # fmt: skip
+    copied = None if originals is None else opened(originals, taken.world)
+    world = taken.world or _native.make_solo_communicator()
+    with reporting(progress, taken.is_first) as report:
+        wrote = _native.to_hf(
+            taken.state, os.fspath(out_dir), world, overwrite, include or "", exclude or "", export_layout, copied,
+            gdn_dtype, max_file_bytes, gather, report,
+        )  # fmt: skip
+    return ExportReport(wrote.headers, wrote.bytes_read, wrote.bytes_written, wrote.files)
+
+
+def save_shards(
+    state: State,
+    out_dir: str | os.PathLike,
+    *,
+    source: Source | None = None,
+    process_group: ProcessGroup | None = None,
+    mesh: DeviceMesh | None = None,
+    overwrite: bool = False,
+    progress: Progress = None,
+) -> None:
+    """Writes each rank's local tensors, in the native form, to a file of its own, ``rank-00000.safetensors`` and so on:
+    the fastest way to keep trained weights. ``open``, ``load`` and ``to_hf`` of the program take the folder.
+
+    Collective over the ranks of the state, see ``to_hf``. A rank alone, which loaded with ``rank`` and ``world_size``
+    and has no torch.distributed, adds its file to the folder.
+
+    Raises:
+        PlanError, UsageError: the state does not fit the checkpoint, or lacks tensors.
+        VerifyError: copies differ, or what was written reads back differently.
+        IoError: ``out_dir`` exists, or a file cannot be written.
+    """
+    taken = take(state, source, mesh=mesh, process_group=process_group)
+    with reporting(progress, taken.is_first) as report:
+        _native.save_shards(taken.state, os.fspath(out_dir), taken.world, overwrite, report)

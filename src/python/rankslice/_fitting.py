@@ -1,0 +1,73 @@
+"""What of a state dict belongs to a checkpoint, in the dtypes that it has there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from rankslice import _tensors
+from rankslice.errors import PlanError
+
+if TYPE_CHECKING:
+    from rankslice import _native
+    from rankslice._names import Named
+
+
+def without_extra_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rule 25: what modules keep beside their tensors is none, and not always a tensor."""
+    return {name: tensor for name, tensor in tensors.items() if "_extra_state" not in name}
+
+
+def fitting(
+    tensors: Mapping[str, torch.Tensor], source: _native.Checkpoint, table: Mapping[str, Named], rounding: bool
+) -> dict[str, torch.Tensor]:
+    """The tensors that a checkpoint has, in its dtypes. Left out are other names of tensors that are tied. Local.
+
+    Args:
+        table: of the names.
+        rounding: of values that do not fit the dtype of the checkpoint; else they are refused.
+
+    Raises:
+        PlanError: a tensor that the checkpoint has not, or whose values do not fit.
+    """
+    dtypes = {parameter.fqn: _tensors.torch_dtype(parameter.dtype) for parameter in source.parameters}
+    memory = {_memory_of(tensor) for name, tensor in tensors.items() if name in table}
+    fit = {}
+    for name, tensor in tensors.items():
+        if name in table:
+            fit[name] = _in_dtype(name, tensor, dtypes[table[name].fqn], rounding)
+        elif _memory_of(tensor) not in memory:
+            raise PlanError(f"{name}: {source.path} has no such tensor: leave it out", tensor=name)
+    return fit
+
+
+def _memory_of(tensor: torch.Tensor) -> tuple[int, torch.Size, torch.dtype]:
+    return _local_of(tensor).data_ptr(), tensor.shape, tensor.dtype
+
+
+def _local_of(tensor: torch.Tensor) -> torch.Tensor:
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _in_dtype(name: str, tensor: torch.Tensor, dtype: torch.dtype, rounding: bool) -> torch.Tensor:
+    if tensor.dtype == dtype:
+        return tensor
+    changed = tensor.detach().to(dtype)
+    both_floating = tensor.dtype.is_floating_point and dtype.is_floating_point
+    if both_floating and (rounding or _is_same(_local_of(changed).to(tensor.dtype), _local_of(tensor.detach()))):
+        return changed
+    found, wanted = (str(of).removeprefix("torch.") for of in (tensor.dtype, dtype))
+    raise PlanError(
+        f"{name}: is held in {found}, and the checkpoint has it in {wanted}, which its values do not fit: change its "
+        f"dtype, round all with dtype='source', or open the checkpoint with dtype={found} for an export in that",
+        tensor=name,
+    )
+
+
+def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Value by value; NaNs are the same."""
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())

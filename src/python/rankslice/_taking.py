@@ -1,0 +1,104 @@
+"""What functions are given: a state dict of any kind as C++ sees it, and the ranks that hold it together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
+
+import torch
+from torch import nn
+
+from rankslice import _mesh, _names, _native, _steps, _tensors, _world
+from rankslice._checkpoint import Source, opened
+from rankslice._state import StateDict, adopt
+from rankslice.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+State = Union[StateDict, Mapping[str, torch.Tensor], nn.Module]
+"""What ``load`` returned, any other state dict, or a module, which stands for its ``state_dict()``."""
+
+Dtype = Literal["held", "source"]
+"""``held``: values are of the dtype in which they are held. ``source``: they are rounded to that of the checkpoint."""
+
+
+class Taken(NamedTuple):
+    """A state and the ranks that hold it together; None: this rank works alone."""
+
+    state: _native.StateDict
+    world: _native.Communicator | None
+
+    @property
+    def is_first(self) -> bool:
+        return self.world is None or self.world.rank == 0
+
+
+def take(
+    state: State,
+    source: Source | None,
+    *,
+    mesh: DeviceMesh | None,
+    process_group: ProcessGroup | None,
+    dtype: Dtype = "held",
+    **without_source: Any,
+) -> Taken:
+    """Collective over the ranks that hold the state.
+
+    Raises:
+        UsageError: the arguments make no sense together.
+        PlanError: the state does not fit the checkpoint.
+    """
+    if dtype not in ("held", "source"):
+        raise UsageError(f'dtype: expected "held" or "source", got {dtype!r}')
+    place = _place_of(state, mesh, process_group)
+    world = _world_of(place, process_group)
+    tensors = state.state_dict() if isinstance(state, nn.Module) else state
+    checkpoint = _checkpoint_of(tensors, source, world, dtype)
+    adopted = _steps.agreed(
+        world, lambda: adopt(tensors, checkpoint, place, rounding=dtype == "source", **without_source)
+    )
+    return Taken(adopted, world)
+
+
+def _place_of(state: State, mesh: DeviceMesh | None, process_group: ProcessGroup | None) -> _mesh.MeshPlace:
+    if mesh is None and isinstance(state, StateDict):
+        return state.place
+    return _mesh.place(mesh=mesh, process_group=process_group)
+
+
+def _world_of(place: _mesh.MeshPlace, process_group: ProcessGroup | None) -> _native.Communicator | None:
+    """The ranks that hold a state. Those that loaded without one another work together where torch.distributed runs."""
+    import torch.distributed as dist
+
+    if place.ranks is not None or place.mesh.ranks == 1 or not (dist.is_available() and dist.is_initialized()):
+        return _steps.world_of(place, process_group)
+    return _world.communicator(process_group)
+
+
+def _checkpoint_of(
+    tensors: Mapping[str, torch.Tensor], source: Source | None, world: _native.Communicator | None, dtype: Dtype
+) -> _native.Checkpoint | None:
+    """The checkpoint that tensors are of, with parameters in the dtype in which they are held, where that is one."""
+    loaded = tensors.checkpoint if isinstance(tensors, StateDict) else None
+    if source is None and dtype == "source" and loaded is not None:
+        return opened(loaded.path, world) if any(p.converted for p in loaded.parameters) else loaded
+    if source is None:
+        return loaded
+    checkpoint = opened(source, world)
+    held = _dtype_held(tensors, checkpoint) if dtype == "held" else None
+    if held is None or isinstance(source, _native.Checkpoint):
+        return checkpoint
+    return opened(source, world, dtype=held)
+
+
+def _dtype_held(tensors: Mapping[str, torch.Tensor], checkpoint: _native.Checkpoint) -> torch.dtype | None:
+    """The dtype of all floating tensors, where it is one, and values of the checkpoint must be converted to it: master
+    weights. Those that are only narrower than training keeps them (rule 55) are widened without."""
+    table = _names.table(checkpoint, _names.names_of(checkpoint, tensors))
+    expected = {parameter.fqn: _tensors.torch_dtype(parameter.dtype) for parameter in checkpoint.parameters}
+    held = {(t.dtype, expected[table[name].fqn]) for name, t in tensors.items() if name in table}
+    dtypes = {found for found, _ in held if found.is_floating_point}
+    fits = all(found == wanted or torch.promote_types(found, wanted) == wanted for found, wanted in held)
+    return dtypes.pop() if len(dtypes) == 1 and not fits else None

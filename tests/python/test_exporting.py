@@ -1,0 +1,268 @@
+"""State dicts of training jobs, written as the checkpoints that transformers opens."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import rankslice
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "system"))
+
+import checkpoints  # noqa: E402
+import reference  # noqa: E402
+import transformers_models  # noqa: E402
+
+RANKS = [2, 4]
+WAYS = ["expert_parallel", "fsdp", "replicated"]
+MODELS = {"qwen3_5_moe": transformers_models.save_qwen3_5, "qwen3_vl_moe": transformers_models.save_qwen3_vl}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """family -> (model, folder): as transformers made and saved it."""
+    folders = {family: tmp_path_factory.mktemp(family) / "ckpt" for family in MODELS}
+    return {family: (save(folders[family]), folders[family]) for family, save in MODELS.items()}
+
+
+@pytest.fixture(scope="module", params=[(family, ranks) for family in MODELS for ranks in RANKS],
+                ids=lambda param: f"{param[0]}-on-{param[1]}-ranks")  # fmt: skip
+def trained(request, saved, torchrun, tmp_path_factory):
+    """What several ranks trained and exported: the model as it was, its checkpoint, and the folder of exports."""
+    family, ranks = request.param
+    model, ckpt = saved[family]
+    out = tmp_path_factory.mktemp("trained")
+    torchrun(ranks, "train_and_export.py", ckpt, out)
+    return model, ckpt, out
+
+
+def test_what_nobody_changed_comes_back_byte_for_byte(trained):
+    _, ckpt, out = trained
+    assert not checkpoints.folder_differences(ckpt, out / "untouched")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_transformers_finds_the_trained_model_in_the_export(trained, way):
+    model, ckpt, out = trained
+    kept = torch.load(out / f"{way}.pt")
+    again = type(model).from_pretrained(out / way, dtype=torch.bfloat16).eval()
+    found = dict(again.named_parameters())
+    expected = {name: value.bfloat16() for name, value in kept["tensors"].items()}  # rule 57: A_log is held in float32
+    assert found.keys() == expected.keys()
+    assert [name for name, value in expected.items() if not torch.equal(found[name], value)] == []
+    assert torch.equal(transformers_models.logits(again), kept["logits"])
+    before = dict(model.named_parameters())
+    experts = [name for name in found if ".mlp.experts." in name]
+    assert experts
+    assert [name for name in experts if torch.equal(found[name], before[name])] == []  # else nothing was trained
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_trained_export_has_the_headers_and_side_files_of_its_source(trained, way):
+    _, ckpt, out = trained
+    differing = {Path(line.split(":")[0]).suffix for line in checkpoints.folder_differences(ckpt, out / way)}
+    assert differing == {".safetensors"}
+    places = checkpoints.differing_bytes(ckpt, out / way)
+    assert places
+    for name, offset in places:
+        assert offset >= header_size(ckpt / name), name
+
+
+def header_size(path):
+    return 8 + int.from_bytes(path.read_bytes()[:8], "little")
+
+
+def test_nothing_else_is_left_where_exports_were_written(trained):
+    _, _, out = trained
+    assert sorted(path.name for path in out.iterdir()) == sorted(["untouched", *WAYS, *(f"{way}.pt" for way in WAYS)])
+
+
+@pytest.fixture(scope="module")
+def failed(saved, torchrun, tmp_path_factory):
+    """The folder in which exports failed, and what each rank raised then."""
+    out = tmp_path_factory.mktemp("failed")
+    torchrun(2, "failing_exports.py", saved["qwen3_5_moe"][1], out)
+    return out, json.loads((out / "errors.json").read_text())
+
+
+FAILURES = {
+    "a folder that one rank does not see": ("IoError", 74, "folder"),
+    "other options on one rank": ("UsageError", 2, "options must be the same on every rank"),
+    "a tensor that one rank lacks": ("UsageError", 2, "model.language_model.norm.weight"),
+    "a tensor that only one rank has": ("UsageError", 2, "strange"),
+    "a source that is not there": ("InputMissingError", 66, "nothing"),
+    "a folder that exists": ("IoError", 73, "export"),
+}
+
+
+@pytest.mark.parametrize("what", FAILURES)
+def test_the_failure_of_one_rank_is_that_of_all(failed, what):
+    _, found = failed
+    kind, code, says = FAILURES[what]
+    first, second = found["errors"][what]
+    assert first == second
+    assert (first["type"], first["code"]) == (kind, code)
+    assert says in first["message"]
+
+
+def test_what_a_callback_raises_leaves_its_own_rank_as_it_is_and_ends_the_others(failed):
+    first, second = failed[1]["errors"]["a callback that raises on one rank"]
+    assert second["type"] == "OutOfPatience"
+    assert first["type"] == "UnexpectedError"
+    assert "OutOfPatience" in first["message"]
+
+
+def test_failed_exports_leave_nothing_behind(failed):
+    out, _ = failed
+    assert sorted(path.name for path in out.iterdir()) == ["elsewhere", "errors.json", "export", "here"]
+    assert list((out / "here" / "folder").iterdir()) == []
+    assert list((out / "elsewhere").iterdir()) == []
+
+
+def test_what_exists_is_replaced_only_when_asked_to(failed, saved):
+    out, found = failed
+    assert found["errors"]["one that may be replaced"] == [None, None]
+    assert not checkpoints.folder_differences(saved["qwen3_5_moe"][1], out / "export")
+
+
+# One process, without torch.distributed ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model_and_ckpt(saved):
+    """A model of its own, which a test may change."""
+    model, ckpt = saved["qwen3_5_moe"]
+    return type(model).from_pretrained(ckpt, dtype=torch.bfloat16), ckpt
+
+
+def test_a_single_process_needs_no_process_group(model_and_ckpt, tmp_path):
+    model, ckpt = model_and_ckpt
+    report = rankslice.to_hf(model, tmp_path / "out", source=ckpt)
+    assert not checkpoints.folder_differences(ckpt, tmp_path / "out")
+    assert (report.headers, report.bytes_read) == ("source", 0)
+    assert report.files == len(list(ckpt.glob("*.safetensors")))
+    assert report.bytes_written == sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def test_a_selection_is_exported_with_fresh_headers(model_and_ckpt, tmp_path):
+    model, ckpt = model_and_ckpt
+    report = rankslice.to_hf(model, tmp_path / "out", source=ckpt, include="lm_head|model.visual", exclude=".*bias")
+    expected = {k: v for k, v in reference.read_folder(ckpt).items() if k.startswith(("lm_head", "model.visual"))}
+    expected = {k: v for k, v in expected.items() if "bias" not in k}
+    found = reference.read_folder(tmp_path / "out")
+    assert report.headers == "selection"
+    assert found.keys() == expected.keys()
+    assert not any(reference.difference(expected[key], found[key]) for key in found)
+
+
+def test_a_pipeline_stage_has_only_the_tensors_of_its_selection(model_and_ckpt, tmp_path):
+    model, ckpt = model_and_ckpt
+    stage = r"model.language_model.layers.[01]\."
+    state = {name: value for name, value in model.state_dict().items() if re.match(stage, name)}
+    rankslice.to_hf(state, tmp_path / "out", source=rankslice.open(ckpt, include=stage))
+    expected = {key for key in reference.read_folder(ckpt) if re.match(stage, key)}
+    assert reference.read_folder(tmp_path / "out").keys() == expected
+    with pytest.raises(rankslice.UsageError, match="missing from the state dict"):
+        rankslice.to_hf(state, tmp_path / "whole", source=ckpt)
+
+
+def test_master_weights_give_a_checkpoint_of_their_own_dtype(model_and_ckpt, tmp_path):
+    model, ckpt = model_and_ckpt
+    model = model.float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(2**-12)  # not in bfloat16
+    report = rankslice.to_hf(model, tmp_path / "out", source=ckpt)
+    assert report.headers == "converted"
+    again = type(model).from_pretrained(tmp_path / "out")
+    assert again.dtype == torch.float32
+    expected, found = dict(model.named_parameters()), dict(again.named_parameters())
+    gdn = [name for name in expected if name.endswith(("A_log", "dt_bias"))]  # rule 57: as their source has them
+    assert gdn
+    for name, value in expected.items():
+        assert torch.equal(found[name], value.bfloat16().float() if name in gdn else value), name
+
+
+def test_master_weights_are_rounded_to_their_source_when_asked_to(model_and_ckpt, tmp_path):
+    model, ckpt = model_and_ckpt
+    model = model.float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+    rounded = {name: value.bfloat16() for name, value in model.state_dict().items()}
+    report = rankslice.to_hf(model, tmp_path / "out", source=ckpt, dtype="source")
+    assert report.headers == "source"
+    again = type(model).from_pretrained(tmp_path / "out")
+    assert again.dtype == torch.bfloat16
+    assert [name for name, value in again.state_dict().items() if not torch.equal(value, rounded[name])] == []
+
+
+def test_a_loaded_float32_state_is_rounded_to_its_source_when_asked_to(saved, tmp_path):
+    _, ckpt = saved["qwen3_vl_moe"]
+    state = rankslice.load(ckpt, dtype=torch.float32)
+    rankslice.to_hf(state, tmp_path / "out", dtype="source")
+    assert not checkpoints.folder_differences(ckpt, tmp_path / "out")
+
+
+def test_a_single_tensor_of_another_dtype_must_fit(model_and_ckpt, tmp_path):
+    model, ckpt = model_and_ckpt
+    state, name = model.state_dict(), "lm_head.weight"
+    state[name] = state[name].float()
+    rankslice.to_hf(state, tmp_path / "out", source=ckpt)
+    assert not checkpoints.folder_differences(ckpt, tmp_path / "out")
+    state[name][3, 4] += 2**-20
+    with pytest.raises(rankslice.PlanError, match="lm_head.weight.*float32.*bfloat16.*dtype"):
+        rankslice.to_hf(state, tmp_path / "more", source=ckpt)
+
+
+def test_a_state_without_a_checkpoint_takes_its_family_and_side_files(model_and_ckpt, tmp_path):
+    model, ckpt = model_and_ckpt
+    report = rankslice.to_hf(model, tmp_path / "out", family="qwen3_5_moe", side_files=ckpt, max_file_bytes=100_000)
+    assert report.headers == "state"
+    assert report.files == 3  # 273 KB
+    transformers_models.assert_same_model(model.eval(), tmp_path / "out")
+
+
+def test_without_source_and_family_the_advice_names_both(model_and_ckpt, tmp_path):
+    with pytest.raises(rankslice.UsageError, match="source.*family"):
+        rankslice.to_hf(model_and_ckpt[0], tmp_path / "out")
+
+
+def test_tensors_that_no_checkpoint_has_are_refused_by_name(model_and_ckpt, tmp_path):
+    model, ckpt = model_and_ckpt
+    state = model.state_dict() | {"inv_freq": torch.ones(3)}
+    with pytest.raises(rankslice.PlanError, match="inv_freq"):
+        rankslice.to_hf(state, tmp_path / "out", source=ckpt)
+    assert not (tmp_path / "out").exists()
+
+
+def test_extra_state_and_tied_names_are_left_out(model_and_ckpt, tmp_path):
+    model, ckpt = model_and_ckpt
+    state = model.state_dict()
+    state["model.language_model.layers.0.mlp._extra_state"] = torch.ones(3)  # rule 25
+    state["model.tied.weight"] = state["lm_head.weight"]
+    rankslice.to_hf(state, tmp_path / "out", source=ckpt)
+    assert not checkpoints.folder_differences(ckpt, tmp_path / "out")
+
+
+def test_shards_come_back_as_what_they_were(saved, tmp_path):
+    _, ckpt = saved["qwen3_5_moe"]
+    for rank in range(3):
+        rankslice.save_shards(rankslice.load(ckpt, rank=rank, world_size=3), tmp_path / "shards")
+    names = sorted(path.name for path in (tmp_path / "shards").iterdir())
+    assert names == ["rank-00000.safetensors", "rank-00001.safetensors", "rank-00002.safetensors"]
+    rankslice.to_hf(rankslice.load(tmp_path / "shards"), tmp_path / "out")
+    assert not checkpoints.folder_differences(ckpt, tmp_path / "out")
+
+
+def test_progress_is_told_in_bytes(saved, tmp_path):
+    _, ckpt = saved["qwen3_5_moe"]
+    told = []
+    rankslice.to_hf(rankslice.load(ckpt), tmp_path / "out", progress=lambda *step: told.append(step))
+    assert {"verify", "to_hf"} <= {phase for phase, _, _ in told}
+    for phase in ("verify", "to_hf"):
+        done = [(done, total) for of, done, total in told if of == phase]
+        assert done[-1][0] == done[-1][1] > 0
