@@ -13,7 +13,9 @@
 #include "rankslice/to_hf.hpp"
 #include "rankslice/verify.hpp"
 
+#include "support/device_bytes.hpp"
 #include "support/divided_state.hpp"
+#include "support/late_device.hpp"
 #include "support/raw_checkpoint.hpp"
 #include "support/refusal.hpp"
 #include "support/temp_dir.hpp"
@@ -62,11 +64,12 @@ class DividedStates : public testing::Test {
   static std::string checkpoint() { return path("checkpoint"); }
   static std::uint64_t length_of(std::string const& fqn) { return whole_.tensors.at(fqn).parameter.part_count(); }
 
-  static void on_ranks(WayToDivide const& way, OnRank const& use) {
-    run_ranks(way.mesh.ranks(), [&](Communicator& world) {
+  static void on_ranks(WayToDivide const& way, OnRank const& use, ThreadWorld const& world_of = {}) {
+    auto const on_rank = [&](Communicator& world) {
       auto state = divide(whole_, way, world.rank());
       use(state, world);
-    });
+    };
+    run_ranks(way.mesh.ranks(), on_rank, world_of);
   }
   /// What verification finds when `change` was done to the state of one rank.
   static std::vector<std::string> found(WayToDivide const& way, int changed,
@@ -133,19 +136,49 @@ TEST_F(DividedStates, AreProvedAtEveryLevelAndAgainstTheFilesThatTheyAreOf) {
 TEST_F(DividedStates, AreHandedOutWhole) {
   auto const expected = read_raw_tensors(checkpoint());
   for (auto const& way : ways_to_divide()) {
-    for (auto const receivers : {Receivers::one_rank, Receivers::all_ranks}) {
-      on_ranks(way, [&](StateDict const& state, Communicator& world) {
-        std::map<std::string, Bytes> handed;
-        auto const last = world.size() - 1;
-        gather(state, world, {.receivers = receivers, .rank = last}, [&](HfBlock const& block) {
-          auto& bytes = handed[block.tensor.key];
-          bytes.insert(bytes.end(), block.data.begin(), block.data.end());
-        });
-        auto const receives = receivers == Receivers::all_ranks || world.rank() == last;
-        ASSERT_EQ(handed.size(), receives ? expected.size() : 0) << way.name;
-        for (auto const& [key, bytes] : handed) EXPECT_TRUE(bytes == expected.at(key).bytes) << way.name << ": " << key;
-      });
+    auto const ranks = way.mesh.ranks();
+    std::vector<std::string> hosts{"a", "b", "a", "b"};
+    hosts.resize(static_cast<std::size_t>(ranks));
+    for (auto const receivers : {Receivers::one_rank, Receivers::first_ranks_of_hosts, Receivers::all_ranks}) {
+      on_ranks(way,
+               [&](StateDict const& state, Communicator& world) {
+                 std::map<std::string, Bytes> handed;
+                 gather(state, world, {.receivers = receivers, .rank = ranks - 1}, [&](HfBlock const& block) {
+                   auto& bytes = handed[block.tensor.key];
+                   bytes.insert(bytes.end(), block.data.begin(), block.data.end());
+                 });
+                 auto const receives = receivers == Receivers::all_ranks ||
+                                       world.rank() == (receivers == Receivers::one_rank ? ranks - 1 : 0) ||
+                                       (receivers == Receivers::first_ranks_of_hosts && world.rank() == 1);
+                 EXPECT_EQ(handed.size(), receives ? expected.size() : 0) << way.name;
+                 for (auto const& [key, bytes] : handed) {
+                   EXPECT_TRUE(bytes == expected.at(key).bytes) << way.name << ": " << key;
+                 }
+               },
+               {.hosts = hosts});
     }
+  }
+}
+
+/// The same with all of its tensors in the memory of a device.
+StateDict on_device(StateDict state) {
+  auto const device = std::make_shared<LateDevice>();
+  for (auto& [fqn, tensor] : state.tensors) {
+    auto const memory = tensor.data.span();
+    tensor.data = {.data = upload(*device, memory), .bytes = memory.size(), .device = device};
+  }
+  return state;
+}
+
+TEST_F(DividedStates, OnDevicesAreProvedAndGoHome) {
+  auto const expected = files_in(checkpoint());
+  for (auto const& way : ways_to_divide()) {
+    on_ranks(way, [&](StateDict const& on_host, Communicator& world) {
+      auto const state = on_device(on_host);
+      EXPECT_TRUE(verify(state, world).ok()) << way.name;
+      to_hf(state, path("out"), world, {.overwrite = true, .gather = true});
+    });
+    EXPECT_TRUE(files_in(path("out")) == expected) << way.name;
   }
 }
 
