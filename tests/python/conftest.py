@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "system"))
+
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
@@ -15,6 +17,16 @@ def tiny(tmp_path_factory):
     options = ["--experts", "8", "--layers", "2", "--decoder-experts", "grouped", "--mtp-experts", "grouped"]
     subprocess.run([os.environ["SYSTEM_TEST_PROGRAM"], "synth", folder, *options, "--quiet"], check=True)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def saved_models(tmp_path_factory):
+    """family -> (model, folder): tiny random ones, as transformers made and saved them."""
+    import transformers_models
+
+    saves = {"qwen3_5_moe": transformers_models.save_qwen3_5, "qwen3_vl_moe": transformers_models.save_qwen3_vl}
+    folders = {family: tmp_path_factory.mktemp(family) / "ckpt" for family in saves}
+    return {family: (save(folders[family]), folders[family]) for family, save in saves.items()}
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""State dicts of training jobs, written as the checkpoints that transformers opens."""
+"""What is written of a state dict, what is refused, and what is left when that fails."""
 
 import json
 import re
@@ -16,75 +16,12 @@ import checkpoints  # noqa: E402
 import reference  # noqa: E402
 import transformers_models  # noqa: E402
 
-RANKS = [2, 4]
-WAYS = ["expert_parallel", "fsdp", "replicated"]
-MODELS = {"qwen3_5_moe": transformers_models.save_qwen3_5, "qwen3_vl_moe": transformers_models.save_qwen3_vl}
-
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """family -> (model, folder): as transformers made and saved it."""
-    folders = {family: tmp_path_factory.mktemp(family) / "ckpt" for family in MODELS}
-    return {family: (save(folders[family]), folders[family]) for family, save in MODELS.items()}
-
-
-@pytest.fixture(scope="module", params=[(family, ranks) for family in MODELS for ranks in RANKS],
-                ids=lambda param: f"{param[0]}-on-{param[1]}-ranks")  # fmt: skip
-def trained(request, saved, torchrun, tmp_path_factory):
-    """What several ranks trained and exported: the model as it was, its checkpoint, and the folder of exports."""
-    family, ranks = request.param
-    model, ckpt = saved[family]
-    out = tmp_path_factory.mktemp("trained")
-    torchrun(ranks, "train_and_export.py", ckpt, out)
-    return model, ckpt, out
-
-
-def test_what_nobody_changed_comes_back_byte_for_byte(trained):
-    _, ckpt, out = trained
-    assert not checkpoints.folder_differences(ckpt, out / "untouched")
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_transformers_finds_the_trained_model_in_the_export(trained, way):
-    model, ckpt, out = trained
-    kept = torch.load(out / f"{way}.pt")
-    again = type(model).from_pretrained(out / way, dtype=torch.bfloat16).eval()
-    found = dict(again.named_parameters())
-    expected = {name: value.bfloat16() for name, value in kept["tensors"].items()}  # rule 57: A_log is held in float32
-    assert found.keys() == expected.keys()
-    assert [name for name, value in expected.items() if not torch.equal(found[name], value)] == []
-    assert torch.equal(transformers_models.logits(again), kept["logits"])
-    before = dict(model.named_parameters())
-    experts = [name for name in found if ".mlp.experts." in name]
-    assert experts
-    assert [name for name in experts if torch.equal(found[name], before[name])] == []  # else nothing was trained
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_trained_export_has_the_headers_and_side_files_of_its_source(trained, way):
-    _, ckpt, out = trained
-    differing = {Path(line.split(":")[0]).suffix for line in checkpoints.folder_differences(ckpt, out / way)}
-    assert differing == {".safetensors"}
-    places = checkpoints.differing_bytes(ckpt, out / way)
-    assert places
-    for name, offset in places:
-        assert offset >= header_size(ckpt / name), name
-
-
-def header_size(path):
-    return 8 + int.from_bytes(path.read_bytes()[:8], "little")
-
-
-def test_nothing_else_is_left_where_exports_were_written(trained):
-    _, _, out = trained
-    assert sorted(path.name for path in out.iterdir()) == sorted(["untouched", *WAYS, *(f"{way}.pt" for way in WAYS)])
-
-
-@pytest.fixture(scope="module")
-def failed(saved, torchrun, tmp_path_factory):
+def failed(saved_models, torchrun, tmp_path_factory):
     """The folder in which exports failed, and what each rank raised then."""
     out = tmp_path_factory.mktemp("failed")
-    torchrun(2, "failing_exports.py", saved["qwen3_5_moe"][1], out)
+    torchrun(2, "failing_exports.py", saved_models["qwen3_5_moe"][1], out)
     return out, json.loads((out / "errors.json").read_text())
 
 
@@ -122,19 +59,19 @@ def test_failed_exports_leave_nothing_behind(failed):
     assert list((out / "elsewhere").iterdir()) == []
 
 
-def test_what_exists_is_replaced_only_when_asked_to(failed, saved):
+def test_what_exists_is_replaced_only_when_asked_to(failed, saved_models):
     out, found = failed
     assert found["errors"]["one that may be replaced"] == [None, None]
-    assert not checkpoints.folder_differences(saved["qwen3_5_moe"][1], out / "export")
+    assert not checkpoints.folder_differences(saved_models["qwen3_5_moe"][1], out / "export")
 
 
 # One process, without torch.distributed ------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def model_and_ckpt(saved):
+def model_and_ckpt(saved_models):
     """A model of its own, which a test may change."""
-    model, ckpt = saved["qwen3_5_moe"]
+    model, ckpt = saved_models["qwen3_5_moe"]
     return type(model).from_pretrained(ckpt, dtype=torch.bfloat16), ckpt
 
 
@@ -200,8 +137,8 @@ def test_master_weights_are_rounded_to_their_source_when_asked_to(model_and_ckpt
     assert [name for name, value in again.state_dict().items() if not torch.equal(value, rounded[name])] == []
 
 
-def test_a_loaded_float32_state_is_rounded_to_its_source_when_asked_to(saved, tmp_path):
-    _, ckpt = saved["qwen3_vl_moe"]
+def test_a_loaded_float32_state_is_rounded_to_its_source_when_asked_to(saved_models, tmp_path):
+    _, ckpt = saved_models["qwen3_vl_moe"]
     state = rankslice.load(ckpt, dtype=torch.float32)
     rankslice.to_hf(state, tmp_path / "out", dtype="source")
     assert not checkpoints.folder_differences(ckpt, tmp_path / "out")
@@ -248,8 +185,8 @@ def test_extra_state_and_tied_names_are_left_out(model_and_ckpt, tmp_path):
     assert not checkpoints.folder_differences(ckpt, tmp_path / "out")
 
 
-def test_shards_come_back_as_what_they_were(saved, tmp_path):
-    _, ckpt = saved["qwen3_5_moe"]
+def test_shards_come_back_as_what_they_were(saved_models, tmp_path):
+    _, ckpt = saved_models["qwen3_5_moe"]
     for rank in range(3):
         rankslice.save_shards(rankslice.load(ckpt, rank=rank, world_size=3), tmp_path / "shards")
     names = sorted(path.name for path in (tmp_path / "shards").iterdir())
@@ -258,8 +195,8 @@ def test_shards_come_back_as_what_they_were(saved, tmp_path):
     assert not checkpoints.folder_differences(ckpt, tmp_path / "out")
 
 
-def test_progress_is_told_in_bytes(saved, tmp_path):
-    _, ckpt = saved["qwen3_5_moe"]
+def test_progress_is_told_in_bytes(saved_models, tmp_path):
+    _, ckpt = saved_models["qwen3_5_moe"]
     told = []
     rankslice.to_hf(rankslice.load(ckpt), tmp_path / "out", progress=lambda *step: told.append(step))
     assert {"verify", "to_hf"} <= {phase for phase, _, _ in told}

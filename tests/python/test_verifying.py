@@ -140,5 +140,8 @@ def test_reports_are_values(ckpt):
     report = rankslice.verify(state, check=False)
     assert report == rankslice.verify(state, check=False)
     assert pickle.loads(pickle.dumps(report)) == report
+    with pytest.raises(rankslice.VerifyError) as caught:
+        rankslice.verify(state)
+    assert pickle.loads(pickle.dumps(caught.value)).report == report
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.tensors = 0

@@ -88,9 +88,11 @@ class VerifyError(Error):
         report: all that ``verify`` found; None of other calls.
     """
 
+    code = 3
     report: VerifyReport | None = None
 
-    code = 3
+    def __reduce__(self):
+        return *super().__reduce__(), {"report": self.report}
 
 
 class Interrupted(Error):

@@ -1,14 +1,15 @@
 """CKPT OUT: what training jobs do, on every rank. Each way leaves an export in OUT/NAME, and what the ranks had in
 memory then in OUT/NAME.pt: {"tensors": by transformers' names, "logits": of PROMPT}."""
 
+import re
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import AutoModelForImageTextToText
 
 import rankslice
@@ -21,6 +22,10 @@ def expert_mesh():
     if dist.get_world_size() == 2:
         return init_device_mesh("cpu", (2,), mesh_dim_names=("ep",))
     return init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("ep_shard", "ep"))
+
+
+def whole_model(ckpt):
+    return AutoModelForImageTextToText.from_pretrained(ckpt, dtype=torch.bfloat16)
 
 
 def whole(value):
@@ -47,14 +52,39 @@ def logits_of(model):
         return model(input_ids=PROMPT).logits
 
 
-def untouched(ckpt, out):
-    rankslice.to_hf(rankslice.load(ckpt, mesh=expert_mesh()), out / "untouched")
+def loaded(ckpt, out):
+    rankslice.to_hf(rankslice.load(ckpt, mesh=expert_mesh()), out / "loaded")
+
+
+def tensor_parallel(ckpt, out):
+    """Parameters divided along any of their axes."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
+    state = {
+        name: distribute_tensor(value.detach(), mesh, [Shard(n % value.ndim)], src_data_rank=None)
+        for n, (name, value) in enumerate(whole_model(ckpt).named_parameters())
+    }
+    rankslice.to_hf(state, out / "tensor_parallel", source=ckpt)
+
+
+def pipeline_stages(ckpt, out):
+    """Two, which half of the ranks hold each, and write by themselves."""
+    half = dist.get_world_size() // 2
+    groups = [dist.new_group(range(n * half, (n + 1) * half)) for n in range(2)]
+    stage = dist.get_rank() // half
+    first = r"model\.visual|model\.language_model\.(embed_tokens|layers\.0)"
+    part = {"include": first} if stage == 0 else {"exclude": first}
+    state = {
+        name: value
+        for name, value in whole_model(ckpt).state_dict().items()
+        if bool(re.match(first, name)) == (stage == 0)
+    }
+    rankslice.to_hf(state, out / f"stage_{stage}", source=rankslice.open(ckpt, **part), process_group=groups[stage])
 
 
 def expert_parallel(ckpt, out):
     """The experts and dense tensors of `load`, trained with the gradients of the whole model."""
     state = rankslice.load(ckpt, mesh=expert_mesh(), names="transformers")
-    model = AutoModelForImageTextToText.from_pretrained(ckpt, dtype=torch.bfloat16)
+    model = whole_model(ckpt)
     backward(model)
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     parameters = []
@@ -74,7 +104,7 @@ def expert_parallel(ckpt, out):
 
 def fsdp(ckpt, out):
     """Every parameter divided along its first axis, experts unevenly."""
-    model = AutoModelForImageTextToText.from_pretrained(ckpt, dtype=torch.bfloat16)
+    model = whole_model(ckpt)
     for layer in model.model.language_model.layers:
         fully_shard(layer)
     fully_shard(model)
@@ -84,9 +114,21 @@ def fsdp(ckpt, out):
     keep(out, "fsdp", model.state_dict(), logits_of(model))
 
 
+def master_weights(ckpt, out):
+    """The same, held in float32 and used in bfloat16, as which they go back."""
+    model = whole_model(ckpt).float()
+    for layer in model.model.language_model.layers:
+        fully_shard(layer, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    fully_shard(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    backward(model)
+    step(model.parameters())
+    rankslice.to_hf(model, out / "master_weights", source=ckpt, dtype="source")
+    keep(out, "master_weights", model.state_dict(), logits_of(model))
+
+
 def replicated(ckpt, out):
     """The whole model on every rank."""
-    model = AutoModelForImageTextToText.from_pretrained(ckpt, dtype=torch.bfloat16)
+    model = whole_model(ckpt)
     backward(model)
     step(model.parameters())
     rankslice.to_hf(model, out / "replicated", source=ckpt)
@@ -95,7 +137,7 @@ def replicated(ckpt, out):
 
 def main(ckpt, out):
     dist.init_process_group("gloo")
-    for way in (untouched, expert_parallel, fsdp, replicated):
+    for way in (loaded, tensor_parallel, pipeline_stages, expert_parallel, fsdp, master_weights, replicated):
         way(ckpt, Path(out))
     dist.destroy_process_group()
 

@@ -1,0 +1,83 @@
+"""Training jobs of several ranks: their state dicts, written as the checkpoints that transformers opens."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "system"))
+
+import checkpoints  # noqa: E402
+import reference  # noqa: E402
+import transformers_models  # noqa: E402
+
+FAMILIES = ["qwen3_5_moe", "qwen3_vl_moe"]
+TRAINED = ["expert_parallel", "fsdp", "master_weights", "replicated"]
+UNTOUCHED = ["loaded", "tensor_parallel"]
+STAGES = ["stage_0", "stage_1"]
+
+
+JOBS = [(family, ranks) for family in FAMILIES for ranks in (2, 4)]
+
+
+@pytest.fixture(scope="module", params=JOBS, ids="{0[0]}-on-{0[1]}-ranks".format)
+def trained(request, saved_models, torchrun, tmp_path_factory):
+    """What several ranks trained and exported: the model as it was, its checkpoint, and the folder of exports."""
+    family, ranks = request.param
+    model, ckpt = saved_models[family]
+    out = tmp_path_factory.mktemp("trained")
+    torchrun(ranks, "train_and_export.py", ckpt, out)
+    return model, ckpt, out
+
+
+@pytest.mark.parametrize("way", UNTOUCHED)
+def test_what_nobody_changed_comes_back_byte_for_byte(trained, way):
+    _, ckpt, out = trained
+    assert not checkpoints.folder_differences(ckpt, out / way)
+
+
+def test_each_pipeline_stage_writes_its_own_part(trained):
+    _, ckpt, out = trained
+    whole = reference.read_folder(ckpt)
+    parts = [reference.read_folder(out / stage) for stage in STAGES]
+    assert all(parts)
+    assert sorted(key for part in parts for key in part) == sorted(whole)
+    assert not any(reference.difference(whole[key], value) for part in parts for key, value in part.items())
+
+
+@pytest.mark.parametrize("way", TRAINED)
+def test_transformers_finds_the_trained_model_in_the_export(trained, way):
+    model, ckpt, out = trained
+    kept = torch.load(out / f"{way}.pt")
+    again = type(model).from_pretrained(out / way, dtype=torch.bfloat16).eval()
+    found = dict(again.named_parameters())
+    expected = {name: value.bfloat16() for name, value in kept["tensors"].items()}  # rule 57: A_log is held in float32
+    assert found.keys() == expected.keys()
+    assert [name for name, value in expected.items() if not torch.equal(found[name], value)] == []
+    assert torch.equal(transformers_models.logits(again), kept["logits"])
+    before = dict(model.named_parameters())
+    experts = [name for name in found if ".mlp.experts." in name]
+    assert experts
+    assert [name for name in experts if torch.equal(found[name], before[name])] == []  # else nothing was trained
+
+
+@pytest.mark.parametrize("way", TRAINED)
+def test_a_trained_export_has_the_headers_and_side_files_of_its_source(trained, way):
+    _, ckpt, out = trained
+    differing = {Path(line.split(":")[0]).suffix for line in checkpoints.folder_differences(ckpt, out / way)}
+    assert differing == {".safetensors"}
+    places = checkpoints.differing_bytes(ckpt, out / way)
+    assert places
+    for name, offset in places:
+        assert offset >= header_size(ckpt / name), name
+
+
+def header_size(path):
+    return 8 + int.from_bytes(path.read_bytes()[:8], "little")
+
+
+def test_nothing_else_is_left_where_exports_were_written(trained):
+    _, _, out = trained
+    expected = [*UNTOUCHED, *TRAINED, *STAGES, *(f"{way}.pt" for way in TRAINED)]
+    assert sorted(path.name for path in out.iterdir()) == sorted(expected)
