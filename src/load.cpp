@@ -51,9 +51,11 @@ class Transfers {
   }
   /// The same after an error: the memory is the caller's again, and nothing may still be on its way there.
   void abandon() noexcept {
-    try {
-      finish();
-    } catch (DeviceError const&) {  // the first error says more
+    for (auto& [device, transfer] : by_device_) {
+      try {
+        if (device != nullptr) device->finish();
+      } catch (...) {  // the first error says more
+      }
     }
   }
 
@@ -81,11 +83,11 @@ void read_values(StateDict& state, VerifyLevel level, CallOptions const& call, C
       NativeBox<std::byte> const box{.data = memory.data.get(), .slice = plan.slices[read.item].slice};
       transfers.to(memory.device.get()).read(read.piece, read.slice, read.files, box, read.sink);
     });
+    transfers.finish();
   } catch (...) {
     transfers.abandon();
     throw;
   }
-  transfers.finish();
 }
 
 StateDict load_slice(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh,

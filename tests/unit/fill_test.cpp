@@ -303,26 +303,32 @@ TEST_F(FillTinyCheckpoint, TensorsOfOneStateMayBeInSeveralMemories) {  // parame
   EXPECT_GT(second->uploads(), 0U);
 }
 
+// Not even to one of two devices when the other one has failed.
 TEST_F(FillTinyCheckpoint, AfterAnErrorNothingIsOnItsWayToTheCallersMemory) {
   auto const source = open();
-  auto const device = std::make_shared<LateDevice>();
   CallersTensors const callers(source->model, [](auto const& p) { return test::whole_part(p.shape); });
-  auto tensors = callers.tensors();
-  for (auto& [fqn, tensor] : tensors) {
-    tensor.data = {device->allocate(tensor.data.bytes), tensor.data.bytes, device};
-  }
-  auto state = make_state_dict(source, tensors, make_mesh(1), {});
-  std::stop_source stop;
-  auto const stop_when_uploading = [&](Progress const&) {
-    if (device->uploads() == 3) stop.request_stop();
-  };
-  EXPECT_THROW(fill(state, {.call = {.progress = stop_when_uploading, .stop = stop.get_token()}}), Interrupted);
-  ASSERT_GE(device->uploads(), 3U);
-  constexpr std::byte kOthers{0x77};
-  for (auto& [fqn, tensor] : tensors) std::fill_n(tensor.data.data.get(), tensor.data.bytes, kOthers);
-  device->finish();
-  for (auto const& [fqn, tensor] : tensors) {
-    EXPECT_TRUE(test::copy_of(tensor.data) == Bytes(tensor.data.bytes, kOthers)) << fqn;
+  for (std::size_t failing = 0; failing < 2; ++failing) {
+    std::vector<std::shared_ptr<LateDevice>> const devices{std::make_shared<LateDevice>(),
+                                                           std::make_shared<LateDevice>()};
+    auto tensors = callers.tensors();
+    std::size_t next = 0;
+    for (auto& [fqn, tensor] : tensors) {
+      auto const& device = devices[next++ % 2];
+      tensor.data = {device->allocate(tensor.data.bytes), tensor.data.bytes, device};
+    }
+    auto state = make_state_dict(source, tensors, make_mesh(1), {});
+    auto const fail_when_uploading = [&](Progress const&) {
+      if (devices[0]->uploads() > 2 && devices[1]->uploads() > 2) devices[failing]->calls_until_failure = 0;
+    };
+    EXPECT_THROW(fill(state, {.call = {.progress = fail_when_uploading}}), DeviceError);
+    ASSERT_EQ(devices[failing]->calls_until_failure, 0U);
+    constexpr std::byte kOthers{0x77};
+    for (auto const& [fqn, tensor] : tensors) std::fill_n(tensor.data.data.get(), tensor.data.bytes, kOthers);
+    devices[1 - failing]->finish();
+    for (auto const& [fqn, tensor] : tensors) {
+      auto const* const data = tensor.data.data.get();
+      EXPECT_TRUE(Bytes(data, data + tensor.data.bytes) == Bytes(tensor.data.bytes, kOthers)) << fqn;
+    }
   }
 }
 
