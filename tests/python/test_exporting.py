@@ -1,7 +1,9 @@
 """What is written of a state dict, what is refused, and what is left when that fails."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -55,8 +57,14 @@ def test_what_a_callback_raises_leaves_its_own_rank_as_it_is_and_ends_the_others
 def test_failed_exports_leave_nothing_behind(failed):
     out, _ = failed
     assert sorted(path.name for path in out.iterdir()) == ["elsewhere", "errors.json", "export", "here"]
-    assert list((out / "here" / "folder").iterdir()) == []
+    assert [path.name for path in (out / "here" / "folder").iterdir()] == ["gathered"]
     assert list((out / "elsewhere").iterdir()) == []
+
+
+def test_only_the_first_rank_needs_to_see_the_folder_when_it_gathers(failed, saved_models):
+    out, found = failed
+    assert found["errors"]["gathered where one rank sees the folder"] == [None, None]
+    assert not checkpoints.folder_differences(saved_models["qwen3_5_moe"][1], out / "here" / "folder" / "gathered")
 
 
 def test_what_exists_is_replaced_only_when_asked_to(failed, saved_models):
@@ -183,6 +191,52 @@ def test_extra_state_and_tied_names_are_left_out(model_and_ckpt, tmp_path):
     state["model.tied.weight"] = state["lm_head.weight"]
     rankslice.to_hf(state, tmp_path / "out", source=ckpt)
     assert not checkpoints.folder_differences(ckpt, tmp_path / "out")
+
+
+def test_a_model_that_shares_its_embedding_writes_it_once(tmp_path):
+    model, ckpt = transformers_models.save_qwen3_vl(tmp_path / "ckpt", tied=True), tmp_path / "ckpt"
+    assert "lm_head.weight" in model.state_dict()
+    assert "lm_head.weight" not in reference.read_folder(ckpt)
+    rankslice.to_hf(model, tmp_path / "out", source=ckpt)
+    assert not checkpoints.folder_differences(ckpt, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def fp8(tmp_path_factory):
+    """A checkpoint of codes and block scales."""
+    folder = tmp_path_factory.mktemp("fp8") / "ckpt"
+    options = ["--experts", "4", "--layers", "2", "--quantization", "fp8", "--quiet"]
+    subprocess.run([os.environ["SYSTEM_TEST_PROGRAM"], "synth", folder, *options], check=True)
+    return folder
+
+
+def test_codes_and_scales_are_copied_from_the_source_when_asked_for(fp8, tmp_path):
+    state = rankslice.load(fp8)
+    report = rankslice.to_hf(state, tmp_path / "out", export_layout="source")
+    assert not checkpoints.folder_differences(fp8, tmp_path / "out")
+    assert (report.headers, report.bytes_read > 0) == ("source", True)
+    rankslice.save_shards(state, tmp_path / "shards")
+    of_shards = rankslice.load(tmp_path / "shards")
+    rankslice.to_hf(of_shards, tmp_path / "again", export_layout="source", originals=fp8)
+    assert not checkpoints.folder_differences(fp8, tmp_path / "again")
+
+
+def test_codes_of_values_that_were_changed_are_not_copied(fp8, tmp_path):
+    state = rankslice.load(fp8)
+    name = "model.language_model.layers.0.mlp.experts.down_projs"
+    state[name][1, 2, 3] += 1
+    with pytest.raises(rankslice.VerifyError, match="layers.0.mlp.experts"):
+        rankslice.to_hf(state, tmp_path / "out", export_layout="source")
+    assert list(tmp_path.iterdir()) == []
+    assert rankslice.to_hf(state, tmp_path / "out").headers == "converted"
+
+
+@pytest.mark.parametrize("wrong", [{"export_layout": "hub"}, {"gdn_dtype": "float32"}, {"dtype": "float32"}])
+def test_words_that_stand_for_nothing_are_refused_with_their_argument(saved_models, tmp_path, wrong):
+    state = rankslice.load(saved_models["qwen3_5_moe"][1])
+    ((argument, word),) = wrong.items()
+    with pytest.raises(rankslice.UsageError, match=f"{argument}: .*{word}"):
+        rankslice.to_hf(state, tmp_path / "out", **wrong)
 
 
 def test_shards_come_back_as_what_they_were(saved_models, tmp_path):

@@ -42,9 +42,20 @@ def test_every_rank_has_the_same_report(verified):
     assert [name for name, report in verified["reports"].items() if not report["same"]] == []
 
 
-@pytest.mark.parametrize(
-    "what", ["loaded", "reread", "against", "of a source", "of a model", "of an FSDP model", "flipped, coverage"]
-)
+AS_READ = [
+    "loaded",
+    "loaded by each rank alone",
+    "parts of a mesh",
+    "reread",
+    "against",
+    "of a source",
+    "of a model",
+    "of an FSDP model",
+    "flipped, coverage",
+]
+
+
+@pytest.mark.parametrize("what", AS_READ)
 def test_what_is_as_it_was_read_passes(verified, what):
     report = verified["reports"][what]
     assert report["mismatches"] == []

@@ -71,8 +71,8 @@ def save_qwen3_moe(folder, per_expert):
     return _save(folder, Qwen3MoeForCausalLM, config, save_original_format=per_expert)
 
 
-def save_qwen3_vl(folder, width=24, experts=6):
-    """Qwen3-VL-MoE, experts `width` wide. Returns the model."""
+def save_qwen3_vl(folder, width=24, experts=6, tied=False):
+    """Qwen3-VL-MoE, experts `width` wide, whose head may be its embedding. Returns the model."""
     from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
     text = TEXT | {
@@ -84,7 +84,7 @@ def save_qwen3_vl(folder, width=24, experts=6):
         "rope_parameters": ROPE | {"mrope_section": [4, 2, 2]},
     }
     vision = VISION | {"deepstack_visual_indexes": [0, 1]}
-    config = Qwen3VLMoeConfig(text_config=text, vision_config=vision, **TOKENS)
+    config = Qwen3VLMoeConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **TOKENS)
     return _save(folder, Qwen3VLMoeForConditionalGeneration, config)
 
 

@@ -45,6 +45,9 @@ def main(ckpt, out):
     (out / "elsewhere").mkdir(exist_ok=True)
     os.chdir(out / ("elsewhere" if is_second else "here"))
     errors["a folder that one rank does not see"] = on_every_rank(lambda: rankslice.to_hf(state, "folder/export"))
+    errors["gathered where one rank sees the folder"] = on_every_rank(
+        lambda: rankslice.to_hf(state, "folder/gathered", gather=True)
+    )
     os.chdir(out)
 
     patience = {"progress": lose_patience} if is_second else {}
