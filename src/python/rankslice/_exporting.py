@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from rankslice import _native
 from rankslice._checkpoint import Source, opened
@@ -15,6 +15,9 @@ from rankslice._taking import Dtype, State, take
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
+
+
+Headers = Literal["source", "selection", "converted", "state"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class ExportReport:
         files: of tensors, in all.
     """
 
-    headers: Literal["source", "selection", "converted", "state"]
+    headers: Headers
     bytes_read: int
     bytes_written: int
     files: int
@@ -112,7 +115,7 @@ def to_hf(
             taken.state, os.fspath(out_dir), world, overwrite, include or "", exclude or "", export_layout, copied,
             gdn_dtype, max_file_bytes, gather, report,
         )  # fmt: skip
-    return ExportReport(wrote.headers, wrote.bytes_read, wrote.bytes_written, wrote.files)
+    return ExportReport(cast("Headers", wrote.headers), wrote.bytes_read, wrote.bytes_written, wrote.files)
 
 
 def save_shards(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from rankslice import _native
 from rankslice._checkpoint import Source, opened
@@ -145,11 +145,13 @@ def _raise_if_bad(found: _native.VerifyReport) -> None:
 
 
 def _report_of(found: _native.VerifyReport) -> VerifyReport:
-    again = found.reread
+    reread = None
+    if (again := found.reread) is not None:
+        reread = Reread(again.another_rank, again.another_host, again.past_page_cache, again.bytes)
     return VerifyReport(
-        level=found.level,
+        level=cast("Level", found.level),
         reference=found.reference,
-        reread=again and Reread(again.another_rank, again.another_host, again.past_page_cache, again.bytes),
+        reread=reread,
         without_codes=found.without_codes,
         tensors=found.tensors,
         experts=found.experts,
