@@ -74,38 +74,11 @@ Outcome unexpected(std::string message) {
 }
 
 template <typename SomeError>
-[[noreturn]] void raise(SomeError error, Outcome const& agreed) {
-  error.file = agreed.file;
-  error.tensor = agreed.tensor;
-  error.rank = agreed.rank;
+[[noreturn]] void raise(SomeError error, Outcome const& failure) {
+  error.file = failure.file;
+  error.tensor = failure.tensor;
+  error.rank = failure.rank;
   throw error;
-}
-
-[[noreturn]] void raise(Outcome const& agreed) {
-  switch (agreed.code) {
-    case ExitCode::usage:
-      raise(UsageError(agreed.message), agreed);
-    case ExitCode::difference:
-      raise(VerifyError(agreed.message), agreed);
-    case ExitCode::bad_data:
-      raise(FormatError(agreed.message), agreed);
-    case ExitCode::input_missing:
-    case ExitCode::cannot_create:
-    case ExitCode::io:
-      raise(IoError(agreed.code, agreed.message), agreed);
-    case ExitCode::unavailable:
-      raise(DeviceError(agreed.message), agreed);
-    case ExitCode::timeout:
-    case ExitCode::bad_launch:
-      raise(CommError(agreed.code, agreed.message), agreed);
-    case ExitCode::interrupted:
-    case ExitCode::terminated:
-      raise(Interrupted(agreed.code), agreed);
-    case ExitCode::done:
-    case ExitCode::unexpected:
-      break;
-  }
-  raise(UnexpectedError(agreed.message), agreed);
 }
 
 }  // namespace
@@ -123,6 +96,33 @@ Outcome outcome_of(std::function<void()> const& step) {
   } catch (...) {
     return unexpected("unexpected: an exception of unknown type");
   }
+}
+
+void raise(Outcome const& failure) {
+  switch (failure.code) {
+    case ExitCode::usage:
+      raise(UsageError(failure.message), failure);
+    case ExitCode::difference:
+      raise(VerifyError(failure.message), failure);
+    case ExitCode::bad_data:
+      raise(FormatError(failure.message), failure);
+    case ExitCode::input_missing:
+    case ExitCode::cannot_create:
+    case ExitCode::io:
+      raise(IoError(failure.code, failure.message), failure);
+    case ExitCode::unavailable:
+      raise(DeviceError(failure.message), failure);
+    case ExitCode::timeout:
+    case ExitCode::bad_launch:
+      raise(CommError(failure.code, failure.message), failure);
+    case ExitCode::interrupted:
+    case ExitCode::terminated:
+      raise(Interrupted(failure.code), failure);
+    case ExitCode::done:
+    case ExitCode::unexpected:
+      break;
+  }
+  raise(UnexpectedError(failure.message), failure);
 }
 
 std::unique_ptr<Communicator> make_solo_communicator() { return std::make_unique<SoloCommunicator>(); }

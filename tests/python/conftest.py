@@ -1,4 +1,4 @@
-"""Checkpoints that tests share."""
+"""What tests share: checkpoints, and ranks of torch.distributed on the CPU."""
 
 import os
 import subprocess
@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from jobs import Job
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "system"))
 
@@ -38,5 +40,32 @@ def torchrun():
         command = ["timeout", "-k", "5", "200", *launcher, Path(__file__).parent / "programs" / program, *arguments]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def start_ranks(tmp_path_factory):
+    """start_ranks(program, ranks, *arguments) starts one of programs/: a Job, whose ranks end with the module."""
+    jobs = []
+
+    def start(program, ranks, *arguments):
+        jobs.append(Job(tmp_path_factory.mktemp("ranks"), program, ranks, arguments))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.kill()
+
+
+@pytest.fixture(scope="module")
+def run_ranks(start_ranks):
+    """run_ranks(program, ranks, *arguments) runs one of programs/ to its good end: what each rank reported."""
+
+    def run(program, ranks, *arguments, timeout=120):
+        ended = start_ranks(program, ranks, *arguments).end(timeout)
+        failed = [f"--- rank {rank}: exit code {one.code}\n{one.output}" for rank, one in enumerate(ended) if one.code]
+        assert not failed, "\n".join(failed)
+        return [one.result for one in ended]
 
     return run

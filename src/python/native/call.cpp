@@ -1,9 +1,5 @@
 #include "python/native/call.hpp"
 
-#include <nanobind/stl/string.h>
-
-#include <string>
-
 #include "python/native/errors.hpp"
 
 namespace rankslice::python {
@@ -13,10 +9,6 @@ namespace {
 constexpr std::chrono::milliseconds kBetweenReports{50};
 
 thread_local Call* current_call = nullptr;
-
-std::string described(nb::python_error const& error) {
-  return nb::cast<std::string>(nb::str("{}: {}").format(error.type().attr("__name__"), error.value()));
-}
 
 }  // namespace
 
@@ -63,6 +55,7 @@ void Call::with_gil(std::function<void()> const& step) {
 }
 
 std::exception_ptr Call::keep(nb::python_error const& error) {
+  if (auto const ours = error_of(error)) return ours;
   if (!raised_) raised_.emplace(error);
   if (!error.matches(PyExc_KeyboardInterrupt)) return std::make_exception_ptr(UnexpectedError(described(error)));
   if (auto const others = others_.lock()) others->stop();

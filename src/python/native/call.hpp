@@ -49,7 +49,8 @@ class Call {
   /// Python code that C++ calls meanwhile, with the GIL. @throws what `keep` gives
   void with_gil(std::function<void()> const& step);
 
-  /// Keeps what Python raised, for `run`. KeyboardInterrupt stops the other ranks too. Needs the GIL.
+  /// Keeps what Python raised, for `run`, unless it is an error of ours, which becomes the same on all ranks.
+  /// KeyboardInterrupt stops the others too. Needs the GIL.
   /// @returns what they are told: `Interrupted` for KeyboardInterrupt, else UnexpectedError
   std::exception_ptr keep(nb::python_error const& error);
 

@@ -1,5 +1,7 @@
 #include "python/native/errors.hpp"
 
+#include "comm/outcome.hpp"
+
 namespace rankslice::python {
 
 namespace {
@@ -25,6 +27,11 @@ nb::object text_of(std::string const& bytes, char const* how) {
   return nb::steal(PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), how));
 }
 
+std::string bytes_of(nb::handle text, char const* how) {
+  auto const bytes = nb::steal<nb::bytes>(PyUnicode_AsEncodedString(text.ptr(), "utf-8", how));
+  return {bytes.c_str(), bytes.size()};
+}
+
 /// As `os.fsdecode` has it, so that Python finds the file by it.
 nb::object or_none(std::string const& name) { return name.empty() ? nb::none() : text_of(name, "surrogateescape"); }
 
@@ -44,6 +51,29 @@ void raise(Error const& error, nb::object const& cause) {
   exception.attr("__cause__") = cause;
   set(exception);
   throw nb::python_error();
+}
+
+std::exception_ptr error_of(nb::python_error const& raised) {
+  auto const ours = nb::module_::import_("rankslice.errors").attr("Error");
+  if (!raised.matches(ours)) return nullptr;
+  auto const error = raised.value();
+  auto const name_in = [&](char const* attribute) {
+    auto const name = error.attr(attribute);
+    return name.is_none() ? std::string() : bytes_of(name, "surrogateescape");
+  };
+  try {
+    rankslice::raise({.code = static_cast<ExitCode>(nb::cast<int>(error.attr("code"))),
+                      .message = bytes_of(nb::str(error), "backslashreplace"),
+                      .file = name_in("file"),
+                      .tensor = name_in("tensor")});
+  } catch (...) {
+    return std::current_exception();
+  }
+}
+
+std::string described(nb::python_error const& raised) {
+  return bytes_of(nb::str(raised.type().attr("__name__")), "backslashreplace") + ": " +
+         bytes_of(nb::str(raised.value()), "backslashreplace");
 }
 
 void bind_errors(nb::module_&) {

@@ -57,6 +57,7 @@ Collectives PythonGroup::functions() {
   functions.rank = nb::cast<int>(group_->attr("rank"));
   functions.size = nb::cast<int>(group_->attr("size"));
   functions.kind = nb::cast<std::string>(group_->attr("kind"));
+  functions.largest_message = nb::cast<std::size_t>(group_->attr("largest_message"));
   auto const self = shared_from_this();
   functions.start_send = [self](std::span<std::byte const> bytes, int to, int tag) {
     return self->start("start_send", bytes, to, tag);

@@ -1,7 +1,5 @@
 #include <nanobind/stl/shared_ptr.h>
 
-#include "rankslice/error.hpp"
-
 #include "python/native/bindings.hpp"
 #include "python/native/call.hpp"
 #include "python/native/communicator.hpp"
@@ -10,31 +8,10 @@ namespace rankslice::python {
 
 namespace {
 
-/// An error of rankslice.errors on its way through C++: ranks agree on it as on one of C++'s own.
-struct CarriedError : Error {
-  explicit CarriedError(nb::object const& error)
-      : Error(static_cast<ExitCode>(nb::cast<int>(error.attr("code"))), nb::cast<std::string>(nb::str(error)),
-              text(error.attr("file")), text(error.attr("tensor"))) {}
-
- private:
-  static std::string text(nb::object const& value) {
-    return value.is_none() ? std::string() : nb::cast<std::string>(nb::str(value));
-  }
-};
-
-void call_python(nb::object const& step) {
-  try {
-    step();
-  } catch (nb::python_error const& error) {
-    if (!error.matches(nb::module_::import_("rankslice.errors").attr("Error"))) throw;
-    throw CarriedError(nb::borrow(error.value()));
-  }
-}
-
 void run_on_every_rank(World const& world, nb::object const& step) {
   Call call{nb::none()};
   auto const held = without_gil(step);
-  call.run([&] { on_every_rank(*world, [&] { call.with_gil([&] { call_python(*held); }); }); });
+  call.run([&] { on_every_rank(*world, [&] { call.with_gil([&] { (*held)(); }); }); });
 }
 
 }  // namespace

@@ -78,7 +78,10 @@ class _Messages:
     Attributes:
         jobs: what to call, its arguments, and what then gets (result, exception): served by a thread of this group.
         between_looks: seconds from one look for other ranks' interrupts to the next.
+        largest_message: in bytes; MPI counts up to 2^31.
     """
+
+    largest_message = 1 << 30
 
     def __init__(self, group: ProcessGroup, kind: str, ranks: list[int]) -> None:
         import torch.distributed as dist
