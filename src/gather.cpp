@@ -5,12 +5,12 @@
 #include <algorithm>
 #include <optional>
 
+#include "agreed_holdings.hpp"
 #include "checkpoint_parts.hpp"
 #include "core/fingerprint.hpp"
 #include "exported_state.hpp"
 #include "gathered_tensors.hpp"
 #include "native_source.hpp"
-#include "state/agreed_holdings.hpp"
 #include "state/consistency.hpp"
 #include "verify/compare.hpp"
 #include "verify/rank_tables.hpp"

@@ -6,6 +6,7 @@
 
 #include "rankslice/to_hf.hpp"
 
+#include "agreed_holdings.hpp"
 #include "format/safetensors.hpp"
 #include "format/shards.hpp"
 #include "fresh_source.hpp"
@@ -14,7 +15,6 @@
 #include "plan/plan.hpp"
 #include "shared_output.hpp"
 #include "slice_writer.hpp"
-#include "state/agreed_holdings.hpp"
 #include "state/consistency.hpp"
 #include "verify/compare.hpp"
 #include "verify/rank_tables.hpp"

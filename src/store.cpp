@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "agreed_holdings.hpp"
 #include "format/hdf5_store_writer.hpp"
 #include "io/file.hpp"
 #include "io/staged_output.hpp"
@@ -10,7 +11,6 @@
 #include "plan/plan.hpp"
 #include "shared_output.hpp"
 #include "slice_writer.hpp"
-#include "state/agreed_holdings.hpp"
 #include "state/consistency.hpp"
 #include "verify/compare.hpp"
 #include "verify/rank_tables.hpp"

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string_view>
 
+#include "agreed_holdings.hpp"
 #include "checkpoint_parts.hpp"
 #include "copied_slices.hpp"
 #include "copies.hpp"
@@ -20,7 +21,6 @@
 #include "reread.hpp"
 #include "shared_output.hpp"
 #include "slice_writer.hpp"
-#include "state/agreed_holdings.hpp"
 #include "state/consistency.hpp"
 #include "verify/compare.hpp"
 #include "verify/rank_tables.hpp"

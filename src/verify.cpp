@@ -5,12 +5,12 @@
 #include <string_view>
 #include <unordered_map>
 
+#include "agreed_holdings.hpp"
 #include "copies.hpp"
 #include "hf_files.hpp"
 #include "plan/held.hpp"
 #include "plan/plan.hpp"
 #include "reread.hpp"
-#include "state/agreed_holdings.hpp"
 #include "state/consistency.hpp"
 #include "state/local_tensor.hpp"
 #include "storage_reader.hpp"

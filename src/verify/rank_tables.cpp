@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
+#include <set>
 
 #include "rankslice/device.hpp"
 
@@ -123,38 +125,47 @@ int RankTables::first_holder(std::uint32_t parameter) const {
 
 void RankTables::compare_holders(DigestTable const& table, std::string_view what, std::vector<Mismatch>& mismatches) {
   auto held = table;
-  std::vector<std::uint64_t> of_first;  // by parameter and part that has copies
-  for (auto const& [parameter, number] : holdings_.division_of) {
-    for (auto const& part : holdings_.divisions[number].parts()) {
-      if (part.holders.size() == 1) continue;
-      auto const first = part.holders.front() == world_.rank();
-      of_first.push_back(first ? number_of(model_, parameter, held) : 0);
+  // Call step(parameter, holders) for every slice that has copies, in the same order on all ranks.
+  auto const for_each_copied = [&](auto const& step) {
+    for (auto const& [parameter, number] : holdings_.division_of) {
+      for (auto const& part : holdings_.divisions[number].parts()) {
+        if (part.holders.size() > 1) step(parameter, part.holders);
+      }
     }
-  }
-  if (of_first.empty()) return;
-  world_.all_reduce(of_first, Reduce::sum);
+  };
+  std::vector<std::uint64_t> mine;  // of what this rank holds first
+  auto any = false;
+  for_each_copied([&](std::uint32_t parameter, std::vector<int> const& holders) {
+    any = true;
+    if (holders.front() == world_.rank()) mine.push_back(number_of(model_, parameter, held));
+  });
+  if (!any) return;
+  auto const of_ranks = all_gather(world_, std::as_bytes(std::span(mine)));
+  std::vector<std::size_t> next(of_ranks.size());  // where the next number of each rank is
   std::vector<std::uint32_t> differing;
-  auto next = of_first.begin();
-  for (auto const& [parameter, number] : holdings_.division_of) {
-    for (auto const& part : holdings_.divisions[number].parts()) {
-      if (part.holders.size() == 1) continue;
-      auto const mine = std::ranges::binary_search(part.holders, world_.rank());
-      if (mine && *next != number_of(model_, parameter, held)) differing.push_back(parameter);
-      ++next;
-    }
-  }
+  for_each_copied([&](std::uint32_t parameter, std::vector<int> const& holders) {
+    auto const first = static_cast<std::size_t>(holders.front());
+    std::uint64_t expected = 0;
+    std::memcpy(&expected, of_ranks[first].data() + sizeof(expected) * next[first]++, sizeof(expected));
+    auto const here = std::ranges::binary_search(holders, world_.rank());
+    if (here && number_of(model_, parameter, held) != expected) differing.push_back(parameter);
+  });
   if (!all_say(world_, differing.empty())) name_differences(held, differing, what, mismatches);
 }
 
 /// In what this rank has of some parameters, to who holds it first. Collective.
 void RankTables::name_differences(DigestTable const& table, std::vector<std::uint32_t> const& differing,
                                   std::string_view what, std::vector<Mismatch>& mismatches) {
-  std::vector<std::uint64_t> asked(static_cast<std::size_t>(world_.size()));
-  for (auto const parameter : differing) asked[static_cast<std::size_t>(first_holder(parameter))] = 1;
-  world_.all_reduce(asked, Reduce::max);
+  std::vector<int> firsts;
+  for (auto const parameter : differing) firsts.push_back(first_holder(parameter));
+  std::set<int> asked;  // by any rank
+  for (auto const& bytes : all_gather(world_, std::as_bytes(std::span(firsts)))) {
+    std::vector<int> of_rank(bytes.size() / sizeof(int));
+    std::memcpy(of_rank.data(), bytes.data(), of_rank.size() * sizeof(int));
+    asked.insert(of_rank.begin(), of_rank.end());
+  }
   auto const mine = fmt::format("{} here", what);
-  for (int first = 0; first < world_.size(); ++first) {
-    if (asked[static_cast<std::size_t>(first)] == 0) continue;
+  for (auto const first : asked) {
     auto of_first = table;
     world_.broadcast(std::as_writable_bytes(of_first.values()), first);
     auto expected = table;

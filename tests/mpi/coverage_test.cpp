@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <array>
 
+#include "agreed_holdings.hpp"
 #include "plan/held.hpp"
-#include "state/agreed_holdings.hpp"
 #include "support/forwarding_communicator.hpp"
 #include "support/job_fixture.hpp"
 #include "verify/rank_tables.hpp"

@@ -13,6 +13,7 @@
 #include "rankslice/load.hpp"
 #include "rankslice/verify.hpp"
 
+#include "support/divided_state.hpp"
 #include "support/misbehaving_communicator.hpp"
 #include "support/temp_dir.hpp"
 #include "support/thread_world.hpp"
@@ -37,6 +38,18 @@ Loaded load_on_all(std::string const& path, Mesh const& mesh) {
     auto const source = open_checkpoint(path, world);
     loaded.states[static_cast<std::size_t>(world.rank())] = load(source, mesh, world);
   });
+  return loaded;
+}
+
+/// Dense tensors in halves, experts whole on both ranks.
+Loaded divide_on_all(std::string const& path) {
+  WayToDivide const way{"", make_mesh(kRanks), [](Parameter const& parameter, int rank) {
+                          auto const halves = fsdp(kRanks);
+                          return parameter.stacked_experts ? whole_part(parameter.shape) : halves.part(parameter, rank);
+                        }};
+  Loaded loaded{.source = open_checkpoint(path), .states = {}};
+  auto const whole = load(loaded.source, make_mesh(1), MeshCoordinate{});
+  for (int rank = 0; rank < kRanks; ++rank) loaded.states.push_back(divide(whole, way, rank));
   return loaded;
 }
 
@@ -114,38 +127,43 @@ class TransitFaults : public testing::Test {
 
   [[nodiscard]] std::string checkpoint() const { return dir_.file("checkpoint"); }
   [[nodiscard]] Loaded loaded() const { return load_on_all(checkpoint(), make_mesh(kRanks)); }
+  /// As the mesh says, and not.
+  [[nodiscard]] std::vector<Loaded> both() const { return {loaded(), divide_on_all(checkpoint())}; }
 
  private:
   TempDir dir_;
 };
 
 TEST_F(TransitFaults, VerifyNoticesEveryBitThatFlipsInASumOfDigests) {
-  auto const states = loaded();
-  ASSERT_FALSE(verify_with(states, 0, {}).noticed);
-  for_each_flip(states, [&](int faulty, TransitFault const& fault) {
-    auto const found = verify_with(states, faulty, fault);
-    EXPECT_TRUE(found.struck);
-    // Rank 0 compares with the reference, for all: elsewhere nobody looks at some sums.
-    if (fault.call != CallKind::all_reduce || (fault.effect == Effect::flip_taken && faulty != 0)) return;
-    EXPECT_TRUE(found.noticed) << describe(faulty, fault);
-  });
+  for (auto const& states : both()) {
+    ASSERT_FALSE(verify_with(states, 0, {}).noticed);
+    for_each_flip(states, [&](int faulty, TransitFault const& fault) {
+      auto const found = verify_with(states, faulty, fault);
+      EXPECT_TRUE(found.struck);
+      // Rank 0 compares with the reference, for all: elsewhere nobody looks at some sums.
+      if (fault.call != CallKind::all_reduce || (fault.effect == Effect::flip_taken && faulty != 0)) return;
+      EXPECT_TRUE(found.noticed) << describe(faulty, fault);
+    });
+  }
 }
 
 TEST_F(TransitFaults, NoFlippedBitMakesRanksOfVerifyWaitForEachOther) {
-  auto const states = loaded();
-  for_each_flip(states, [&](int faulty, TransitFault const& fault) {
-    EXPECT_FALSE(verify_with(states, faulty, fault).waited) << describe(faulty, fault);
-  });
+  for (auto const& states : both()) {
+    for_each_flip(states, [&](int faulty, TransitFault const& fault) {
+      EXPECT_FALSE(verify_with(states, faulty, fault).waited) << describe(faulty, fault);
+    });
+  }
 }
 
 TEST_F(TransitFaults, NoFlippedBitHidesADifferenceFromVerify) {
   for (std::size_t damaged = 0; damaged < kRanks; ++damaged) {
-    auto const states = loaded();
-    states.states[damaged].tensors.begin()->second.data.span()[5] ^= std::byte{1};
-    ASSERT_TRUE(verify_with(states, 0, {}).noticed);
-    for_each_flip(states, [&](int faulty, TransitFault const& fault) {
-      EXPECT_TRUE(verify_with(states, faulty, fault).noticed) << describe(faulty, fault);
-    });
+    for (auto const& states : both()) {
+      states.states[damaged].tensors.begin()->second.data.span()[5] ^= std::byte{1};
+      ASSERT_TRUE(verify_with(states, 0, {}).noticed);
+      for_each_flip(states, [&](int faulty, TransitFault const& fault) {
+        EXPECT_TRUE(verify_with(states, faulty, fault).noticed) << describe(faulty, fault);
+      });
+    }
   }
 }
 
