@@ -11,7 +11,7 @@ def modules_after(statement):
 
 
 def test_importing_takes_none_of_what_only_some_uses_need():
-    """The tensors of torch.distributed and transformers alone take seconds."""
+    """Launchers look at checkpoints and plans, too, and torch takes seconds."""
     modules = modules_after("import rankslice")
     assert "rankslice" in modules
-    assert not modules & {"torch.distributed.tensor", "transformers", "tqdm"}
+    assert not modules & {"torch", "transformers", "tqdm"}

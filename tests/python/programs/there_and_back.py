@@ -4,7 +4,7 @@ import sys
 
 import rankslice
 
-assert "torch.distributed.tensor" not in sys.modules
+assert "torch" not in sys.modules
 
 import torch.distributed as dist  # noqa: E402
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
