@@ -32,6 +32,11 @@ std::string below(std::string const& folder, std::string const& name) {
   return folder.empty() ? name : folder + "/" + name;
 }
 
+/// What torch.distributed.checkpoint writes of each rank, until it consolidates them.
+bool has_parts_of_tensors(HfFile const& file) {
+  return parse_safetensors_header(file.header, file.size, file.name).metadata.contains("DCP_SHARDING_INFO");
+}
+
 void append_file(TensorCatalog& catalog, HfFile const& file, std::string const& folder) {
   auto const number = static_cast<std::uint32_t>(catalog.files.size());
   auto const place = below(folder, file.name);
@@ -80,7 +85,10 @@ TensorCatalog make_catalog(HfLayout const& layout, std::string const& folder, st
     auto const place_of = [&](CatalogTensor const& tensor) {
       return below(folder, catalog.files[tensor.extent.file].name);
     };
-    refuse_tensor(place_of(second), second.name, fmt::format("is in {} as well", place_of(first)));
+    auto const advice = has_parts_of_tensors(layout.files[second.extent.file])
+                            ? ": torch.distributed.checkpoint wrote parts of tensors, which it has to consolidate"
+                            : "";
+    refuse_tensor(place_of(second), second.name, fmt::format("is in {} as well{}", place_of(first), advice));
   }
   if (layout.index_name.empty()) return catalog;
 
