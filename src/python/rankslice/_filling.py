@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple, Union
 import torch
 from torch import nn
 
-from rankslice import _mesh, _names, _native, _progress, _steps, _tensors
+from rankslice import _buffers, _mesh, _names, _native, _progress, _steps, _tensors, _wrappers
 from rankslice._checkpoint import Source, opened
-from rankslice._pieces import Piece, pieces_of, whole
+from rankslice._pieces import Piece, pieces_of
 from rankslice._state import Native, natives, parts_of, plain_piece
-from rankslice.errors import PlanError, UsageError
+from rankslice.errors import PlanError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -35,7 +35,7 @@ class Filled(NamedTuple):
     """What ``load_into`` did.
 
     Attributes:
-        missing_keys: names that the checkpoint has not; their values are as they were.
+        missing_keys: names that the checkpoint has not, but for those of LoRA adapters; their values are as they were.
         unexpected_keys: names of the checkpoint that were not asked for.
         on_meta: what is on the meta device still: missing ones, and buffers that are in no state dict.
         bytes_owned: what this rank has of the checkpoint now, in the dtypes of the checkpoint as it was opened.
@@ -79,7 +79,9 @@ def load_into(
     GPUs) goes through 256 MiB of host memory, or that of one expert or dense tensor, where it needs more.
 
     What is on the meta device becomes real, without a second copy: parameters keep ``requires_grad``, ties and
-    placements. Modules may have been through ``fully_shard`` before. Make optimisers after that.
+    placements; a model of transformers computes its buffers that no checkpoint has. Modules may have been through
+    ``fully_shard`` before, and be wrapped by peft, torch.compile or activation checkpointing; tensors of LoRA adapters
+    are left alone. Make optimisers after that.
 
     Collective over the ranks of ``mesh``, ``process_group`` or torch.distributed; each rank alone with ``rank`` and
     ``world_size``. When it fails, it fails on all ranks alike, and values are undefined.
@@ -104,14 +106,23 @@ def load_into(
     tensors = _tensors_of(target)
     dtype = None if isinstance(source, _native.Checkpoint) else _widened(tensors)
     checkpoint = opened(source, world, dtype=dtype, include=include, exclude=exclude)
-    filling = _steps.agreed(world, lambda: Filling(checkpoint, place, tensors, names, strict, device))
+    filling = _steps.agreed(
+        world, lambda: Filling(checkpoint, place, _wrappers.without_wrappers(tensors), names, strict, device)
+    )
     with _progress.reporting(progress, place.rank == 0) as report:
         filling.fill(world, verify, report)
-    if isinstance(target, nn.Module):
-        target.load_state_dict(filling.made_real, strict=False, assign=True)
-    else:
-        target.update(filling.made_real)
+    made_real = filling.made_real
+    _give(target, {name: made_real[bare] for name in tensors if (bare := _wrappers.bare(name)) in made_real})
     return filling.result(target)
+
+
+def _give(target: Target, made_real: dict[str, torch.Tensor]) -> None:
+    """What has memory that had none before, by the target's names."""
+    if isinstance(target, nn.Module):
+        target.load_state_dict(made_real, strict=False, assign=True)
+        _buffers.compute(target)
+    else:
+        target.update(made_real)
 
 
 def _tensors_of(target: Target) -> dict[str, torch.Tensor]:
@@ -170,7 +181,9 @@ class Filling:
     def _compare_names(self, strict: bool) -> None:
         tied = {id(tensor) for name, tensor in self._tensors.items() if name in self._table}
         self.missing = [
-            name for name, tensor in self._tensors.items() if name not in self._table and id(tensor) not in tied
+            name
+            for name, tensor in self._tensors.items()
+            if name not in self._table and id(tensor) not in tied and not _wrappers.is_adapter(name)
         ]
         self.unexpected = [name for name in self._table if name not in self._tensors]
         if strict and (self.missing or self.unexpected):
@@ -260,9 +273,7 @@ def _pieces(name: str, tensor: torch.Tensor, is_swapped: bool, native: Native, p
 
 
 def _fills_directly(local: torch.Tensor, native: Native) -> bool:
-    return (
-        local.device.type == "cpu" and local.is_contiguous() and local.dtype == _tensors.torch_dtype(native.dtype)
-    )
+    return local.device.type == "cpu" and local.is_contiguous() and local.dtype == _tensors.torch_dtype(native.dtype)
 
 
 def _divided(box: _Box) -> Iterator[_Box]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rankslice import _tensors
+from rankslice import _tensors, _wrappers
 from rankslice.errors import PlanError
 
 if TYPE_CHECKING:
@@ -38,6 +38,12 @@ def fitting(
     for name, tensor in tensors.items():
         if name in table:
             fit[name] = _in_dtype(name, tensor, dtypes[table[name].fqn], rounding)
+        elif _wrappers.is_adapter(name):
+            raise PlanError(
+                f"{name}: is of an adapter, without which the model is another: merge it into the model first (peft: "
+                "merge_and_unload), or leave it out and save it by itself",
+                tensor=name,
+            )
         elif _memory_of(tensor) not in memory:
             raise PlanError(f"{name}: {source.path} has no such tensor: leave it out", tensor=name)
     return fit

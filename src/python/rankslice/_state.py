@@ -13,6 +13,7 @@ from rankslice import _names, _native, _tensors
 from rankslice._fitting import fitting, without_extra_state
 from rankslice._names import Names
 from rankslice._pieces import Piece, pieces_of, whole
+from rankslice._wrappers import without_wrappers
 from rankslice.errors import PlanError, UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def adopt(
     Raises:
         PlanError: a name, dtype or shape that the checkpoint has not; a part that none of its ranks can hold.
     """
-    tensors = without_extra_state(state if isinstance(state, Mapping) else state.state_dict())
+    tensors = without_wrappers(without_extra_state(state if isinstance(state, Mapping) else state.state_dict()))
     loaded = state if isinstance(state, StateDict) else None
     if loaded is not None and source is None:
         source = loaded.checkpoint

@@ -11,6 +11,7 @@ from torch import nn
 from rankslice import _mesh, _names, _native, _steps, _tensors, _world
 from rankslice._checkpoint import Source, opened
 from rankslice._state import StateDict, adopt
+from rankslice._wrappers import without_wrappers
 from rankslice.errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def _checkpoint_of(
 def _dtype_held(tensors: Mapping[str, torch.Tensor], checkpoint: _native.Checkpoint) -> torch.dtype | None:
     """The dtype of all floating tensors, where it is one, and values of the checkpoint must be converted to it: master
     weights. Those that are only narrower than training keeps them (rule 55) are widened without."""
+    tensors = without_wrappers(tensors)
     table = _names.table(checkpoint, _names.names_of(checkpoint, tensors))
     expected = {parameter.fqn: _tensors.torch_dtype(parameter.dtype) for parameter in checkpoint.parameters}
     held = {(t.dtype, expected[table[name].fqn]) for name, t in tensors.items() if name in table}
