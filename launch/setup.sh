@@ -37,6 +37,10 @@ readonly fuzz_packages=(clang-19 libclang-rt-19-dev llvm-19)
 readonly requirements=tests/requirements.txt
 readonly oldest_torch=2.7
 
+# What needs another transformers than all other tests, and so has a folder of its own.
+readonly automodel_requirements=tests/python/automodel_requirements.txt
+readonly automodel=.cache/automodel
+
 missing_packages() {
   local installed package
   installed=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null || true)
@@ -131,6 +135,14 @@ setup_python() {
   say "LibTorch is there"
 }
 
+setup_automodel() {
+  cmp -s "$automodel_requirements" "$automodel/requirements.txt" && return 0
+  say "installing NeMo Automodel into $automodel"
+  rm -rf "$automodel"
+  venv_pip install --no-deps --target "$automodel" -r "$automodel_requirements" &&
+    cp "$automodel_requirements" "$automodel/requirements.txt"
+}
+
 mode=lean
 for argument in "$@"; do
   case $argument in
@@ -143,3 +155,4 @@ done
 
 setup_packages
 setup_python
+if [[ $mode == tests ]]; then setup_automodel || say "without NeMo Automodel: its tests will be skipped"; fi
