@@ -110,6 +110,30 @@ def test_save_pretrained_writes_the_same_of_what_was_loaded(saved, tmp_path):
     assert made.files(tmp_path / "out") == made.files(tmp_path / "usual")
 
 
+@pytest.fixture
+def one_rank():
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_fully_shard_comes_before_filling(one_rank, tmp_path):
+    """It takes no views."""
+    from torch.distributed.fsdp import fully_shard
+
+    folder = made.saved_as("qwen3_vl_moe", tmp_path / "ckpt")
+    assigned = made.on_meta(folder)
+    assigned.load_state_dict(rankslice.load(folder, **WHOLE), assign=True)
+    with pytest.raises(NotImplementedError, match="non-contiguous"):
+        fully_shard(assigned)
+
+    filled = fully_shard(made.on_meta(folder))
+    rankslice.load_into(filled, folder)
+    assert torch.equal(made.logits(filled), made.logits(made.pretrained(folder)))
+
+
 # Tied weights: the checkpoint has one tensor, the model two names for it ------------------------------------------
 
 
