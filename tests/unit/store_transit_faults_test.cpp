@@ -17,6 +17,7 @@
 #include "rankslice/store.hpp"
 #include "rankslice/to_hf.hpp"
 
+#include "support/divided_state.hpp"
 #include "support/misbehaving_communicator.hpp"
 #include "support/temp_dir.hpp"
 #include "support/thread_world.hpp"
@@ -50,11 +51,19 @@ Files contents(std::filesystem::path const& path) {
 class StoreTransitFaults : public testing::Test {
  protected:
   StoreTransitFaults() {
-    synthesize(dir_.file("checkpoint"), {.experts = 3});
+    synthesize(dir_.file("checkpoint"), {.layers = 1, .experts = 3});
     run_ranks(kRanks, [&](Communicator& world) {
       auto const source = open_checkpoint(dir_.file("checkpoint"), world);
       states_[static_cast<std::size_t>(world.rank())] = load(source, make_mesh(kRanks), world);
     });
+  }
+
+  /// From now on each rank holds half of every tensor.
+  void divide_states() {
+    auto const whole = load(open_checkpoint(dir_.file("checkpoint")), make_mesh(1), MeshCoordinate{});
+    for (int rank = 0; rank < kRanks; ++rank) {
+      states_.at(static_cast<std::size_t>(rank)) = divide(whole, fsdp(kRanks), rank);
+    }
   }
 
   /// What stands there after all ranks have written, or have failed to; the calls of the faulty rank are counted.
@@ -102,6 +111,12 @@ TEST_F(StoreTransitFaults, AStoreIsRightOrNotThere) {
 }
 
 TEST_F(StoreTransitFaults, AnExportIsRightOrNotThere) {
+  expect_right_or_nothing(
+      [](StateDict const& state, std::string const& path, Communicator& world) { to_hf(state, path, world); });
+}
+
+TEST_F(StoreTransitFaults, AnExportOfDividedTensorsIsRightOrNotThere) {
+  divide_states();
   expect_right_or_nothing(
       [](StateDict const& state, std::string const& path, Communicator& world) { to_hf(state, path, world); });
 }
