@@ -4,6 +4,7 @@
 #include <string>
 
 #include "rankslice/error.hpp"
+#include "rankslice/to_hf.hpp"
 
 namespace rankslice::python {
 
@@ -13,5 +14,8 @@ Value known(std::optional<Value> const& value, std::string const& argument, std:
   if (!value) throw UsageError(argument + ": there is no " + given);
   return *value;
 }
+
+[[nodiscard]] std::optional<ExportLayout> parse_export_layout(std::string const& name);
+[[nodiscard]] std::optional<GdnDtype> parse_gdn_dtype(std::string const& name);
 
 }  // namespace rankslice::python

@@ -11,6 +11,7 @@ namespace nb = nanobind;
 void bind_errors(nb::module_& module);
 void bind_checkpoint(nb::module_& module);
 void bind_communicator(nb::module_& module);
+void bind_gather(nb::module_& module);
 void bind_reports(nb::module_& module);
 void bind_state(nb::module_& module);
 void bind_exports(nb::module_& module);

@@ -12,16 +12,6 @@ namespace rankslice::python {
 
 namespace {
 
-std::optional<ExportLayout> parse_export_layout(std::string const& name) {
-  if (name == "auto") return ExportLayout::automatic;
-  return name == "source" ? std::optional(ExportLayout::source) : std::nullopt;
-}
-
-std::optional<GdnDtype> parse_gdn_dtype(std::string const& name) {
-  if (name == "preserve") return GdnDtype::preserve;
-  return name == "upstream" ? std::optional(GdnDtype::upstream) : std::nullopt;
-}
-
 ExportReport export_state(StateDict const& state, std::string const& out_dir, World const& world, bool overwrite,
                           std::string const& include, std::string const& exclude, std::string const& layout,
                           std::shared_ptr<Checkpoint const> const& originals, std::string const& gdn_dtype,

@@ -6,6 +6,7 @@ NB_MODULE(_native, module) {
   rankslice::python::bind_errors(module);
   rankslice::python::bind_checkpoint(module);
   rankslice::python::bind_communicator(module);
+  rankslice::python::bind_gather(module);
   rankslice::python::bind_reports(module);
   rankslice::python::bind_state(module);
   rankslice::python::bind_exports(module);

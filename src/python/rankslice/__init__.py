@@ -24,6 +24,7 @@ from rankslice.errors import (
 if TYPE_CHECKING:
     from rankslice._exporting import ExportReport, save_shards, to_hf
     from rankslice._filling import Filled, load_into
+    from rankslice._gathering import Gathering, gather
     from rankslice._loading import load
     from rankslice._state import StateDict
     from rankslice._verifying import Mismatch, Reread, VerifyReport, verify
@@ -37,6 +38,7 @@ __all__ = [
     "Facts",
     "Filled",
     "FormatError",
+    "Gathering",
     "InputMissingError",
     "Interrupted",
     "IoError",
@@ -48,6 +50,7 @@ __all__ = [
     "UsageError",
     "VerifyError",
     "VerifyReport",
+    "gather",
     "inspect",
     "load",
     "load_into",
@@ -61,10 +64,12 @@ __all__ = [
 _WITH_TORCH = {
     "ExportReport": "_exporting",
     "Filled": "_filling",
+    "Gathering": "_gathering",
     "Mismatch": "_verifying",
     "Reread": "_verifying",
     "StateDict": "_state",
     "VerifyReport": "_verifying",
+    "gather": "_gathering",
     "load": "_loading",
     "load_into": "_filling",
     "save_shards": "_exporting",

@@ -1,0 +1,28 @@
+"""A rank of: a gather that a Ctrl-C ends. Arguments: the checkpoint, and the rank that is interrupted, which prints a
+line before. Reports what the loop raised, and whether the ranks can work together afterwards."""
+
+import signal
+import sys
+import time
+
+from process_group import group_works, join, raised_by, report
+
+import rankslice
+
+folder, interrupted = sys.argv[1], int(sys.argv[2])
+rank, size = join()
+state = rankslice.load(folder)
+
+
+def loop():
+    tensors = rankslice.gather(state)
+    if rank == interrupted:
+        print("here", flush=True)
+    for _ in tensors:
+        if interrupted == 0:
+            signal.pause()
+        time.sleep(0.05)
+
+
+raised = raised_by(loop)
+report({"raised": raised, "group_works": group_works()})
