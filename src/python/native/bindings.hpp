@@ -16,6 +16,7 @@ void bind_reports(nb::module_& module);
 void bind_state(nb::module_& module);
 void bind_exports(nb::module_& module);
 void bind_verify(nb::module_& module);
+void bind_stores(nb::module_& module);
 void bind_steps(nb::module_& module);
 
 }  // namespace rankslice::python

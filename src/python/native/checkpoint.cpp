@@ -16,6 +16,7 @@
 #include "python/native/bindings.hpp"
 #include "python/native/call.hpp"
 #include "python/native/communicator.hpp"
+#include "python/native/store_library.hpp"
 
 namespace rankslice::python {
 
@@ -76,9 +77,9 @@ void bind_checkpoint(nb::module_& module) {
       "open_checkpoint",
       [](std::string const& path, World const& world, std::string const& family, std::string const& source,
          std::string const& expert_layout, std::optional<std::string> const& dtype, std::optional<bool> text_only,
-         std::string const& manifest, bool without_manifest) {
+         std::string const& manifest, bool without_manifest, StoreLibrary const* stores) {
         OpenOptions options{.family = family,
-                            .store = nullptr,
+                            .store = stores == nullptr ? nullptr : stores->format,
                             .source = source,
                             .expert_layout = known(parse_expert_layout(expert_layout), "expert_layout", expert_layout),
                             .dtype = {},
@@ -89,7 +90,8 @@ void bind_checkpoint(nb::module_& module) {
         return open(path, world, options);
       },
       nb::arg("path"), nb::arg("world").none(), nb::arg("family"), nb::arg("source"), nb::arg("expert_layout"),
-      nb::arg("dtype").none(), nb::arg("text_only").none(), nb::arg("manifest"), nb::arg("without_manifest"));
+      nb::arg("dtype").none(), nb::arg("text_only").none(), nb::arg("manifest"), nb::arg("without_manifest"),
+      nb::arg("stores") = nb::none());
   module.def("transformers_names", &transformers_names, nb::arg("checkpoint"));
   module.def("native_names", &native_names, nb::arg("family"), nb::arg("names"));
   module.def(

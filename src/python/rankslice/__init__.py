@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rankslice._gathering import Gathering, gather
     from rankslice._loading import load
     from rankslice._state import StateDict
+    from rankslice._stores import save_store
     from rankslice._verifying import Mismatch, Reread, VerifyReport, verify
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "open",
     "plan",
     "save_shards",
+    "save_store",
     "to_hf",
     "verify",
 ]
@@ -73,6 +75,7 @@ _WITH_TORCH = {
     "load": "_loading",
     "load_into": "_filling",
     "save_shards": "_exporting",
+    "save_store": "_stores",
     "to_hf": "_exporting",
     "verify": "_verifying",
 }

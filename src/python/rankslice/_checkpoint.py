@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal, Union
 
-from rankslice import _native
+from rankslice import _native, _stores
 from rankslice._native import Checkpoint
 from rankslice.errors import UsageError
 
@@ -30,7 +30,8 @@ def open(
     include: str | None = None,
     exclude: str | None = None,
 ) -> Checkpoint:
-    """Opens a folder of safetensors files, or one that ``save_shards`` wrote: names, shapes and places, no values.
+    """Opens a folder of safetensors files, or what ``save_shards`` or ``save_store`` wrote: names, shapes and places,
+    no values.
 
     Collective over ``process_group`` where one is given, of which one rank reads the headers; local without.
 
@@ -79,17 +80,24 @@ def opened(
             raise UsageError("dtype: the checkpoint is open already: give dtype to rankslice.open")
         checkpoint = given
     else:
-        checkpoint = _native.open_checkpoint(
-            os.fspath(given),
-            world,
-            family,
-            os.fspath(source or ""),
-            expert_layout,
-            _dtype_name(dtype),
-            text_only,
-            "" if isinstance(manifest, bool) else os.fspath(manifest),
-            manifest is False,
-        )
+        stores = _stores.library()
+        try:
+            checkpoint = _native.open_checkpoint(
+                os.fspath(given),
+                world,
+                family,
+                os.fspath(source or ""),
+                expert_layout,
+                _dtype_name(dtype),
+                text_only,
+                "" if isinstance(manifest, bool) else os.fspath(manifest),
+                manifest is False,
+                stores,
+            )
+        except UsageError:
+            if stores is None and os.path.isfile(given):
+                raise UsageError(f"{os.fspath(given)}: is a file; {_stores.HOW}") from None
+            raise
     return _native.select(checkpoint, include or "", exclude or "")
 
 

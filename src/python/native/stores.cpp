@@ -1,0 +1,28 @@
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+
+#include "python/native/bindings.hpp"
+#include "python/native/call.hpp"
+#include "python/native/communicator.hpp"
+#include "python/native/store_library.hpp"
+
+namespace rankslice::python {
+
+namespace {
+
+void save(StoreLibrary const& library, StateDict const& state, std::string const& path, World const& world,
+          bool overwrite, nb::object const& progress) {
+  Call call(progress);
+  SaveOptions const options{.overwrite = overwrite, .call = call.options()};
+  call.run([&] { library.save(state, path, *world, options); });
+}
+
+}  // namespace
+
+void bind_stores(nb::module_& module) {
+  nb::class_<StoreLibrary>(module, "StoreLibrary");
+  module.def("save_store", &save, nb::arg("library"), nb::arg("state"), nb::arg("path"), nb::arg("world"),
+             nb::arg("overwrite"), nb::arg("progress").none());
+}
+
+}  // namespace rankslice::python

@@ -1,0 +1,66 @@
+"""Native stores: one HDF5 file, where the package was built with HDF5."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import TYPE_CHECKING, cast
+
+from rankslice import _native
+from rankslice.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from rankslice._checkpoint import Source
+    from rankslice._progress import Progress
+    from rankslice._taking import State
+
+HOW = (
+    "this rankslice was built without HDF5: install libhdf5 with its headers (libhdf5-dev), and then the package from "
+    "its source, with pip install --config-settings=cmake.define.RANKSLICE_HDF5=ON"
+)
+
+
+@cache
+def library() -> _native.StoreLibrary | None:
+    """None where the package was built without HDF5."""
+    try:
+        from rankslice import _hdf5
+    except ModuleNotFoundError:
+        return None
+    return cast(_native.StoreLibrary, _hdf5.library())
+
+
+def save_store(
+    state: State,
+    path: str | os.PathLike,
+    *,
+    source: Source | None = None,
+    process_group: ProcessGroup | None = None,
+    mesh: DeviceMesh | None = None,
+    overwrite: bool = False,
+    progress: Progress = None,
+) -> None:
+    """Writes a native store: one HDF5 file with all tensors in the native form, which all ranks write in parallel, and
+    with all that ``to_hf`` needs to give the source back byte for byte. ``open``, ``load`` and the program take it.
+
+    Only where the package was built with HDF5. Collective over the ranks of the state, see ``to_hf``.
+
+    Raises:
+        UsageError: the package was built without HDF5. It says how to get it.
+        PlanError, UsageError: the state does not fit the checkpoint, or lacks tensors.
+        VerifyError: copies differ, or what was written reads back differently.
+        IoError: ``path`` exists, or cannot be written.
+    """
+    from rankslice._progress import reporting
+    from rankslice._taking import take
+
+    hdf5 = library()
+    if hdf5 is None:
+        raise UsageError(f"{os.fspath(path)}: {HOW}")
+    taken = take(state, source, mesh=mesh, process_group=process_group)
+    world = taken.world or _native.make_solo_communicator()
+    with reporting(progress, taken.is_first) as report:
+        _native.save_store(hdf5, taken.state, os.fspath(path), world, overwrite, report)

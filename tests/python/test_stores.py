@@ -1,0 +1,61 @@
+"""Native stores from Python: what was saved comes back, and so do the files that it was made of."""
+
+import filecmp
+import os
+from pathlib import Path
+
+import pytest
+
+import expected
+import rankslice
+from rankslice import _stores
+
+with_hdf5 = pytest.mark.skipif(_stores.library() is None, reason="the package was built without HDF5")
+
+
+def assert_files_equal(folder, other):
+    names = sorted(os.listdir(folder))
+    assert names == sorted(os.listdir(other))
+    match, *differ = filecmp.cmpfiles(folder, other, names, shallow=False)
+    assert sorted(match) == names, differ
+
+
+@with_hdf5
+def test_a_store_gives_back_tensors_and_files(tiny, tmp_path):
+    rankslice.save_store(rankslice.load(tiny), tmp_path / "tiny.h5")
+    state = rankslice.load(tmp_path / "tiny.h5")
+    expected.assert_same({name: expected.bits(tensor) for name, tensor in state.items()}, expected.whole_state(tiny))
+    assert rankslice.verify(state).reference == "store"
+    rankslice.to_hf(state, tmp_path / "back")
+    assert_files_equal(tiny, tmp_path / "back")
+
+
+@with_hdf5
+def test_ranks_save_one_store_together_and_load_their_parts_of_it(run_ranks, tiny, tmp_path):
+    run_ranks("storing.py", 2, tiny, tmp_path)
+    assert_files_equal(tiny, tmp_path / "back")
+
+
+@with_hdf5
+def test_a_store_that_exists_is_replaced_only_when_asked(tiny, tmp_path):
+    state = rankslice.load(tiny)
+    rankslice.save_store(state, tmp_path / "tiny.h5")
+    with pytest.raises(rankslice.IoError, match="exists") as raised:
+        rankslice.save_store(state, tmp_path / "tiny.h5")
+    assert raised.value.file == str(tmp_path / "tiny.h5")
+    rankslice.save_store(state, tmp_path / "tiny.h5", overwrite=True)
+
+
+@with_hdf5
+def test_an_opened_store_says_what_it_is(tiny, tmp_path):
+    rankslice.save_store(rankslice.load(tiny), tmp_path / "tiny.h5")
+    assert rankslice.inspect(tmp_path / "tiny.h5")["format"] == "store"
+
+
+def test_without_hdf5_it_is_said_how_to_get_it(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(_stores, "library", lambda: None)
+    with pytest.raises(rankslice.UsageError, match="RANKSLICE_HDF5=ON"):
+        rankslice.save_store(rankslice.load(tiny), tmp_path / "tiny.h5")
+    Path(tmp_path / "some.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    with pytest.raises(rankslice.UsageError, match="RANKSLICE_HDF5=ON"):
+        rankslice.open(tmp_path / "some.h5")
