@@ -100,6 +100,16 @@ def test_a_copy_that_peft_trains_is_not_left_unfilled(folder):
         rankslice.load_into(model, folder)
 
 
+def test_adapter_tensors_in_a_checkpoint_are_tensors_like_any_others(folder, tmp_path):
+    source = made.copied(folder, tmp_path / "source")
+    key = "model.language_model.layers.0.self_attn.q_proj.lora_A.weight"
+    made.add_tensor(source, key, torch.ones(2, 32))
+    state = rankslice.load(source, rank=0, world_size=1)
+    assert made.is_same(state[key], torch.ones(2, 32))
+    rankslice.to_hf(dict(state), tmp_path / "out", source=source)
+    assert made.files(tmp_path / "out") == made.files(source)
+
+
 # accelerate ----------------------------------------------------------------------------------------------------------
 
 
