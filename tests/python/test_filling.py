@@ -9,6 +9,7 @@ from torch import nn
 import expected
 import rankslice
 from modules import module_of
+from rankslice import _filling
 from ranks import run_ranks
 
 
@@ -118,3 +119,29 @@ def test_a_divided_model_reads_only_its_slices(tiny, tmp_path, ranks, layout):
     for report in reports:
         assert report["told"] == report["expected"]
         assert report["expected"] <= report["of_process"] <= report["expected"] + HEADERS
+
+
+def test_when_one_rank_fails_all_raise_the_same(tiny):
+    run_ranks("load_into_fails.py", 2, tiny)
+
+
+def test_progress_is_of_all_bytes_also_of_those_that_go_through_other_memory(tiny, native):
+    module, reports = module_of(native.renamed("transformers")), []
+    rankslice.load_into(module, tiny, progress=lambda *report: reports.append(report))
+    phases, done, totals = zip(*reports)
+    assert set(phases) == {"load"} and list(done) == sorted(done)
+    assert set(totals) == {done[-1]} and len(done) > len([name for name in native if "mlp.experts." in name])
+
+
+def test_experts_go_through_other_memory_one_by_one_where_that_is_all_there_may_be(tiny, native, monkeypatch):
+    monkeypatch.setattr(_filling, "_AT_A_TIME", 1)
+    sizes = []
+    monkeypatch.setattr(_filling, "_cut", lambda values, *rest: sizes.append(values.shape) or cut(values, *rest))
+    wanted = native.renamed("transformers")
+    module = module_of(wanted)
+    rankslice.load_into(module, tiny)
+    expected.assert_same(bits_of(module), {name: expected.bits(tensor) for name, tensor in wanted.items()})
+    assert sizes and all(shape[0] == 1 for shape in sizes)
+
+
+cut = _filling._cut

@@ -13,6 +13,7 @@ void bind_checkpoint(nb::module_& module);
 void bind_communicator(nb::module_& module);
 void bind_gather(nb::module_& module);
 void bind_reports(nb::module_& module);
+void bind_device(nb::module_& module);
 void bind_state(nb::module_& module);
 void bind_exports(nb::module_& module);
 void bind_verify(nb::module_& module);

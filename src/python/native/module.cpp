@@ -9,6 +9,7 @@ NB_MODULE(_native, module) {
   rankslice::python::bind_communicator(module);
   rankslice::python::bind_gather(module);
   rankslice::python::bind_reports(module);
+  rankslice::python::bind_device(module);
   rankslice::python::bind_state(module);
   rankslice::python::bind_exports(module);
   rankslice::python::bind_verify(module);

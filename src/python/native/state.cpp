@@ -18,6 +18,7 @@
 #include "python/native/bindings.hpp"
 #include "python/native/call.hpp"
 #include "python/native/communicator.hpp"
+#include "python/native/device.hpp"
 #include "state/local_tensor.hpp"
 
 namespace rankslice::python {
@@ -33,14 +34,14 @@ nb::ndarray<std::uint8_t, nb::ndim<1>, nb::device::cpu> allocate(std::uint64_t b
 
 /// A tensor of Python's: what the rank has of it, in memory that `owner` keeps alive.
 LocalTensor local_tensor(std::string const& dtype, Shape const& global_shape, Shape const& offsets,
-                         Shape const& local_shape, std::uintptr_t address, std::uint64_t bytes,
-                         nb::object const& owner) {
+                         Shape const& local_shape, std::uintptr_t address, std::uint64_t bytes, nb::object const& owner,
+                         std::shared_ptr<TorchDevice> const& device) {
   auto const parsed = parse_dtype(dtype);
   if (!parsed) throw UsageError("there is no dtype " + dtype);
   auto const held = without_gil(owner);
   return {.dtype = *parsed,
           .global_shape = global_shape,
-          .data = {.data = {held, reinterpret_cast<std::byte*>(address)}, .bytes = bytes},
+          .data = {.data = {held, reinterpret_cast<std::byte*>(address)}, .bytes = bytes, .device = device},
           .offsets = offsets,
           .local_shape = local_shape};
 }
@@ -61,7 +62,9 @@ std::pair<std::uint64_t, std::uint64_t> bytes_of(StateDict const& state) {
   auto const& source = *state.source;
   std::vector<PlannedSlice> slices;
   for (auto const& [fqn, tensor] : state.tensors) slices.push_back({tensor.index, tensor.slice()});
-  return {plan_bytes(source.model, slices, Form::native), stored_bytes(source.storage, source.model, slices).read};
+  auto const owned = plan_bytes(source.model, slices, Form::native);
+  if (source.format == CheckpointFormat::state) return {owned, 0};
+  return {owned, stored_bytes(source.storage, source.model, slices).read};
 }
 
 /// Digests of one part more of what the same rank reads.
@@ -111,7 +114,7 @@ void bind_state(nb::module_& module) {
 
   nb::class_<LocalTensor>(module, "LocalTensor");
   module.def("local_tensor", &local_tensor, nb::arg("dtype"), nb::arg("global_shape"), nb::arg("offsets"),
-             nb::arg("local_shape"), nb::arg("address"), nb::arg("bytes"), nb::arg("owner"));
+             nb::arg("local_shape"), nb::arg("address"), nb::arg("bytes"), nb::arg("owner"), nb::arg("device").none());
   nb::class_<Digests>(module, "Digests").def("add", &add, nb::arg("part"));
   nb::class_<StateDict>(module, "StateDict")
       .def_prop_ro("bytes", &bytes_of)

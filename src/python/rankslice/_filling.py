@@ -10,6 +10,7 @@ from torch import nn
 
 from rankslice import _buffers, _mesh, _names, _native, _progress, _steps, _tensors, _wrappers
 from rankslice._checkpoint import Source, opened
+from rankslice._device import Devices
 from rankslice._pieces import Piece, pieces_of
 from rankslice._state import Native, natives, parts_of, plain_piece
 from rankslice.errors import PlanError
@@ -74,9 +75,9 @@ def load_into(
     files each rank reads only what it holds: ranges of axis 0, of experts also of their rows. Along other axes all that
     lies between is read too.
 
-    Memory is filled directly where it is contiguous host memory in the native order of axes and in the dtype of the
-    checkpoint. All else (experts in the order of transformers, dense tensors divided along other axes, other dtypes,
-    GPUs) goes through 256 MiB of host memory, or that of one expert or dense tensor, where it needs more.
+    Memory is filled directly where it is contiguous in the native order of axes and in the dtype of the checkpoint. All
+    else (experts in the order of transformers, dense tensors divided along other axes, other dtypes) goes through
+    256 MiB of host memory, or that of one expert or dense tensor, where it needs more.
 
     What is on the meta device becomes real, without a second copy: parameters keep ``requires_grad``, ties and
     placements; a model of transformers computes its buffers that no checkpoint has. Modules may have been through
@@ -150,6 +151,10 @@ class _Box(NamedTuple):
     to: torch.Tensor
     """With its axes in the native order."""
 
+    @property
+    def bytes(self) -> int:
+        return self.to.numel() * _tensors.torch_dtype(self.native.dtype).itemsize
+
 
 class Filling:
     """What goes where: made on every rank by itself, then carried out by all together.
@@ -168,7 +173,7 @@ class Filling:
         strict: bool = True,
         device: torch.device | str | None = None,
     ) -> None:
-        self._checkpoint, self._place, self._device = checkpoint, place, device
+        self._checkpoint, self._place, self._device, self._devices = checkpoint, place, device, Devices()
         self._table = _names.table(checkpoint, names or _names.names_of(checkpoint, tensors))
         self._natives, self._parts = natives(checkpoint), parts_of(checkpoint, place)
         self._tensors = tensors
@@ -211,31 +216,40 @@ class Filling:
             local = local.transpose(1, 2)
         if len(pieces) == 1 and native.divides(pieces[0]) and _fills_directly(local, native):
             offsets, shape, _ = pieces[0]
-            self._direct[native.fqn] = _tensors.over(native.fqn, native.dtype, native.shape, offsets, shape, local)
+            self._direct[native.fqn] = _tensors.over(native, offsets, shape, local, self._devices)
         else:
             self._boxes += [box for piece in pieces for box in _divided(_Box(native, piece, piece.of(local)))]
 
     def fill(self, world: _native.Communicator | None, verify: str, report: _progress.Report | None) -> None:
         state = self._state(self._direct)
         self.bytes_owned, self.bytes_read = state.bytes
-        _native.fill(state, world, verify, report)
+        _native.fill(state, world, verify, _followed_by(report, sum(box.bytes for box in self._boxes)))
         self.digests = state.read
-        _steps.agreed(world, lambda: self._fill_boxes(world, verify))
+        _steps.agreed(world, lambda: self._fill_boxes(world, verify, report))
 
     @torch.no_grad()
-    def _fill_boxes(self, world: _native.Communicator | None, verify: str) -> None:
+    def _fill_boxes(
+        self, world: _native.Communicator | None, verify: str, report: _progress.Report | None
+    ) -> None:
+        done, total = self.bytes_read, self.bytes_read + sum(box.bytes for box in self._boxes)
         for box in self._boxes:
-            read = box.native.read_for(box.piece)
-            values = _tensors.empty(box.native.dtype, read.shape, torch.device("cpu"))
-            local = _tensors.over(box.native.fqn, box.native.dtype, box.native.shape, read.offsets, read.shape, values)
-            state = self._state({box.native.fqn: local})
-            self.bytes_read += state.bytes[1]
-            self.bytes_owned += box.to.numel() * values.itemsize
-            _native.fill(state, None, verify, None)
-            self.digests.add(state.read)
-            box.to.copy_(_cut(values, read, box.piece))
+            self._fill_box(box, verify)
+            done += box.bytes
+            if report is not None:
+                report("load", done, total)
             if world is not None:
                 _native.still_alive(world)
+
+    def _fill_box(self, box: _Box, verify: str) -> None:
+        read = box.native.read_for(box.piece)
+        values = _tensors.empty(box.native.dtype, read.shape, torch.device("cpu"))
+        local = _tensors.over(box.native, read.offsets, read.shape, values, self._devices)
+        state = self._state({box.native.fqn: local})
+        self.bytes_read += state.bytes[1]
+        self.bytes_owned += box.bytes
+        _native.fill(state, None, verify, None)
+        self.digests.add(state.read)
+        box.to.copy_(_cut(values, read, box.piece))
 
     def _state(self, tensors: dict[str, _native.LocalTensor]) -> _native.StateDict:
         return _native.make_state_dict(self._checkpoint, tensors, self._place.mesh, self._place.rank)
@@ -246,6 +260,11 @@ class Filling:
             found |= dict(target.named_buffers())
         on_meta = [name for name, tensor in found.items() if tensor.is_meta]
         return Filled(self.missing, self.unexpected, on_meta, self.bytes_owned, self.bytes_read)
+
+
+def _followed_by(report: _progress.Report | None, more: int) -> _progress.Report | None:
+    """The same report of a part of the work, behind which there are more bytes to come."""
+    return None if report is None else lambda phase, done, total: report(phase, done, total + more)
 
 
 def _listed(names: list[str]) -> str:
@@ -273,7 +292,7 @@ def _pieces(name: str, tensor: torch.Tensor, is_swapped: bool, native: Native, p
 
 
 def _fills_directly(local: torch.Tensor, native: Native) -> bool:
-    return local.device.type == "cpu" and local.is_contiguous() and local.dtype == _tensors.torch_dtype(native.dtype)
+    return local.is_contiguous() and local.dtype == _tensors.torch_dtype(native.dtype)
 
 
 def _divided(box: _Box) -> Iterator[_Box]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 
 from rankslice import _names, _native, _tensors
+from rankslice._device import Devices
 from rankslice._fitting import fitting, without_extra_state
 from rankslice._names import Names
 from rankslice._pieces import Piece, pieces_of, whole
@@ -79,7 +80,7 @@ def adopt(
     max_file_bytes: int = MAX_FILE_BYTES,
     rounding: bool = False,
 ) -> _native.StateDict:
-    """Any state dict as C++ sees it, over the same memory where that is contiguous host memory in the native form and
+    """Any state dict as C++ sees it, over the same memory where that is contiguous in the native form and
     dtype, or a view of it with axes 1 and 2 exchanged; other tensors are copied, and the copies live as long as what is
     returned. Names are native or transformers'. Plain tensors are whole, or this rank's part by the mesh; DTensors are
     what their placements say. Local, but for DTensors that are divided along an axis that C++ does not divide, which
@@ -164,27 +165,30 @@ def parts_of(checkpoint: _native.Checkpoint, place: MeshPlace) -> dict[str, Piec
 def _locals_of(
     source: _native.Checkpoint, tensors: Mapping[str, torch.Tensor], names: Names, place: MeshPlace, rounding: bool
 ) -> dict[str, _native.LocalTensor]:
+    devices = Devices()
     known, table, parts = natives(source), _names.table(source, names), parts_of(source, place)
     locals_ = {}
     for name, tensor in fitting(tensors, source, table, rounding).items():
         named = table[name]
-        locals_[named.fqn] = _local(name, tensor, named.swapped, known[named.fqn], parts[named.fqn])
+        locals_[named.fqn] = _local(name, tensor, named.swapped, known[named.fqn], parts[named.fqn], devices)
     return locals_
 
 
 def _locals_without_checkpoint(family: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, _native.LocalTensor]:
-    locals_ = {}
+    devices, locals_ = Devices(), {}
     for name, named in _names.without_checkpoint(family, tensors).items():
         tensor = tensors[name]
         shape = list(tensor.shape)
         if named.swapped:
             shape[1], shape[2] = shape[2], shape[1]
         native = Native(named.fqn, _tensors.dtype_name(tensor.dtype), shape, named.stacked)
-        locals_[named.fqn] = _local(name, tensor, named.swapped, native, whole(shape))
+        locals_[named.fqn] = _local(name, tensor, named.swapped, native, whole(shape), devices)
     return locals_
 
 
-def _local(name: str, tensor: torch.Tensor, is_swapped: bool, native: Native, part: Piece) -> _native.LocalTensor:
+def _local(
+    name: str, tensor: torch.Tensor, is_swapped: bool, native: Native, part: Piece, devices: Devices
+) -> _native.LocalTensor:
     """A tensor's memory, or that of a copy, as a part of the native one. `part`: what plain tensors may be, unless
     whole."""
     if _tensors.is_dtensor(tensor):
@@ -197,8 +201,8 @@ def _local(name: str, tensor: torch.Tensor, is_swapped: bool, native: Native, pa
         local = local.transpose(1, 2)
     if piece is None:
         piece = plain_piece(name, local, native, part)
-    local = local.to("cpu").contiguous()
-    return _tensors.over(native.fqn, native.dtype, native.shape, piece.offsets, piece.shape, local)
+    local = local.contiguous()
+    return _tensors.over(native, piece.offsets, piece.shape, local, devices)
 
 
 def plain_piece(name: str, local: torch.Tensor, native: Native, part: Piece) -> Piece:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from rankslice import _native
-from rankslice.errors import FormatError, UsageError
+from rankslice.errors import UsageError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Placement
+
+    from rankslice._device import Devices
+    from rankslice._state import Native
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -80,13 +83,19 @@ def empty(name: str, shape: Sequence[int], device: torch.device) -> torch.Tensor
     return memory.view(dtype).view(sizes)
 
 
-def over(fqn: str, dtype: str, shape: Sequence[int], offsets: Sequence[int], local_shape: Sequence[int],
-         tensor: torch.Tensor) -> _native.LocalTensor:  # fmt: skip
-    """A contiguous tensor's memory as C++ sees it: the part at `offsets` of the native tensor of `shape`."""
-    if not tensor.is_contiguous():
-        raise FormatError(f"{fqn}: is not contiguous, its strides are {tensor.stride()}", tensor=fqn)
+def over(
+    native: Native, offsets: Sequence[int], local_shape: Sequence[int], tensor: torch.Tensor, devices: Devices
+) -> _native.LocalTensor:
+    """A contiguous tensor's memory as C++ sees it: the part of a native tensor at `offsets`."""
     return _native.local_tensor(
-        dtype, list(shape), list(offsets), list(local_shape), tensor.data_ptr(), tensor.nbytes, tensor
+        native.dtype,
+        native.shape,
+        list(offsets),
+        list(local_shape),
+        tensor.data_ptr(),
+        tensor.nbytes,
+        tensor,
+        devices.of(tensor),
     )
 
 
