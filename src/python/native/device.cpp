@@ -7,6 +7,7 @@
 
 #include "device/word_boxes.hpp"
 #include "python/native/call.hpp"
+#include "python/native/errors.hpp"
 
 namespace rankslice::python {
 
@@ -46,7 +47,7 @@ auto TorchDevice::in_python(Step const& step) const {
   try {
     return step(*memory_);
   } catch (nb::python_error const& error) {
-    if (!error.matches(PyExc_KeyboardInterrupt)) throw DeviceError(name_ + ": " + error.what());
+    if (!error.matches(PyExc_KeyboardInterrupt)) throw DeviceError(name_ + ": " + described(error));
     if (auto* const call = Call::current()) std::rethrow_exception(call->keep(error));
     throw Interrupted();
   }
