@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from types import ModuleType
 
 import torch
 
@@ -99,7 +100,7 @@ class _Memory:
             self._module.current_stream(self._device).synchronize()
 
     @property
-    def _module(self) -> object:
+    def _module(self) -> ModuleType:
         return torch.get_device_module(self._device.type)
 
     def _bytes(self, address: int, count: int) -> torch.Tensor:
