@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import rankslice
-from rankslice import _mesh, _native, _state
 from ranks import run_ranks
+from rankslice import _mesh, _native, _state
 
 ALONE = _mesh.place(rank=0, world_size=1)
 

@@ -9,9 +9,8 @@ from torch import nn
 import expected
 import rankslice
 from modules import module_of
-from rankslice import _filling
 from ranks import run_ranks
-
+from rankslice import _filling
 
 HEADERS = 1 << 17
 """More than headers, index and config.json have in bytes."""

@@ -228,9 +228,7 @@ class Filling:
         _steps.agreed(world, lambda: self._fill_boxes(world, verify, report))
 
     @torch.no_grad()
-    def _fill_boxes(
-        self, world: _native.Communicator | None, verify: str, report: _progress.Report | None
-    ) -> None:
+    def _fill_boxes(self, world: _native.Communicator | None, verify: str, report: _progress.Report | None) -> None:
         done, total = self.bytes_read, self.bytes_read + sum(box.bytes for box in self._boxes)
         for box in self._boxes:
             self._fill_box(box, verify)

@@ -95,9 +95,7 @@ def _device_of(device: torch.device | str | None, place: MeshPlace) -> torch.dev
     return torch.device(device)
 
 
-def _fresh_tensors(
-    checkpoint: _native.Checkpoint, place: MeshPlace, device: torch.device
-) -> dict[str, torch.Tensor]:
+def _fresh_tensors(checkpoint: _native.Checkpoint, place: MeshPlace, device: torch.device) -> dict[str, torch.Tensor]:
     """Memory for what this rank has of every tensor, each of its own, so that it can be freed alone."""
     parts = parts_of(checkpoint, place)
     if place.device_mesh is not None:

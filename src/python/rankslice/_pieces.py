@@ -89,8 +89,6 @@ def _chunks(ranges: list[Range], count: int) -> list[list[Range]]:
     return chunks
 
 
-
-
 def _placed(ranges: list[Range]) -> list[tuple[Range, int]]:
     """Neighbours joined, each with its place among them."""
     joined: list[Range] = []

@@ -119,9 +119,7 @@ def as_dtensor(
     from torch.distributed.tensor import DTensor
 
     strides = contiguous_strides(shape) if strides is None else tuple(strides)
-    return DTensor.from_local(
-        local, device_mesh, placements, run_check=False, shape=torch.Size(shape), stride=strides
-    )
+    return DTensor.from_local(local, device_mesh, placements, run_check=False, shape=torch.Size(shape), stride=strides)
 
 
 def is_dtensor(tensor: torch.Tensor) -> bool:
