@@ -31,6 +31,7 @@ FAILURES = {
     "a folder that one rank does not see": ("IoError", 74, "folder"),
     "other options on one rank": ("UsageError", 2, "options must be the same on every rank"),
     "a tensor that one rank lacks": ("UsageError", 2, "model.language_model.norm.weight"),
+    "a tensor that ranks must exchange and one lacks": ("UsageError", 2, "are not those of rank 0"),
     "a tensor that only one rank has": ("UsageError", 2, "strange"),
     "a source that is not there": ("InputMissingError", 66, "nothing"),
     "a folder that exists": ("IoError", 73, "export"),

@@ -37,6 +37,13 @@ def test_what_nobody_changed_comes_back_byte_for_byte(trained, way):
     assert not checkpoints.folder_differences(ckpt, out / way)
 
 
+def test_what_belongs_to_no_checkpoint_is_written_with_fresh_headers(trained):
+    _, ckpt, out = trained
+    expected, found = reference.read_folder(ckpt), reference.read_folder(out / "without_source")
+    assert found.keys() == expected.keys()
+    assert not any(reference.difference(expected[key], found[key]) for key in found)
+
+
 def test_each_pipeline_stage_writes_its_own_part(trained):
     _, ckpt, out = trained
     whole = reference.read_folder(ckpt)
@@ -79,5 +86,5 @@ def header_size(path):
 
 def test_nothing_else_is_left_where_exports_were_written(trained):
     _, _, out = trained
-    expected = [*UNTOUCHED, *TRAINED, *STAGES, *(f"{way}.pt" for way in TRAINED)]
+    expected = [*UNTOUCHED, *TRAINED, *STAGES, "without_source", *(f"{way}.pt" for way in TRAINED)]
     assert sorted(path.name for path in out.iterdir()) == sorted(expected)

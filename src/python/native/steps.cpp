@@ -1,8 +1,14 @@
 #include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
 
+#include <span>
+#include <string>
+
+#include "core/fingerprint.hpp"
 #include "python/native/bindings.hpp"
 #include "python/native/call.hpp"
 #include "python/native/communicator.hpp"
+#include "state/consistency.hpp"
 
 namespace rankslice::python {
 
@@ -14,11 +20,18 @@ void run_on_every_rank(World const& world, nb::object const& step) {
   call.run([&] { on_every_rank(*world, [&] { call.with_gil([&] { (*held)(); }); }); });
 }
 
+void require_same_text(World const& world, std::string const& text, std::string const& problem) {
+  Call call{nb::none()};
+  call.run([&] { require_same(xxh3_128(std::as_bytes(std::span(text))), problem, *world); });
+}
+
 }  // namespace
 
 void bind_steps(nb::module_& module) {
   module.def("on_every_rank", &run_on_every_rank, nb::arg("world"), nb::arg("step"),
              "A step that can fail on one rank alone: then all raise what the lowest failing rank did. Collective.");
+  module.def("require_same", &require_same_text, nb::arg("world"), nb::arg("text"), nb::arg("problem"),
+             "What all ranks must have alike; else all raise what is wrong with the first that has not. Collective.");
   module.def(
       "still_alive", [](World const& world) { world->progress(); }, nb::arg("world"),
       "Within such a step: not stuck. Local.");

@@ -13,6 +13,7 @@ from rankslice.errors import PlanError
 if TYPE_CHECKING:
     from rankslice import _native
     from rankslice._names import Named
+    from rankslice._state import Native
 
 
 def without_extra_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -21,23 +22,30 @@ def without_extra_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.
 
 
 def fitting(
-    tensors: Mapping[str, torch.Tensor], source: _native.Checkpoint, table: Mapping[str, Named], rounding: bool
+    tensors: Mapping[str, torch.Tensor],
+    source: _native.Checkpoint,
+    table: Mapping[str, Named],
+    known: Mapping[str, Native],
+    rounding: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The tensors that a checkpoint has, in its dtypes. Left out are other names of tensors that are tied. Local.
 
     Args:
-        table: of the names.
+        table: what the names stand for.
+        known: the checkpoint's tensors, by FQN.
         rounding: of values that do not fit the dtype of the checkpoint; else they are refused.
 
     Raises:
-        PlanError: a tensor that the checkpoint has not, or whose values do not fit.
+        PlanError: a tensor that the checkpoint has not, or has in another shape, or whose values do not fit.
     """
-    dtypes = {parameter.fqn: _tensors.torch_dtype(parameter.dtype) for parameter in source.parameters}
     memory = {_memory_of(tensor) for name, tensor in tensors.items() if name in table}
     fit = {}
     for name, tensor in tensors.items():
         if name in table:
-            fit[name] = _in_dtype(name, tensor, dtypes[table[name].fqn], rounding)
+            native = known[table[name].fqn]
+            if _tensors.is_dtensor(tensor):  # plain ones may be parts
+                native.require_shape(name, tensor.shape, table[name].swapped)
+            fit[name] = _in_dtype(name, tensor, _tensors.torch_dtype(native.dtype), rounding)
         elif _wrappers.is_adapter(name):
             raise PlanError(
                 f"{name}: is of an adapter, without which the model is another: merge it into the model first (peft: "
@@ -54,9 +62,7 @@ def _memory_of(tensor: torch.Tensor) -> tuple[int, torch.Size, torch.dtype]:
 
 
 def _local_of(tensor: torch.Tensor) -> torch.Tensor:
-    from torch.distributed.tensor import DTensor
-
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _tensors.is_dtensor(tensor) else tensor
 
 
 def _in_dtype(name: str, tensor: torch.Tensor, dtype: torch.dtype, rounding: bool) -> torch.Tensor:

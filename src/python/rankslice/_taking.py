@@ -10,7 +10,8 @@ from torch import nn
 
 from rankslice import _mesh, _names, _native, _steps, _tensors, _world
 from rankslice._checkpoint import Source, opened
-from rankslice._state import StateDict, adopt
+from rankslice._fitting import fitting, without_extra_state
+from rankslice._state import StateDict, adopt, natives
 from rankslice._wrappers import without_wrappers
 from rankslice.errors import UsageError
 
@@ -57,10 +58,38 @@ def take(
     world = _world_of(place, process_group)
     tensors = state.state_dict() if isinstance(state, nn.Module) else state
     checkpoint = _checkpoint_of(tensors, source, world, dtype)
-    adopted = _steps.agreed(
-        world, lambda: adopt(tensors, checkpoint, place, rounding=dtype == "source", **without_source)
-    )
+    fit = _steps.agreed(world, lambda: _fitting_of(tensors, checkpoint, rounding=dtype == "source"))
+    _require_same_exchanges(fit, world)
+    adopted = _steps.agreed(world, lambda: adopt(fit, checkpoint, place, **without_source))
+    if isinstance(tensors, StateDict) and checkpoint is tensors.checkpoint:
+        adopted.read = tensors._digests
     return Taken(adopted, world)
+
+
+def _fitting_of(
+    tensors: Mapping[str, torch.Tensor], checkpoint: _native.Checkpoint | None, rounding: bool
+) -> dict[str, torch.Tensor]:
+    tensors = without_extra_state(tensors)
+    if checkpoint is None:
+        return tensors
+    table = _names.table(checkpoint, _names.names_of(checkpoint, tensors))
+    return fitting(tensors, checkpoint, table, natives(checkpoint), rounding)
+
+
+def _require_same_exchanges(tensors: Mapping[str, torch.Tensor], world: _native.Communicator | None) -> None:
+    """The DTensors that ranks exchange, as they are divided in a way that C++ does not know: where one rank lacks one
+    the others would wait for it, or take the next one for it. Collective."""
+    if world is None:
+        return
+    divided = [
+        f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.placements}"
+        for name, tensor in tensors.items()
+        if _tensors.is_dtensor(tensor) and any(getattr(p, "dim", 0) != 0 for p in tensor.placements)
+    ]
+    problem = (
+        "the DTensors that are divided along other axes than the first are not those of rank 0, or in another order"
+    )
+    _native.require_same(world, "\n".join(divided), f"{problem}: {len(divided)}, from {divided[:1]} on")
 
 
 def _place_of(state: State, mesh: DeviceMesh | None, process_group: ProcessGroup | None) -> _mesh.MeshPlace:
@@ -89,6 +118,8 @@ def _checkpoint_of(
         return loaded
     checkpoint = opened(source, world)
     held = _dtype_held(tensors, checkpoint) if dtype == "held" else None
+    if world is not None:
+        _native.require_same(world, str(held), f"its tensors are all {held}, or not all of one dtype, unlike rank 0's")
     if held is None or isinstance(source, _native.Checkpoint):
         return checkpoint
     return opened(source, world, dtype=held)

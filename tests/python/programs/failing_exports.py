@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import rankslice
 
@@ -60,6 +61,17 @@ def main(ckpt, out):
     name = "model.language_model.norm.weight"
     lacking = {key: value for key, value in state.items() if not (is_second and key == name)}
     errors["a tensor that one rank lacks"] = on_every_rank(
+        lambda: rankslice.to_hf(lacking, out / "lacking", source=ckpt)
+    )
+    columns = {
+        key: distribute_tensor(value.full_tensor(), value.device_mesh, [Shard(1)], src_data_rank=None)
+        for key, value in state.items()
+        if key.endswith("gate_proj.weight")
+    }
+    lacking = dict(state, **columns)
+    if is_second:
+        del lacking[min(columns)]
+    errors["a tensor that ranks must exchange and one lacks"] = on_every_rank(
         lambda: rankslice.to_hf(lacking, out / "lacking", source=ckpt)
     )
     strange = dict(state, **({"strange": torch.zeros(1)} if is_second else {}))

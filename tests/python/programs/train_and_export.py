@@ -114,6 +114,13 @@ def fsdp(ckpt, out):
     keep(out, "fsdp", model.state_dict(), logits_of(model))
 
 
+def without_source(ckpt, out):
+    """A divided model that belongs to no checkpoint."""
+    model = fully_shard(whole_model(ckpt))
+    family = model.config.model_type
+    rankslice.to_hf(model, out / "without_source", family=family, side_files=ckpt, expert_layout="transformers")
+
+
 def master_weights(ckpt, out):
     """The same, held in float32 and used in bfloat16, as which they go back."""
     model = whole_model(ckpt).float()
@@ -137,7 +144,16 @@ def replicated(ckpt, out):
 
 def main(ckpt, out):
     dist.init_process_group("gloo")
-    for way in (loaded, tensor_parallel, pipeline_stages, expert_parallel, fsdp, master_weights, replicated):
+    for way in (
+        loaded,
+        tensor_parallel,
+        pipeline_stages,
+        without_source,
+        expert_parallel,
+        fsdp,
+        master_weights,
+        replicated,
+    ):
         way(ckpt, Path(out))
     dist.destroy_process_group()
 
