@@ -69,7 +69,7 @@ def take(
 def _fitting_of(
     tensors: Mapping[str, torch.Tensor], checkpoint: _native.Checkpoint | None, rounding: bool
 ) -> dict[str, torch.Tensor]:
-    tensors = without_extra_state(tensors)
+    tensors = without_wrappers(without_extra_state(tensors))
     if checkpoint is None:
         return tensors
     table = _names.table(checkpoint, _names.names_of(checkpoint, tensors))
