@@ -56,7 +56,7 @@ class Call {
 
   /// Who else is in this call.
   void together_with(std::weak_ptr<OtherRanks> others) { others_ = std::move(others); }
-  /// What made the process group fail: the cause of a CommError.
+  /// What the process group or a device raised: the cause of a CommError or DeviceError.
   void blame(nb::object error) { cause_ = std::move(error); }
 
   /// Run `work` without the GIL. @throws what Python raised within it, else what it throws

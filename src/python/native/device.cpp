@@ -3,11 +3,15 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <vector>
 
+#include "core/digest_factors.hpp"
+#include "core/literals.hpp"
 #include "device/word_boxes.hpp"
 #include "python/native/call.hpp"
 #include "python/native/errors.hpp"
+#include "transform/weigh.hpp"
 
 namespace rankslice::python {
 
@@ -17,20 +21,42 @@ std::uintptr_t address(std::byte const* data) { return reinterpret_cast<std::uin
 
 std::byte* pointer(nb::object const& given) { return reinterpret_cast<std::byte*>(nb::cast<std::uintptr_t>(given)); }
 
-std::uint64_t weigh(DigestBox const& box) {
+constexpr std::uint64_t kBlockBytes = 4_MiB;
+
+/// q of lines of one entry.
+template <typename Word>
+std::uint64_t weigh(WordBox<Word> const& box) {
+  std::vector<std::uint32_t> factors(box.length);
+  for (std::uint64_t i = 0; i < box.length; ++i) factors[i] = digest_factor(box.position_axis, box.first_position + i);
+  auto const of_line = weigh_kernel(sizeof(Word), box.position_stride * sizeof(Word), instruction_set());
   std::uint64_t sum = 0;
-  for_each_word_box(box, [&](auto const& words) {
-    for (std::uint64_t panel = 0; panel < panels_per_entry(words); ++panel) {
-      for (std::uint32_t thread = 0; thread < kPanelThreads; ++thread) sum += weigh_panel(words, panel, thread);
-    }
-  });
+  for (std::uint64_t line = 0; line < box.lines; ++line) {
+    auto const* const words = reinterpret_cast<std::byte const*>(box.words + line * box.line_stride);
+    sum += digest_factor(box.line_axis, box.first_line + line * box.line_step) *
+           of_line(words, factors.data(), factors.size());
+  }
   return sum;
 }
 
 /// From the first element of an entry to its last.
-std::uint64_t bytes_of_entry(DigestBox const& box) {
-  if (box.lines == 0 || box.length == 0) return 0;
+std::uint64_t span_bytes(DigestBox const& box) {
   return ((box.lines - 1) * box.line_stride + box.length) * box.element_bytes;
+}
+
+/// Call step(entry, lines) for the lines of a box, of each entry a few at a time.
+template <typename Step>
+void for_each_block(DigestBox const& box, Step const& step) {
+  auto const most = std::max<std::uint64_t>(1, kBlockBytes / (box.line_stride * box.element_bytes));
+  for (std::uint64_t entry = 0; entry < box.entries; ++entry) {
+    for (std::uint64_t line = 0; line < box.lines; line += most) {
+      auto lines = box;
+      lines.data += (entry * box.entry_stride + line * box.line_stride) * box.element_bytes;
+      lines.entries = 1;
+      lines.lines = std::min(most, box.lines - line);
+      lines.first_line += line;
+      step(entry, lines);
+    }
+  }
 }
 
 }  // namespace
@@ -47,9 +73,13 @@ auto TorchDevice::in_python(Step const& step) const {
   try {
     return step(*memory_);
   } catch (nb::python_error const& error) {
-    if (!error.matches(PyExc_KeyboardInterrupt)) throw DeviceError(name_ + ": " + described(error));
-    if (auto* const call = Call::current()) std::rethrow_exception(call->keep(error));
-    throw Interrupted();
+    auto* const call = Call::current();
+    if (error.matches(PyExc_KeyboardInterrupt)) {
+      if (call != nullptr) std::rethrow_exception(call->keep(error));
+      throw Interrupted();
+    }
+    if (call != nullptr) call->blame(nb::borrow(error.value()));
+    throw DeviceError(name_ + ": " + described(error));
   }
 }
 
@@ -101,17 +131,16 @@ void TorchDevice::download(std::byte const* from, std::span<std::byte> to) {
 }
 
 void TorchDevice::digest(std::span<DigestBox const> boxes, std::span<std::uint64_t> sums) {
-  std::vector<std::byte> entry;
-  auto sum = sums.begin();
-  for (auto box : boxes) {
-    auto const* const first = box.data;
-    entry.resize(bytes_of_entry(box));
-    box.data = entry.data();
-    auto const entries = std::exchange(box.entries, 1);
-    for (std::uint64_t e = 0; e < entries; ++e) {
-      download(first + e * box.entry_stride * box.element_bytes, entry);
-      *sum++ = weigh(box);
-    }
+  std::ranges::fill(sums, 0);
+  std::vector<std::byte> block;
+  for (auto const& box : boxes) {
+    for_each_block(box, [&](std::uint64_t entry, DigestBox lines) {
+      block.resize(span_bytes(lines));
+      download(lines.data, block);
+      lines.data = block.data();
+      for_each_word_box(lines, [&](auto const& words) { sums[entry] += weigh(words); });
+    });
+    sums = sums.subspan(box.entries);
   }
 }
 

@@ -25,7 +25,7 @@ class TorchDevice final : public Device {
   void upload_transposed(std::byte const* staged, std::uint64_t rows, std::uint64_t columns, std::uint64_t stride,
                          std::uint64_t element_bytes, std::byte* to, std::uint64_t to_stride) override;
   void download(std::byte const* from, std::span<std::byte> to) override;
-  /// Downloads one entry after the other, and digests them here.
+  /// Downloads a few lines at a time, and digests them here.
   void digest(std::span<DigestBox const> boxes, std::span<std::uint64_t> sums) override;
   void finish() override;
 

@@ -1,9 +1,12 @@
-"""Memory of torch's devices, as C++ uses it: by calling what is here."""
+"""Tensors that C++ cannot use where they are, as it uses them: by calling what is here. Those on a device of torch, and
+those that lie in another order or are of another dtype than it wants."""
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right, insort
-from types import ModuleType
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -14,104 +17,157 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 HOST = {"cpu"}
 """Whose memory C++ uses by itself."""
 
+_FIRST_OF_VIEWS = 1 << 62
+"""Behind every address there is."""
+
 
 class Devices:
-    """The devices that the tensors of one state are on."""
+    """The devices that the tensors of one call are on."""
 
     def __init__(self) -> None:
         self._memories: dict[torch.device, tuple[_Memory, _native.Device]] = {}
 
-    def of(self, tensor: torch.Tensor) -> _native.Device | None:
-        """The device of a contiguous tensor, which C++ may use from now on; None for the host's memory."""
-        if tensor.device.type in HOST:
-            return None
+    def place(self, tensor: torch.Tensor, dtype: torch.dtype) -> tuple[int, _native.Device | None]:
+        """Where C++ finds the values of a tensor, one after the other in the order of its axes: an address, and whose
+        it is; None: the host's. Contiguous tensors of that dtype may also be written there."""
+        as_it_is = tensor.is_contiguous() and tensor.dtype == dtype
+        if tensor.numel() == 0 or (as_it_is and tensor.device.type in HOST):
+            return tensor.data_ptr(), None
         if tensor.device not in self._memories:
             memory = _Memory(tensor.device)
             self._memories[tensor.device] = memory, _native.Device(memory)
         memory, device = self._memories[tensor.device]
-        memory.know(tensor)
-        return device
-
-
-class _Block:
-    """Pinned memory, and the end of the uploads from it."""
-
-    def __init__(self) -> None:
-        self.bytes = torch.empty(0, dtype=torch.uint8)
-        self.uploaded: torch.Event | None = None
+        return memory.know(tensor) if as_it_is else memory.know_view(tensor, dtype), device
 
 
 class _Memory:
-    """What `_native.Device` calls. Addresses are those of tensors that it knows; work is done on the current stream."""
+    """What `_native.Device` calls, on one thread. Work is done on the stream that was current when it was made, so
+    behind all that the caller began before."""
 
     def __init__(self, device: torch.device) -> None:
         self.kind, self.index, self.name = device.type, device.index or 0, str(device)
         self._device = device
-        self._addresses: list[int] = []
-        self._tensors: dict[int, torch.Tensor] = {}
+        self._is_host = device.type == "cpu"
+        self._stream: Any = _NoStream() if self._is_host else torch.accelerator.current_stream(device)
         self._blocks = _Block(), _Block()
+        self._addresses: list[int] = []
+        self._tensors: dict[int, tuple[torch.Tensor, torch.dtype]] = {}
+        self._next_view = _FIRST_OF_VIEWS
 
-    def know(self, tensor: torch.Tensor) -> None:
-        if tensor.numel() > 0 and tensor.data_ptr() not in self._tensors:
-            insort(self._addresses, tensor.data_ptr())
-            self._tensors[tensor.data_ptr()] = tensor.detach().view(-1).view(torch.uint8)
-
-    def forget(self, address: int) -> None:
-        if self._tensors.pop(address, None) is not None:
-            self._addresses.remove(address)
-
-    def allocate(self, count: int) -> int:
-        tensor = torch.empty(max(count, 1), dtype=torch.uint8, device=self._device)
-        self.know(tensor)
+    def know(self, tensor: torch.Tensor) -> int:
+        """Memory of the whole storage, as tensors may share one."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._tensors:
+            everything = torch.empty(0, dtype=torch.uint8, device=self._device).set_(storage)
+            self._keep(storage.data_ptr(), everything, torch.uint8)
         return tensor.data_ptr()
 
+    def know_view(self, tensor: torch.Tensor, dtype: torch.dtype) -> int:
+        """Values that are nowhere as C++ wants them until it downloads some: their address is only a name."""
+        first = self._next_view
+        self._keep(first, tensor, dtype)
+        self._next_view += tensor.numel() * dtype.itemsize
+        return first
+
+    def allocate(self, count: int) -> int:
+        with self._stream:
+            return self.know(torch.empty(max(count, 1), dtype=torch.uint8, device=self._device))
+
+    def forget(self, first: int) -> None:
+        del self._tensors[first]
+        self._addresses.remove(first)
+
     def peak_bytes(self) -> int:
-        return 0 if self._device.type == "cpu" else self._module.max_memory_allocated(self._device)
+        if self._is_host:
+            return sum(tensor.nbytes for tensor, _ in self._tensors.values())
+        return torch.get_device_module(self._device).max_memory_allocated(self._device)
 
     def staging(self, count: int) -> int:
         self._blocks = self._blocks[1], self._blocks[0]
-        block = self._blocks[0]
-        if block.uploaded is not None:
-            block.uploaded.synchronize()
-        if block.bytes.numel() < count:
-            block.bytes = torch.empty(count, dtype=torch.uint8, pin_memory=self._device.type != "cpu")
-        return block.bytes.data_ptr()
+        return self._blocks[0].of(count, pinned=not self._is_host)
 
     def upload(self, begin: int, count: int, to: int) -> None:
-        self._bytes(to, count).copy_(self._blocks[0].bytes[begin : begin + count], non_blocking=True)
-        self._uploading()
+        with self._stream:
+            self._bytes(to, count).copy_(self._blocks[0].bytes[begin : begin + count], non_blocking=True)
+            self._blocks[0].uploaded = self._stream.record_event()
 
     def upload_transposed(
         self, begin: int, rows: int, columns: int, stride: int, element_bytes: int, to: int, to_stride: int
     ) -> None:
         """Strides in elements. The bytes go up as they are, and are turned there."""
-        dtype = _INTEGERS[element_bytes]
+        dtype, block = _INTEGERS[element_bytes], self._blocks[0]
         count = ((rows - 1) * stride + columns) * element_bytes
-        staged = self._blocks[0].bytes[begin : begin + count].to(self._device, non_blocking=True)
-        self._uploading()
         target = self._bytes(to, ((columns - 1) * to_stride + rows) * element_bytes).view(dtype)
-        _matrix(target, columns, rows, to_stride).copy_(_matrix(staged.view(dtype), rows, columns, stride).t())
+        with self._stream:
+            staged = block.bytes[begin : begin + count].to(self._device, non_blocking=True)
+            block.uploaded = self._stream.record_event()
+            _matrix(target, columns, rows, to_stride).copy_(_matrix(staged.view(dtype), rows, columns, stride).t())
 
     def download(self, address: int, to: memoryview) -> None:
-        torch.frombuffer(to, dtype=torch.uint8).copy_(self._bytes(address, len(to)))
+        tensor, dtype, begin = self._at(address)
+        values = torch.frombuffer(to, dtype=torch.uint8).view(dtype)
+        with self._stream:
+            for run in _runs(tensor, begin, begin + values.numel()):
+                some, values = values[: run.numel()], values[run.numel() :]
+                some.view(run.shape).copy_(run)
 
     def finish(self) -> None:
-        if self._device.type != "cpu":
-            self._module.current_stream(self._device).synchronize()
+        self._stream.synchronize()
 
-    @property
-    def _module(self) -> ModuleType:
-        return torch.get_device_module(self._device.type)
+    def _keep(self, first: int, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+        insort(self._addresses, first)
+        self._tensors[first] = tensor, dtype
+
+    def _at(self, address: int) -> tuple[torch.Tensor, torch.dtype, int]:
+        """A tensor, the dtype in which it is asked for, and which of its elements is there."""
+        first = self._addresses[bisect_right(self._addresses, address) - 1]
+        tensor, dtype = self._tensors[first]
+        return tensor, dtype, (address - first) // dtype.itemsize
 
     def _bytes(self, address: int, count: int) -> torch.Tensor:
-        first = self._addresses[bisect_right(self._addresses, address) - 1]
-        return self._tensors[first][address - first : address - first + count]
+        everything, _, begin = self._at(address)
+        return everything[begin : begin + count]
 
-    def _uploading(self) -> None:
-        if self._device.type != "cpu":
-            uploaded = self._blocks[0].uploaded = self._module.Event()
-            uploaded.record(self._module.current_stream(self._device))
+
+class _Block:
+    """Staging memory, and the end of the last upload from it."""
+
+    def __init__(self) -> None:
+        self.bytes = torch.empty(0, dtype=torch.uint8)
+        self.uploaded: Any = None
+
+    def of(self, count: int, pinned: bool) -> int:
+        if self.uploaded is not None:
+            self.uploaded.synchronize()
+        if self.bytes.numel() < count:
+            self.bytes = torch.empty(count, dtype=torch.uint8, pin_memory=pinned)
+        return self.bytes.data_ptr()
+
+
+class _NoStream:
+    """Of the CPU, which has done its work when a call returns."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def record_event(self) -> None: ...
+
+    def synchronize(self) -> None: ...
 
 
 def _matrix(elements: torch.Tensor, rows: int, columns: int, stride: int) -> torch.Tensor:
     return elements.as_strided((rows, columns), (stride, 1), elements.storage_offset())
+
+
+def _runs(tensor: torch.Tensor, begin: int, end: int) -> Iterator[torch.Tensor]:
+    """Some of a tensor's elements in the order of its axes: part of a row, whole rows, part of a row."""
+    row = math.prod(tensor.shape[1:])
+    first_whole = min(end, -(-begin // row) * row)
+    end_of_whole = max(first_whole, end // row * row)
+    if begin < first_whole:
+        yield from _runs(tensor[begin // row], begin % row, begin % row + first_whole - begin)
+    if first_whole < end_of_whole:
+        yield tensor[first_whole // row : end_of_whole // row]
+    if end_of_whole < end:
+        yield from _runs(tensor[end_of_whole // row], 0, end - end_of_whole)

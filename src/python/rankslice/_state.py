@@ -197,7 +197,6 @@ def _local(
         local = local.transpose(1, 2)
     if piece is None:
         piece = plain_piece(name, local, native, part)
-    local = local.contiguous()
     return _tensors.over(native, piece.offsets, piece.shape, local, devices)
 
 

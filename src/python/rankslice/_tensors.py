@@ -86,16 +86,18 @@ def empty(name: str, shape: Sequence[int], device: torch.device) -> torch.Tensor
 def over(
     native: Native, offsets: Sequence[int], local_shape: Sequence[int], tensor: torch.Tensor, devices: Devices
 ) -> _native.LocalTensor:
-    """A contiguous tensor's memory as C++ sees it: the part of a native tensor at `offsets`."""
+    """A tensor's values as C++ sees them: the part of a native tensor at `offsets`."""
+    dtype = torch_dtype(native.dtype)
+    address, device = devices.place(tensor, dtype)
     return _native.local_tensor(
         native.dtype,
         native.shape,
         list(offsets),
         list(local_shape),
-        tensor.data_ptr(),
-        tensor.nbytes,
+        address,
+        tensor.numel() * dtype.itemsize,
         tensor,
-        devices.of(tensor),
+        device,
     )
 
 
