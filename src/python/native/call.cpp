@@ -72,7 +72,9 @@ void Call::complete(Error& error) const {
   if (others != nullptr && dynamic_cast<Interrupted const*>(&error) != nullptr) {
     error.rank = others->stopped_by().value_or(error.rank);
   }
-  if (cause_.is_valid() && dynamic_cast<CommError const*>(&error) != nullptr) raise(error, cause_);
+  auto const is_blamed =
+      dynamic_cast<CommError const*>(&error) != nullptr || dynamic_cast<DeviceError const*>(&error) != nullptr;
+  if (cause_.is_valid() && is_blamed) raise(error, cause_);
 }
 
 }  // namespace rankslice::python

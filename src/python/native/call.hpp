@@ -57,7 +57,9 @@ class Call {
   /// Who else is in this call.
   void together_with(std::weak_ptr<OtherRanks> others) { others_ = std::move(others); }
   /// What the process group or a device raised: the cause of a CommError or DeviceError.
-  void blame(nb::object error) { cause_ = std::move(error); }
+  void blame(nb::object error) {
+    if (!cause_.is_valid()) cause_ = std::move(error);  // later ones come of the first
+  }
 
   /// Run `work` without the GIL. @throws what Python raised within it, else what it throws
   template <typename Work>
