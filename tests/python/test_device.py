@@ -1,5 +1,7 @@
-"""Tensors on a device of torch, whose part the CPU plays here: C++ reaches their memory through Python alone."""
+"""Tensors on a device of torch, whose part the CPU plays here: C++ reaches their memory through Python alone. The same
+way it takes what lies in another order, or is of another dtype than it wants."""
 
+import filecmp
 import os
 import subprocess
 
@@ -8,7 +10,8 @@ import torch
 
 import expected
 import rankslice
-from rankslice import _device, _mesh, _native, _state
+from modules import module_of
+from rankslice import _device, _filling, _mesh, _native, _state
 
 ALONE = _mesh.place(rank=0, world_size=1)
 
@@ -73,8 +76,9 @@ def test_what_the_device_raises_is_told_with_its_name(tiny, cpu_as_device, monke
         raise RuntimeError("out of memory on purpose")
 
     monkeypatch.setattr(_device._Memory, "staging", refuse)
-    with pytest.raises(rankslice.errors.DeviceError, match="cpu: .*out of memory on purpose"):
+    with pytest.raises(rankslice.errors.DeviceError, match="cpu: RuntimeError: out of memory on purpose") as raised:
         rankslice.load(tiny, rank=0, world_size=1)
+    assert isinstance(raised.value.__cause__, RuntimeError)
 
 
 def test_ctrl_c_on_the_way_to_a_device_stays_what_it_is(tiny, cpu_as_device, monkeypatch):
@@ -84,6 +88,40 @@ def test_ctrl_c_on_the_way_to_a_device_stays_what_it_is(tiny, cpu_as_device, mon
     monkeypatch.setattr(_device._Memory, "upload", interrupt)
     with pytest.raises(KeyboardInterrupt):
         rankslice.load(tiny, rank=0, world_size=1)
+
+
+def test_load_into_fills_a_device_where_it_is(folder, monkeypatch):
+    wanted = rankslice.load(folder, rank=0, world_size=1)
+    monkeypatch.setattr(_device, "HOST", set())
+    monkeypatch.setattr(_filling.Filling, "_fill_box", None)  # through other memory
+    module = module_of(wanted)
+    rankslice.load_into(module, folder)
+    expected.assert_same(bits(module.state_dict()), bits(wanted))
+
+
+@pytest.mark.parametrize("names", ["native", "transformers"])
+def test_exports_from_a_device_are_the_same_files(folder, names, monkeypatch, tmp_path):
+    state = rankslice.load(folder, rank=0, world_size=1).renamed(names)
+    rankslice.to_hf(state, tmp_path / "host")
+    monkeypatch.setattr(_device, "HOST", set())
+    rankslice.to_hf(state, tmp_path / "device")
+    files = sorted(path.name for path in (tmp_path / "host").iterdir())
+    assert filecmp.cmpfiles(tmp_path / "host", tmp_path / "device", files, shallow=False)[0] == files
+
+
+def test_a_device_digests_tensors_of_more_than_a_block_as_the_host_does(monkeypatch, tmp_path):
+    rows = torch.arange(2 * 700 * 4100, dtype=torch.int32).view(2, 700, 4100)
+    state = {"model.language_model.layers.0.mlp.experts.down_projs": rows.to(torch.float32),
+             "model.language_model.embed_tokens.weight": rows[0].flatten().view(1400, 2050).to(torch.bfloat16)}  # fmt: skip
+    adopted = _state.adopt(state, None, ALONE, family="qwen3_5_moe", partial=True)
+    _native.save_shards(adopted, str(tmp_path / "shards"), None, False, None)
+    again = rankslice.load(tmp_path / "shards", rank=0, world_size=1)
+    monkeypatch.setattr(_device, "HOST", set())
+    adopted = _state.adopt(again, None, ALONE)
+    assert not _native.verify(adopted, None, "full", None, None).mismatches
+    again["model.language_model.layers.0.mlp.experts.down_projs"][1, 600, 4000] += 1
+    (mismatch,) = _native.verify(adopted, None, "full", None, None).mismatches
+    assert mismatch.expert == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

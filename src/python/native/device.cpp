@@ -85,10 +85,10 @@ auto TorchDevice::in_python(Step const& step) const {
 
 std::shared_ptr<std::byte> TorchDevice::allocate(std::uint64_t bytes) {
   auto* const data = in_python([&](nb::object const& memory) { return pointer(memory.attr("allocate")(bytes)); });
-  return {data, [memory = memory_](std::byte* released) {
+  return {data, [memory = memory_, bytes](std::byte* released) {
             if (!Py_IsInitialized()) return;
             nb::gil_scoped_acquire const gil;
-            memory->attr("forget")(address(released));
+            memory->attr("release")(address(released), bytes);
           }};
 }
 

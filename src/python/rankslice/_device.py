@@ -53,6 +53,7 @@ class _Memory:
         self._addresses: list[int] = []
         self._tensors: dict[int, tuple[torch.Tensor, torch.dtype]] = {}
         self._next_view = _FIRST_OF_VIEWS
+        self._held = self._peak = 0
 
     def know(self, tensor: torch.Tensor) -> int:
         """Memory of the whole storage, as tensors may share one."""
@@ -70,17 +71,18 @@ class _Memory:
         return first
 
     def allocate(self, count: int) -> int:
+        self._held += count
+        self._peak = max(self._peak, self._held)
         with self._stream:
             return self.know(torch.empty(max(count, 1), dtype=torch.uint8, device=self._device))
 
-    def forget(self, first: int) -> None:
+    def release(self, first: int, count: int) -> None:
+        self._held -= count
         del self._tensors[first]
         self._addresses.remove(first)
 
     def peak_bytes(self) -> int:
-        if self._is_host:
-            return sum(tensor.nbytes for tensor, _ in self._tensors.values())
-        return torch.get_device_module(self._device).max_memory_allocated(self._device)
+        return self._peak if self._is_host else torch.get_device_module(self._device).max_memory_allocated(self._device)
 
     def staging(self, count: int) -> int:
         self._blocks = self._blocks[1], self._blocks[0]

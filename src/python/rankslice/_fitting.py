@@ -28,7 +28,8 @@ def fitting(
     known: Mapping[str, Native],
     rounding: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """The tensors that a checkpoint has, in its dtypes. Left out are other names of tensors that are tied. Local.
+    """The tensors that a checkpoint has, whose values fit its dtypes. Left out are other names of tensors that are tied.
+    Local.
 
     Args:
         table: what the names stand for.
@@ -45,7 +46,8 @@ def fitting(
             native = known[table[name].fqn]
             if _tensors.is_dtensor(tensor):  # plain ones may be parts
                 native.require_shape(name, tensor.shape, table[name].swapped)
-            fit[name] = _in_dtype(name, tensor, _tensors.torch_dtype(native.dtype), rounding)
+            _require_fit(name, tensor, _tensors.torch_dtype(native.dtype), rounding)
+            fit[name] = tensor
         elif _wrappers.is_adapter(name):
             raise PlanError(
                 f"{name}: is of an adapter, without which the model is another: merge it into the model first (peft: "
@@ -65,13 +67,12 @@ def _local_of(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if _tensors.is_dtensor(tensor) else tensor
 
 
-def _in_dtype(name: str, tensor: torch.Tensor, dtype: torch.dtype, rounding: bool) -> torch.Tensor:
+def _require_fit(name: str, tensor: torch.Tensor, dtype: torch.dtype, rounding: bool) -> None:
     if tensor.dtype == dtype:
-        return tensor
-    changed = tensor.detach().to(dtype)
+        return
     both_floating = tensor.dtype.is_floating_point and dtype.is_floating_point
-    if both_floating and (rounding or _is_same(_local_of(changed).to(tensor.dtype), _local_of(tensor.detach()))):
-        return changed
+    if both_floating and (rounding or _fits(_local_of(tensor.detach()), dtype)):
+        return
     found, wanted = (str(of).removeprefix("torch.") for of in (tensor.dtype, dtype))
     raise PlanError(
         f"{name}: is held in {found}, and the checkpoint has it in {wanted}, which its values do not fit: change its "
@@ -80,6 +81,7 @@ def _in_dtype(name: str, tensor: torch.Tensor, dtype: torch.dtype, rounding: boo
     )
 
 
-def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Value by value; NaNs are the same."""
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+def _fits(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether no value changes; NaNs are the same."""
+    again = tensor.to(dtype).to(tensor.dtype)
+    return bool(((again == tensor) | (again.isnan() & tensor.isnan())).all())

@@ -79,11 +79,11 @@ def adopt(
     partial: bool = False,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> _native.StateDict:
-    """Any state dict as C++ sees it, over the same memory where that is contiguous in the native form and
-    dtype, or a view of it with axes 1 and 2 exchanged; other tensors are copied, and the copies live as long as what is
-    returned. Names are native or transformers'. Plain tensors are whole, or this rank's part by the mesh; DTensors are
-    what their placements say. Local, but for DTensors that are divided along an axis that C++ does not divide, which
-    are exchanged.
+    """Any state dict as C++ sees it, over the same memory, on the host or another device. What is contiguous there in
+    the native form and dtype is used as it is; the rest is brought into that a few MiB or one expert at a time, each
+    time that C++ reads it. Names are native or transformers'. Plain tensors are whole, or this rank's part by the mesh;
+    DTensors are what their placements say. Local, but for DTensors that are divided along an axis that C++ does not
+    divide, which are exchanged, and copied for that.
 
     Args:
         source: which checkpoint the tensors are of; None: that of a state that ``load`` returned, or else of none, and
@@ -185,8 +185,7 @@ def _locals_without_checkpoint(family: str, tensors: Mapping[str, torch.Tensor])
 def _local(
     name: str, tensor: torch.Tensor, is_swapped: bool, native: Native, part: Piece, devices: Devices
 ) -> _native.LocalTensor:
-    """A tensor's memory, or that of a copy, as a part of the native one. `part`: what plain tensors may be, unless
-    whole."""
+    """A tensor's values as a part of the native one. `part`: what plain tensors may be, unless whole."""
     if _tensors.is_dtensor(tensor):
         tensor, piece = _divided_natively(name, tensor, is_swapped, native)
         local = tensor.to_local()
