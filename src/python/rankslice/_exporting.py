@@ -71,7 +71,8 @@ def to_hf(
     What else is in a state dict is refused, but for names with ``_extra_state`` and other names of tensors that are
     tied. Of a pipeline stage ``source=rankslice.open(path, include=…)`` says what its part is.
 
-    Tensors that are not contiguous, in another dtype or on another device are copied to the host first.
+    Tensors that are not contiguous, in another dtype or on another device are brought to the host a few MiB or one
+    expert at a time.
 
     Collective over the ranks of the state: those that it was loaded on, or of ``mesh``, or of ``process_group``.
 
