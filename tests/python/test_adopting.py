@@ -26,27 +26,29 @@ def adopted_from(state, native):
     return _state.adopt(dict(state), native.checkpoint, ALONE)
 
 
+OTHERS = {
+    "another dtype": lambda tensor: tensor.to(torch.float64),
+    "strides": lambda tensor: tensor.repeat_interleave(2, -1)[..., ::2],
+    "parameters": lambda tensor: nn.Parameter(tensor.clone()),
+    "in another order": lambda tensor: tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor,
+    "as they were loaded": lambda tensor: tensor,
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("names", ["native", "transformers"])
-def test_what_was_loaded_is_adopted_without_a_copy(native, names):
-    state = native.renamed(names)
+def test_tensors_are_adopted_by_their_values_and_without_a_copy(native, names, other):
+    state = {name: other(tensor) for name, tensor in native.renamed(names).items()}
     adopted = adopted_from(state, native)
     assert is_as_read(adopted)
-    for tensor in state.values():
-        tensor.zero_()
-    assert not is_as_read(adopted)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        lambda tensor: tensor.to(torch.float64),
-        lambda tensor: tensor.repeat_interleave(2, -1)[..., ::2],
-        lambda tensor: nn.Parameter(tensor.clone()),
-    ],
-    ids=["another dtype", "strides", "parameters"],
-)
-def test_other_tensors_are_adopted_by_their_values(native, other):
-    assert is_as_read(adopted_from({name: other(tensor) for name, tensor in native.items()}, native))
+    for name in ("norm.weight", "layers.0.mlp.experts.down_proj" + "s" * (names == "native")):
+        changed = state[f"model.language_model.{name}"]
+        before = changed.detach().clone()
+        with torch.no_grad():
+            changed.add_(1)
+            assert not is_as_read(adopted)
+            changed.copy_(before)
+    assert is_as_read(adopted)
 
 
 def test_experts_in_the_order_of_transformers_are_adopted_by_their_values(native):

@@ -78,6 +78,7 @@ def adopt(
     side_files: str | os.PathLike | None = None,
     partial: bool = False,
     max_file_bytes: int = MAX_FILE_BYTES,
+    rounding: bool = False,
 ) -> _native.StateDict:
     """Any state dict as C++ sees it, over the same memory, on the host or another device. What is contiguous there in
     the native form and dtype is used as it is; the rest is brought into that a few MiB or one expert at a time, each
@@ -89,6 +90,7 @@ def adopt(
         source: which checkpoint the tensors are of; None: that of a state that ``load`` returned, or else of none, and
             then ``family`` says of which family they are.
         side_files: without a source: a folder with config.json, tokenizer, …
+        rounding: values that do not fit the dtype of the checkpoint are rounded to it; else they are refused.
 
     Raises:
         PlanError: a name, dtype or shape that the checkpoint has not; a part that none of its ranks can hold.
@@ -106,7 +108,8 @@ def adopt(
             locals_, place.mesh, place.rank, family, expert_layout, mtp_experts, folder, partial, max_file_bytes
         )
     names = loaded.names if loaded is not None else _names.names_of(source, tensors)
-    adopted = _native.make_state_dict(source, _locals_of(source, tensors, names, place), place.mesh, place.rank)
+    locals_ = _locals_of(source, tensors, names, place, rounding)
+    adopted = _native.make_state_dict(source, locals_, place.mesh, place.rank)
     if loaded is not None and source is loaded.checkpoint:
         adopted.read = loaded._digests
     return adopted
@@ -159,12 +162,12 @@ def parts_of(checkpoint: _native.Checkpoint, place: MeshPlace) -> dict[str, Piec
 
 
 def _locals_of(
-    source: _native.Checkpoint, tensors: Mapping[str, torch.Tensor], names: Names, place: MeshPlace
+    source: _native.Checkpoint, tensors: Mapping[str, torch.Tensor], names: Names, place: MeshPlace, rounding: bool
 ) -> dict[str, _native.LocalTensor]:
     devices = Devices()
     known, table, parts = natives(source), _names.table(source, names), parts_of(source, place)
     locals_ = {}
-    for name, tensor in fitting(tensors, source, table, known).items():
+    for name, tensor in fitting(tensors, source, table, known, rounding).items():
         named = table[name]
         locals_[named.fqn] = _local(name, tensor, named.swapped, known[named.fqn], parts[named.fqn], devices)
     return locals_

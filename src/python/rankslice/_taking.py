@@ -60,7 +60,8 @@ def take(
     checkpoint = _checkpoint_of(tensors, source, world, dtype)
     fit = _steps.agreed(world, lambda: _fitting_of(tensors, checkpoint, rounding=dtype == "source"))
     _require_same_exchanges(fit, world)
-    adopted = _steps.agreed(world, lambda: adopt(fit, checkpoint, place, **without_source))
+    # What may not be rounded has been refused.
+    adopted = _steps.agreed(world, lambda: adopt(fit, checkpoint, place, rounding=True, **without_source))
     if isinstance(tensors, StateDict) and checkpoint is tensors.checkpoint:
         adopted.read = tensors._digests
     return Taken(adopted, world)
