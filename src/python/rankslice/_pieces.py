@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,12 +57,14 @@ def pieces_of(name: str, tensor: DTensor) -> list[Piece]:
     if coordinate is None:
         return []
     axes: list[list[Range]] = [[(0, size)] for size in tensor.shape]
-    for index, size, placement in zip(coordinate, tensor.device_mesh.shape, tensor.placements):
+    for mesh_dim in _in_order(tensor):
+        placement, size, index = tensor.placements[mesh_dim], tensor.device_mesh.size(mesh_dim), coordinate[mesh_dim]
         if placement.is_partial():
             raise PlanError(f"{name}: has partial sums along a mesh dimension, {tensor.placements}", tensor=name)
         if placement.is_replicate():
             continue
-        chunks = _chunks(axes[placement.dim], getattr(placement, "split_factor", 1))
+        strides = 1 if divides_last(tensor, mesh_dim) else getattr(placement, "split_factor", 1)
+        chunks = _chunks(axes[placement.dim], strides)
         axes[placement.dim] = [kept for chunk in chunks for kept in _chunks(chunk, size)[index]]
     held = tuple(sum(end - begin for begin, end in ranges) for ranges in axes)
     local_shape = tuple(tensor.to_local().shape)
@@ -72,6 +75,23 @@ def pieces_of(name: str, tensor: DTensor) -> list[Piece]:
             tensor=name,
         )
     return [_piece(box) for box in product(*(_placed(ranges) for ranges in axes))]
+
+
+def divides_last(tensor: DTensor, mesh_dim: int) -> bool:
+    """Whether a mesh dimension has a strided placement that stands for the mesh dimensions behind it: those divide the
+    axis first, as tensor parallelism does before FSDP."""
+    placement = tensor.placements[mesh_dim]
+    behind = range(mesh_dim + 1, len(tensor.placements))
+    same_axis = [n for n in behind if getattr(tensor.placements[n], "dim", None) == getattr(placement, "dim", None)]
+    return getattr(placement, "split_factor", 1) == math.prod(tensor.device_mesh.size(n) for n in same_axis) > 1
+
+
+def _in_order(tensor: DTensor) -> list[int]:
+    """Mesh dimensions as they divide, one after the other."""
+    order: list[int] = []
+    for mesh_dim in reversed(range(len(tensor.placements))):
+        order.insert(len(order) if divides_last(tensor, mesh_dim) else 0, mesh_dim)
+    return order
 
 
 def _chunks(ranges: list[Range], count: int) -> list[list[Range]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -13,7 +12,7 @@ from rankslice import _names, _native, _tensors
 from rankslice._device import Devices
 from rankslice._fitting import fitting, without_extra_state
 from rankslice._names import Names
-from rankslice._pieces import Piece, pieces_of, whole
+from rankslice._pieces import Piece, divides_last, pieces_of, whole
 from rankslice._wrappers import without_wrappers
 from rankslice.errors import PlanError, UsageError
 
@@ -237,8 +236,4 @@ def _is_divided_by(tensor: DTensor, mesh_dim: int, axes: set[int]) -> bool:
     axis = getattr(placement, "dim", None)
     if axis is None:
         return True
-    # A strided placement stands for mesh dimensions behind it that divide the axis first.
-    behind = range(mesh_dim + 1, len(tensor.placements))
-    of_axis = [n for n in behind if getattr(tensor.placements[n], "dim", None) == axis]
-    first = math.prod(tensor.device_mesh.size(n) for n in of_axis)
-    return axis in axes and getattr(placement, "split_factor", 1) in (1, first)
+    return axis in axes and (getattr(placement, "split_factor", 1) == 1 or divides_last(tensor, mesh_dim))
