@@ -1,5 +1,7 @@
 """Whatever fails on one rank alone: all are told the same, and none is left waiting."""
 
+import errno
+import os
 import pickle
 import signal
 
@@ -86,7 +88,11 @@ def test_a_rank_that_dies_or_hangs_ends_the_others_by_the_deadline_of_their_grou
         assert other.result["again"] == other.result["message"], "a broken communicator says the same again"
 
 
-EVERY_ERROR = [errors.Error, *errors.Error.__subclasses__(), errors.InputMissingError]
+def with_subclasses(type_):
+    return [type_, *(below for subclass in type_.__subclasses__() for below in with_subclasses(subclass))]
+
+
+EVERY_ERROR = with_subclasses(errors.Error)
 
 
 @pytest.mark.parametrize("type_", EVERY_ERROR, ids=lambda type_: type_.__name__)
@@ -94,6 +100,14 @@ def test_errors_pass_through_pickle_whole(type_):
     error = pickle.loads(pickle.dumps(type_("what happened", 66, "a.safetensors", "model.norm", 3)))
     assert type(error) is type_ and str(error) == "what happened"
     assert (error.code, error.file, error.tensor, error.rank) == (66, "a.safetensors", "model.norm", 3)
+
+
+def test_errors_of_files_say_what_oserrors_say():
+    for error in (errors.IoError("cannot be read", 74, "a"), errors.InputMissingError("is not there", 66, "a")):
+        again = pickle.loads(pickle.dumps(error))
+        assert (again.filename, again.errno, again.strerror) == (error.filename, error.errno, error.strerror)
+        assert error.filename == "a"
+    assert error.errno == errno.ENOENT and error.strerror == os.strerror(errno.ENOENT)
 
 
 def test_python_catches_errors_by_its_own_names_for_them(tmp_path):
@@ -105,7 +119,7 @@ def test_python_catches_errors_by_its_own_names_for_them(tmp_path):
     assert missing.value.code == 66 and missing.value.rank is None
     for ours, pythons in [
         (errors.UsageError, ValueError),
-        (errors.PlanError, ValueError),
+        (errors.PlanError, errors.UsageError),
         (errors.IoError, OSError),
         (errors.CommError, RuntimeError),
         (errors.DeviceError, RuntimeError),

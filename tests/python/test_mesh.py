@@ -66,7 +66,11 @@ def test_a_mesh_of_other_dimensions_is_refused_by_their_names_16(as_rank):
     as_rank(0, 4)
     expected = "Expected mesh dimension names to contain only 'ep', 'ep_shard', 'ep_replicate', got "
     for mesh, names in [
-        (device_mesh(ep=2, tp=2), "('ep', 'tp')"),
+        (device_mesh(ep=2, tp=2), "('ep', 'tp'): give a slice of it, mesh[\"ep\"]"),
+        (
+            device_mesh(pp=1, ep_shard=2, ep=2),
+            "('pp', 'ep_shard', 'ep'): give a slice of it, mesh[\"ep_shard\", \"ep\"]",
+        ),
         (device_mesh(dp=4), "('dp',)"),
         (init_device_mesh("cpu", (4,)), "None"),
     ]:

@@ -108,7 +108,7 @@ def test_what_a_progress_raises_leaves_the_call_as_it_is(tiny):
 def test_progress_true_is_a_bar_on_the_first_rank_alone(tiny, capfd):
     rankslice.load(tiny, rank=0, world_size=1, progress=True)
     assert "load: 100%" in capfd.readouterr().err
-    with _progress.reporting(True, first_rank=False) as report:
+    with _progress.reporting(True, None, first_rank=False) as report:
         assert report is None
 
 
@@ -117,6 +117,14 @@ def test_a_bar_without_tqdm_and_a_progress_that_is_none_are_refused(monkeypatch)
     for progress, message in [(True, "pip install tqdm"), ("yes", "got 'yes'")]:
         with pytest.raises(errors.UsageError, match=message), _progress.reporting(progress):
             pass
+
+
+def test_a_bar_without_tqdm_on_the_first_rank_is_the_same_error_on_all(run_ranks, tiny, tmp_path):
+    for report in run_ranks("without_tqdm.py", 2, tiny, tmp_path):
+        assert {"load", "load_into", "to_hf", "save_shards", "verify", "gather"} <= report["raised"].keys()
+        for error in report["raised"].values():
+            assert (error["type"], error["rank"]) == ("UsageError", 0) and "pip install tqdm" in error["message"]
+        assert report["group_works"]
 
 
 def test_other_threads_run_while_a_state_is_filled(tiny, monkeypatch):

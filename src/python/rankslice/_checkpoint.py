@@ -49,8 +49,8 @@ def open(
     Raises:
         IoError: a file is missing or cannot be read.
         FormatError: a file breaks its format, or does not fit its model.
-        UsageError: grouped experts of which the shapes do not tell the layout; an expression that cannot be read.
-        PlanError: no tensor is left.
+        UsageError: grouped experts of which the shapes do not tell the layout; an expression that cannot be read, or
+            that leaves no tensor.
     """
     world = None
     if process_group is not None:

@@ -101,7 +101,7 @@ def to_hf(
         progress: True for a bar, or a function (phase, bytes done, bytes in all).
 
     Raises:
-        PlanError, UsageError: the state does not fit the checkpoint, lacks tensors, or options contradict each other.
+        UsageError: the state does not fit the checkpoint, lacks tensors, or options contradict each other.
         VerifyError: copies differ, or what was written reads back differently.
         IoError: ``out_dir`` exists, or a file cannot be written or read.
     """
@@ -111,7 +111,7 @@ def to_hf(
     )  # fmt: skip
     copied = None if originals is None else opened(originals, taken.world)
     world = taken.world or _native.make_solo_communicator()
-    with reporting(progress, taken.is_first) as report:
+    with reporting(progress, taken.world, taken.is_first) as report:
         wrote = _native.to_hf(
             taken.state, os.fspath(out_dir), world, overwrite, include or "", exclude or "", export_layout, copied,
             gdn_dtype, max_file_bytes, gather, report,
@@ -136,10 +136,10 @@ def save_shards(
     and has no torch.distributed, adds its file to the folder.
 
     Raises:
-        PlanError, UsageError: the state does not fit the checkpoint, or lacks tensors.
+        UsageError: the state does not fit the checkpoint, or lacks tensors.
         VerifyError: copies differ, or what was written reads back differently.
         IoError: ``out_dir`` exists, or a file cannot be written.
     """
     taken = take(state, source, mesh=mesh, process_group=process_group)
-    with reporting(progress, taken.is_first) as report:
+    with reporting(progress, taken.world, taken.is_first) as report:
         _native.save_shards(taken.state, os.fspath(out_dir), taken.world, overwrite, report)

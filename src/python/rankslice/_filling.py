@@ -98,9 +98,9 @@ def load_into(
         verify, progress: as for ``load``.
 
     Raises:
-        PlanError: names that one side has not (all are listed), a shape that is not the checkpoint's, placements with
-            partial sums.
-        IoError, FormatError, CommError, UsageError: as ``load``.
+        UsageError: names that one side has not (all are listed), a shape that is not the checkpoint's, placements with
+            partial sums; and as ``load``.
+        IoError, FormatError, CommError: as ``load``.
     """
     place = _mesh.place(mesh, rank, world_size, ep, ep_shard, process_group)
     world = _steps.world_of(place, process_group)
@@ -110,7 +110,7 @@ def load_into(
     filling = _steps.agreed(
         world, lambda: Filling(checkpoint, place, _wrappers.without_wrappers(tensors), names, strict, device)
     )
-    with _progress.reporting(progress, place.rank == 0) as report:
+    with _progress.reporting(progress, world, place.rank == 0) as report:
         filling.fill(world, verify, report)
     made_real = filling.made_real
     _give(target, {name: made_real[bare] for name in tensors if (bare := _wrappers.bare(name)) in made_real})

@@ -81,12 +81,9 @@ def gather(
     taken = take(state, source, mesh=mesh, process_group=process_group)
     world = taken.world or _native.make_solo_communicator()
     shown = ExitStack()
-
-    def prepare() -> tuple[Handover, int]:
-        receiver = _place_of(rank, state, world, mesh, process_group)
-        return Handover(shown.enter_context(_progress.reporting(progress, world.rank == 0))), receiver
-
-    handover, receiver = _steps.agreed(world, prepare)
+    report = shown.enter_context(_progress.reporting(progress, taken.world, taken.is_first))
+    receiver = _steps.agreed(world, lambda: _place_of(rank, state, world, mesh, process_group))
+    handover = Handover(report)
 
     def work() -> None:
         _native.gather(

@@ -66,9 +66,8 @@ def load(
 
     Raises:
         IoError, FormatError: of the files.
-        PlanError: the ranks cannot be arranged so, or the experts divided.
         CommError: a rank does not answer.
-        UsageError: arguments that make no sense together.
+        UsageError: arguments that make no sense together; the ranks cannot be arranged so, or the experts divided.
         Each on all ranks alike.
     """
     place = _mesh.place(mesh, rank, world_size, ep, ep_shard, process_group)
@@ -81,7 +80,7 @@ def load(
         return fresh, Filling(checkpoint, place, fresh, "native")
 
     tensors, filling = _steps.agreed(world, prepare)
-    with _progress.reporting(progress, place.rank == 0) as report:
+    with _progress.reporting(progress, world, place.rank == 0) as report:
         filling.fill(world, verify, report)
     if place.device_mesh is not None:
         tensors = _as_dtensors(checkpoint, tensors, place.device_mesh)

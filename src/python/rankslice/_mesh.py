@@ -83,6 +83,7 @@ def _place_in(mesh: DeviceMesh) -> MeshPlace:
     if not names or set(names) - set(CANONICAL):
         raise UsageError(
             f"Expected mesh dimension names to contain only 'ep', 'ep_shard', 'ep_replicate', got {mesh.mesh_dim_names}"
+            f"{_advice(names)}"
         )
     order = [names.index(name) for name in CANONICAL if name in names]
     ranks = mesh.mesh.permute(order).flatten().tolist()
@@ -91,6 +92,12 @@ def _place_in(mesh: DeviceMesh) -> MeshPlace:
         raise UsageError(f"rank {dist.get_rank()} is not in the mesh of ranks {ranks}")
     native = _native.Mesh(*(sizes.get(name, 1) for name in CANONICAL))
     return MeshPlace(native, ranks.index(dist.get_rank()), ranks, mesh)
+
+
+def _advice(names: tuple[str, ...]) -> str:
+    """How to get a mesh of our dimensions alone out of one that has others too."""
+    ours = ", ".join(f'"{name}"' for name in names if name in CANONICAL)
+    return f": give a slice of it, mesh[{ours}]" if ours else ""
 
 
 def _ranks_of(process_group: ProcessGroup | None) -> tuple[int, list[int] | None]:

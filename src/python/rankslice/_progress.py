@@ -5,10 +5,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Callable, Iterator, Union
 
+from rankslice import _steps
 from rankslice.errors import UsageError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+    from rankslice import _native
 
 Report = Callable[[str, int, int], None]
 """Called with the phase ("load", "verify", "to_hf", …), this rank's bytes that are done, and those in all."""
@@ -18,24 +21,31 @@ Progress = Union[bool, Report, None]
 
 
 @contextmanager
-def reporting(progress: Progress, first_rank: bool = True) -> Iterator[Report | None]:
-    """The function that C++ calls while ``progress`` is shown, or None. Ends the bar.
+def reporting(
+    progress: Progress, world: _native.Communicator | None = None, first_rank: bool = True
+) -> Iterator[Report | None]:
+    """The function that C++ calls while ``progress`` is shown, or None. Ends the bar. Collective over ``world``.
 
     Raises:
-        UsageError: a bar is asked for, and tqdm is not installed; or ``progress`` is none of what it may be.
+        UsageError: a bar is asked for, and tqdm is not installed; or ``progress`` is none of what it may be. On all
+            ranks alike.
     """
+    report = _steps.agreed(world, lambda: _report_of(progress, first_rank))
+    try:
+        yield report
+    finally:
+        if isinstance(report, _Bar):
+            report.close()
+
+
+def _report_of(progress: Progress, first_rank: bool) -> Report | None:
     if progress is None or progress is False or (progress is True and not first_rank):
-        yield None
-    elif callable(progress):
-        yield progress
-    elif progress is True:
-        bar = _Bar()
-        try:
-            yield bar
-        finally:
-            bar.close()
-    else:
-        raise UsageError(f"progress: expected True, a function (phase, done, total) or None, got {progress!r}")
+        return None
+    if progress is True:
+        return _Bar()
+    if callable(progress):
+        return progress
+    raise UsageError(f"progress: expected True, a function (phase, done, total) or None, got {progress!r}")
 
 
 class _Bar:

@@ -49,8 +49,8 @@ def save_store(
     Only where the package was built with HDF5. Collective over the ranks of the state, see ``to_hf``.
 
     Raises:
-        UsageError: the package was built without HDF5. It says how to get it.
-        PlanError, UsageError: the state does not fit the checkpoint, or lacks tensors.
+        UsageError: the package was built without HDF5: it says how to get it; the state does not fit the checkpoint, or
+            lacks tensors.
         VerifyError: copies differ, or what was written reads back differently.
         IoError: ``path`` exists, or cannot be written.
     """
@@ -62,5 +62,5 @@ def save_store(
         raise UsageError(f"{os.fspath(path)}: {HOW}")
     taken = take(state, source, mesh=mesh, process_group=process_group)
     world = taken.world or _native.make_solo_communicator()
-    with reporting(progress, taken.is_first) as report:
+    with reporting(progress, taken.world, taken.is_first) as report:
         _native.save_store(hdf5, taken.state, os.fspath(path), world, overwrite, report)

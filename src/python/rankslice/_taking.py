@@ -49,8 +49,7 @@ def take(
     """Collective over the ranks that hold the state.
 
     Raises:
-        UsageError: the arguments make no sense together.
-        PlanError: the state does not fit the checkpoint.
+        UsageError: the arguments make no sense together, or the state does not fit the checkpoint.
     """
     if dtype not in ("held", "source"):
         raise UsageError(f'dtype: expected "held" or "source", got {dtype!r}')

@@ -122,12 +122,12 @@ def verify(
 
     Raises:
         VerifyError: something differs. It has the report, as its attribute ``report``.
-        PlanError: the state does not fit the checkpoint.
+        UsageError: the state does not fit the checkpoint.
         IoError: a file of the checkpoint cannot be read.
     """
     taken = take(state, source, mesh=mesh, process_group=process_group)
     compared = None if against is None else opened(against, taken.world)
-    with reporting(progress, taken.is_first) as report:
+    with reporting(progress, taken.world, taken.is_first) as report:
         if level in ("full", "reread"):
             _native.digest_source(taken.state, taken.world, report)
         found = _native.verify(taken.state, taken.world, level, compared, report)

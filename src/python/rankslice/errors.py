@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from errno import ENOENT
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,19 +56,36 @@ class FormatError(Error):
 
 
 class IoError(Error, OSError):
-    """A file that cannot be created, read or written, or changed meanwhile."""
+    """A file that cannot be created, read or written, or changed meanwhile. ``filename`` is ``file``; ``errno`` is None
+    where the message alone says what the system said."""
 
     code = 74
 
+    def __init__(
+        self,
+        message: str,
+        code: int | None = None,
+        file: str | None = None,
+        tensor: str | None = None,
+        rank: int | None = None,
+    ) -> None:
+        super().__init__(message, code, file, tensor, rank)
+        self.filename = file
+
+    def __str__(self) -> str:  # OSError's own would be of the attributes
+        return str(self.args[0])
+
 
 class InputMissingError(IoError, FileNotFoundError):
-    """A file or folder that is not there."""
+    """A file or folder that is not there. ``errno`` is ENOENT."""
+
+    errno = ENOENT
+    strerror = os.strerror(ENOENT)
 
 
-class PlanError(Error, ValueError):
-    """A mesh, selection or state dict from which no plan can be made."""
-
-    code = 2
+class PlanError(UsageError):
+    """A mesh, selection or state dict from which no plan can be made. Ranks that work together raise it as UsageError,
+    whose code is the same."""
 
 
 class CommError(Error, RuntimeError):
