@@ -28,8 +28,7 @@ def fitting(
     known: Mapping[str, Native],
     rounding: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """The tensors that a checkpoint has, whose values fit its dtypes. Left out are other names of tensors that are tied.
-    Local.
+    """The tensors that a checkpoint has, whose values fit its dtypes. Left out are other names of tied tensors. Local.
 
     Args:
         table: what the names stand for.
