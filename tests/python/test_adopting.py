@@ -96,6 +96,15 @@ def test_names_and_shapes_that_the_checkpoint_has_not_are_refused(native):
         adopted_from({**native, name: torch.ones(3)}, native)
 
 
+def test_an_unknown_tensor_without_values_is_not_taken_for_a_tied_one(tiny):
+    place = _mesh.place(rank=15, world_size=16, ep=16)
+    state = rankslice.load(tiny, rank=15, world_size=16, ep=16)
+    empty = state["model.language_model.layers.0.mlp.experts.down_projs"]
+    assert empty.numel() == 0
+    with pytest.raises(rankslice.PlanError, match="strange: .* has no such tensor"):
+        _state.adopt({**state, "strange": torch.empty_like(empty)}, state.checkpoint, place)
+
+
 @pytest.mark.parametrize("layout", ["fsdp", "hsdp", "fsdp_tp", "ep_fsdp"])
 def test_divided_models_are_adopted_by_what_each_rank_has(tiny, layout):
     run_ranks("adopt_divided.py", 4, tiny, layout)

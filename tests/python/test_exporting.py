@@ -32,6 +32,13 @@ FAILURES = {
     "other options on one rank": ("UsageError", 2, "options must be the same on every rank"),
     "a tensor that one rank lacks": ("UsageError", 2, "model.language_model.norm.weight"),
     "a tensor that ranks must exchange and one lacks": ("UsageError", 2, "are not those of rank 0"),
+    "a tensor in strides that one rank lacks": ("UsageError", 2, "are not those of rank 0"),
+    "a shape on one rank, beside tensors that ranks must exchange": ("UsageError", 2, "found [3]"),
+    "an exchange that fails": ("CommError", 75, "the connection is lost"),
+    "a state that only the first rank has": ("UsageError", 2, "got NoneType: every rank gives what it holds"),
+    "another dtype on one rank": ("UsageError", 2, "got 'bfloat16'"),
+    "a source on one rank alone": ("UsageError", 2, "source: is not given here, unlike on rank 0"),
+    "an unknown tensor of which one rank has nothing": ("UsageError", 2, "strange"),
     "a tensor that only one rank has": ("UsageError", 2, "strange"),
     "a source that is not there": ("InputMissingError", 66, "nothing"),
     "a folder that exists": ("IoError", 73, "export"),
@@ -48,11 +55,33 @@ def test_the_failure_of_one_rank_is_that_of_all(failed, what):
     assert says in first["message"]
 
 
-def test_what_a_callback_raises_leaves_its_own_rank_as_it_is_and_ends_the_others(failed):
-    first, second = failed[1]["errors"]["a callback that raises on one rank"]
-    assert second["type"] == "OutOfPatience"
+@pytest.mark.parametrize(
+    "what, raised",
+    [
+        ("a callback that raises on one rank", "OutOfPatience"),
+        ("a state that one rank cannot take", "OutOfPatience"),
+        ("no folder on one rank", "TypeError"),
+    ],
+)
+def test_what_others_raise_leaves_its_own_rank_as_it_is_and_ends_the_others(failed, what, raised):
+    first, second = failed[1]["errors"][what]
+    assert second["type"] == raised
     assert first["type"] == "UnexpectedError"
-    assert "OutOfPatience" in first["message"]
+    assert raised in first["message"]
+
+
+def test_what_torch_raises_in_an_exchange_is_the_cause(failed):
+    assert [error["cause"] for error in failed[1]["errors"]["an exchange that fails"]] == ["RuntimeError"] * 2
+
+
+def test_where_a_rank_has_nothing_of_a_tied_tensor_the_others_say_that_it_is_tied(failed):
+    assert failed[1]["errors"]["a tied tensor of which one rank has nothing"] == [None, None]
+
+
+@pytest.mark.parametrize("function", [rankslice.verify, rankslice.gather])
+def test_functions_that_take_no_family_ask_for_the_source_alone(function):
+    with pytest.raises(rankslice.UsageError, match="give source$"):
+        function({"lm_head.weight": torch.zeros(1)})
 
 
 def test_failed_exports_leave_nothing_behind(failed):

@@ -6,11 +6,11 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
-from rankslice import _native
-from rankslice._checkpoint import Source, opened
+from rankslice import _native, _steps
+from rankslice._checkpoint import Source
 from rankslice._progress import Progress, reporting
 from rankslice._state import MAX_FILE_BYTES
-from rankslice._taking import Dtype, State, take
+from rankslice._taking import Dtype, State, opened_alike, take
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -72,7 +72,8 @@ def to_hf(
     tied. Of a pipeline stage ``source=rankslice.open(path, include=…)`` says what its part is.
 
     Tensors that are not contiguous, in another dtype or on another device are brought to the host a few MiB or one
-    expert at a time.
+    expert at a time. DTensors that are divided along other axes than the first, or of experts their rows, are exchanged
+    first: until the end each rank holds a copy of its part of all of those.
 
     Collective over the ranks of the state: those that it was loaded on, or of ``mesh``, or of ``process_group``.
 
@@ -104,16 +105,18 @@ def to_hf(
         UsageError: the state does not fit the checkpoint, lacks tensors, or options contradict each other.
         VerifyError: copies differ, or what was written reads back differently.
         IoError: ``out_dir`` exists, or a file cannot be written or read.
+        CommError: a rank does not answer, or torch cannot exchange tensors.
     """
     taken = take(
         state, source, mesh=mesh, process_group=process_group, dtype=dtype, family=family, expert_layout=expert_layout,
         mtp_experts=mtp_experts, side_files=side_files, partial=partial, max_file_bytes=max_file_bytes,
     )  # fmt: skip
-    copied = None if originals is None else opened(originals, taken.world)
+    copied = opened_alike("originals", originals, taken.world)
+    out = _steps.agreed(taken.world, lambda: os.fspath(out_dir))
     world = taken.world or _native.make_solo_communicator()
     with reporting(progress, taken.world, taken.is_first) as report:
         wrote = _native.to_hf(
-            taken.state, os.fspath(out_dir), world, overwrite, include or "", exclude or "", export_layout, copied,
+            taken.state, out, world, overwrite, include or "", exclude or "", export_layout, copied,
             gdn_dtype, max_file_bytes, gather, report,
         )  # fmt: skip
     return ExportReport(cast("Headers", wrote.headers), wrote.bytes_read, wrote.bytes_written, wrote.files)
@@ -133,13 +136,15 @@ def save_shards(
     the fastest way to keep trained weights. ``open``, ``load`` and ``to_hf`` of the program take the folder.
 
     Collective over the ranks of the state, see ``to_hf``. A rank alone, which loaded with ``rank`` and ``world_size``
-    and has no torch.distributed, adds its file to the folder.
+    and has no torch.distributed, adds its file to the folder. Needs the same memory as ``to_hf``.
 
     Raises:
         UsageError: the state does not fit the checkpoint, or lacks tensors.
         VerifyError: copies differ, or what was written reads back differently.
         IoError: ``out_dir`` exists, or a file cannot be written.
+        CommError: a rank does not answer, or torch cannot exchange tensors.
     """
     taken = take(state, source, mesh=mesh, process_group=process_group)
+    out = _steps.agreed(taken.world, lambda: os.fspath(out_dir))
     with reporting(progress, taken.world, taken.is_first) as report:
-        _native.save_shards(taken.state, os.fspath(out_dir), taken.world, overwrite, report)
+        _native.save_shards(taken.state, out, taken.world, overwrite, report)

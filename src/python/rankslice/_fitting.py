@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from rankslice import _native
     from rankslice._names import Named
     from rankslice._state import Native
+
+
+_AT_A_TIME = 1 << 20
+"""Elements."""
 
 
 def without_extra_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -53,24 +57,27 @@ def fitting(
                 "merge_and_unload), or leave it out and save it by itself",
                 tensor=name,
             )
-        elif _memory_of(tensor) not in memory:
+        elif not _is_tied(tensor, memory):
             raise PlanError(f"{name}: {source.path} has no such tensor: leave it out", tensor=name)
     return fit
 
 
 def _memory_of(tensor: torch.Tensor) -> tuple[int, torch.Size, torch.dtype]:
-    return _local_of(tensor).data_ptr(), tensor.shape, tensor.dtype
+    return _tensors.local_of(tensor).data_ptr(), tensor.shape, tensor.dtype
 
 
-def _local_of(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if _tensors.is_dtensor(tensor) else tensor
+def _is_tied(tensor: torch.Tensor, memory: Set[tuple[int, torch.Size, torch.dtype]]) -> bool:
+    """Whether it is one of those by another name. Where a rank has nothing of a DTensor, those that have some say."""
+    if _tensors.local_of(tensor).numel() == 0:
+        return tensor.numel() > 0
+    return _memory_of(tensor) in memory
 
 
 def _require_fit(name: str, tensor: torch.Tensor, dtype: torch.dtype, rounding: bool) -> None:
     if tensor.dtype == dtype:
         return
     both_floating = tensor.dtype.is_floating_point and dtype.is_floating_point
-    if both_floating and (rounding or _fits(_local_of(tensor.detach()), dtype)):
+    if both_floating and (rounding or _fits(_tensors.local_of(tensor.detach()), dtype)):
         return
     found, wanted = (str(of).removeprefix("torch.") for of in (tensor.dtype, dtype))
     raise PlanError(
@@ -81,6 +88,13 @@ def _require_fit(name: str, tensor: torch.Tensor, dtype: torch.dtype, rounding: 
 
 
 def _fits(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether no value changes; NaNs are the same."""
+    """Whether no value changes; NaNs are the same. Looks at some MiB or one expert at a time."""
+    if tensor.ndim == 0:
+        return _all_fit(tensor, dtype)
+    rows = max(1, _AT_A_TIME * len(tensor) // max(1, tensor.numel()))
+    return all(_all_fit(some, dtype) for some in tensor.split(rows))
+
+
+def _all_fit(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
     again = tensor.to(dtype).to(tensor.dtype)
     return bool(((again == tensor) | (again.isnan() & tensor.isnan())).all())

@@ -41,8 +41,9 @@ def gather(
     Tensors are on the host, in the dtypes and shapes that ``to_hf`` writes, in the same order every time, of split
     experts those of one layer together. While one is used, the next one is gathered, on a thread of its own, and then
     waits: beside the tensors that the loop keeps, a receiving rank has memory for one tensor and three experts, or some
-    MiB; other ranks for three experts. On ranks that receive nothing the loop ends without a turn, when all is
-    done. Every rank must go through its loop::
+    MiB; other ranks for three experts; and every rank for a copy of its part of all DTensors that are divided along
+    other axes than the first, or of experts their rows. On ranks that receive nothing the loop ends without a turn,
+    when all is done. Every rank must go through its loop::
 
         for name, tensor in rankslice.gather(state):
             send(name, tensor)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
-from rankslice import _names, _native, _tensors
+from rankslice import _names, _native, _steps, _tensors
 from rankslice._device import Devices
+from rankslice._exchanges import exchanged, needs_exchange
 from rankslice._fitting import fitting, without_extra_state
 from rankslice._names import Names
-from rankslice._pieces import Piece, divides_last, pieces_of, whole
+from rankslice._pieces import Piece, pieces_of, whole
 from rankslice._wrappers import without_wrappers
 from rankslice.errors import PlanError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.distributed.tensor import DTensor
 
     from rankslice._filling import Filling
     from rankslice._mesh import MeshPlace
@@ -78,12 +78,15 @@ def adopt(
     partial: bool = False,
     max_file_bytes: int = MAX_FILE_BYTES,
     rounding: bool = False,
+    world: _native.Communicator | None = None,
 ) -> _native.StateDict:
     """Any state dict as C++ sees it, over the same memory, on the host or another device. What is contiguous there in
     the native form and dtype is used as it is; the rest is brought into that a few MiB or one expert at a time, each
     time that C++ reads it. Names are native or transformers'. Plain tensors are whole, or this rank's part by the mesh;
-    DTensors are what their placements say. Local, but for DTensors that are divided along an axis that C++ does not
-    divide, which are exchanged, and copied for that.
+    DTensors are what their placements say. Those that are divided along an axis that C++ does not divide are exchanged:
+    each rank holds a copy of its part of all of them as long as what is returned.
+
+    Collective over ``world`` where there is one; without it local, but for what is exchanged.
 
     Args:
         source: which checkpoint the tensors are of; None: that of a state that ``load`` returned, or else of none, and
@@ -93,22 +96,37 @@ def adopt(
 
     Raises:
         PlanError: a name, dtype or shape that the checkpoint has not; a part that none of its ranks can hold.
+        CommError: tensors cannot be exchanged.
     """
-    tensors = without_wrappers(without_extra_state(state if isinstance(state, Mapping) else state.state_dict()))
     loaded = state if isinstance(state, StateDict) else None
     if loaded is not None and source is None:
         source = loaded.checkpoint
-    if source is None:
+
+    def plan() -> list[_Planned]:
+        tensors = without_wrappers(without_extra_state(state if isinstance(state, Mapping) else state.state_dict()))
+        if source is not None:
+            names = loaded.names if loaded is not None else _names.names_of(source, tensors)
+            return _planned_of(source, tensors, names, place, rounding)
         if family is None:
             raise UsageError("a state dict without a checkpoint: give source, or the family that its tensors are of")
-        locals_ = _locals_without_checkpoint(family, tensors)
+        return _planned_without_checkpoint(family, tensors)
+
+    def make() -> _native.StateDict:
+        devices = Devices()
+        locals_ = {each.native.fqn: each.local(devices) for each in planned}
+        if source is not None:
+            return _native.make_state_dict(source, locals_, place.mesh, place.rank)
+        assert family is not None
         folder = os.fspath(side_files or "")
         return _native.make_fresh_state_dict(
             locals_, place.mesh, place.rank, family, expert_layout, mtp_experts, folder, partial, max_file_bytes
         )
-    names = loaded.names if loaded is not None else _names.names_of(source, tensors)
-    locals_ = _locals_of(source, tensors, names, place, rounding)
-    adopted = _native.make_state_dict(source, locals_, place.mesh, place.rank)
+
+    # What can fail on one rank alone is agreed on before and after what the ranks exchange, never within it.
+    planned = _steps.agreed(world, plan)
+    divided = exchanged({each.name: each.tensor for each in planned if each.piece is None}, world)
+    planned = [each if each.piece is not None else each.now_divided(divided[each.name]) for each in planned]
+    adopted = _steps.agreed(world, make)
     if loaded is not None and source is loaded.checkpoint:
         adopted.read = loaded._digests
     return adopted
@@ -160,45 +178,71 @@ def parts_of(checkpoint: _native.Checkpoint, place: MeshPlace) -> dict[str, Piec
     }
 
 
-def _locals_of(
+class _Planned(NamedTuple):
+    """A tensor, and what it is a part of.
+
+    Attributes:
+        swapped: whether its axes 1 and 2 are exchanged against the native form.
+        piece: this rank's part, in the native order of axes; None: known once ranks have exchanged the tensor.
+    """
+
+    name: str
+    tensor: torch.Tensor
+    swapped: bool
+    native: Native
+    piece: Piece | None
+
+    def now_divided(self, tensor: torch.Tensor) -> _Planned:
+        """The same, of a copy that is divided as C++ divides it."""
+        return self._replace(tensor=tensor, piece=_divided_piece(self.name, tensor, self.swapped, self.native))
+
+    def local(self, devices: Devices) -> _native.LocalTensor:
+        """Its values as a part of the native one."""
+        assert self.piece is not None
+        local = _in_native_order(_tensors.local_of(self.tensor.detach()), self.swapped)
+        return _tensors.over(self.native, self.piece.offsets, self.piece.shape, local, devices)
+
+
+def _planned_of(
     source: _native.Checkpoint, tensors: Mapping[str, torch.Tensor], names: Names, place: MeshPlace, rounding: bool
-) -> dict[str, _native.LocalTensor]:
-    devices = Devices()
+) -> list[_Planned]:
     known, table, parts = natives(source), _names.table(source, names), parts_of(source, place)
-    locals_ = {}
+    planned = []
     for name, tensor in fitting(tensors, source, table, known, rounding).items():
-        named = table[name]
-        locals_[named.fqn] = _local(name, tensor, named.swapped, known[named.fqn], parts[named.fqn], devices)
-    return locals_
+        fqn = table[name].fqn
+        planned.append(_planned(name, tensor, table[name].swapped, known[fqn], parts[fqn]))
+    return planned
 
 
-def _locals_without_checkpoint(family: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, _native.LocalTensor]:
-    devices, locals_ = Devices(), {}
+def _planned_without_checkpoint(family: str, tensors: Mapping[str, torch.Tensor]) -> list[_Planned]:
+    planned = []
     for name, named in _names.without_checkpoint(family, tensors).items():
         tensor = tensors[name]
         shape = list(tensor.shape)
-        if named.swapped:
+        if named.swapped and len(shape) > 2:
             shape[1], shape[2] = shape[2], shape[1]
         native = Native(named.fqn, _tensors.dtype_name(tensor.dtype), shape, named.stacked)
-        locals_[named.fqn] = _local(name, tensor, named.swapped, native, whole(shape), devices)
-    return locals_
+        planned.append(_planned(name, tensor, named.swapped, native, whole(shape)))
+    return planned
 
 
-def _local(
-    name: str, tensor: torch.Tensor, is_swapped: bool, native: Native, part: Piece, devices: Devices
-) -> _native.LocalTensor:
-    """A tensor's values as a part of the native one. `part`: what plain tensors may be, unless whole."""
-    if _tensors.is_dtensor(tensor):
-        tensor, piece = _divided_natively(name, tensor, is_swapped, native)
-        local = tensor.to_local()
+def _planned(name: str, tensor: torch.Tensor, is_swapped: bool, native: Native, part: Piece) -> _Planned:
+    """`part`: what plain tensors may be, unless whole. Raises PlanError for all that is wrong with a tensor."""
+    if not _tensors.is_dtensor(tensor):
+        piece: Piece | None = plain_piece(name, _in_native_order(tensor, is_swapped), native, part)
     else:
-        local, piece = tensor, None
-    local = local.detach()
-    if is_swapped:
-        local = local.transpose(1, 2)
-    if piece is None:
-        piece = plain_piece(name, local, native, part)
-    return _tensors.over(native, piece.offsets, piece.shape, local, devices)
+        native.require_shape(name, tensor.shape, is_swapped)
+        axes = {0} if not native.stacked else {0, 2} if is_swapped else {0, 1}
+        if needs_exchange(tensor, axes):
+            pieces_of(name, tensor)  # which says what is wrong with it
+            piece = None
+        else:
+            piece = _divided_piece(name, tensor, is_swapped, native)
+    return _Planned(name, tensor, is_swapped, native, piece)
+
+
+def _in_native_order(tensor: torch.Tensor, is_swapped: bool) -> torch.Tensor:
+    return tensor.transpose(1, 2) if is_swapped and tensor.ndim > 2 else tensor
 
 
 def plain_piece(name: str, local: torch.Tensor, native: Native, part: Piece) -> Piece:
@@ -213,27 +257,11 @@ def plain_piece(name: str, local: torch.Tensor, native: Native, part: Piece) -> 
     )
 
 
-def _divided_natively(name: str, tensor: DTensor, is_swapped: bool, native: Native) -> tuple[DTensor, Piece]:
-    """A DTensor of which this rank has a part as C++ divides it, and that part, its axes in the native order."""
-    from torch.distributed.tensor import Shard
-
-    native.require_shape(name, tensor.shape, is_swapped)
-    divided = {0} if not native.stacked else {0, 2} if is_swapped else {0, 1}
-    if not all(_is_divided_by(tensor, n, divided) for n in range(len(tensor.placements))):
-        tensor = tensor.redistribute(placements=[Shard(0) if hasattr(p, "dim") else p for p in tensor.placements])
+def _divided_piece(name: str, tensor: torch.Tensor, is_swapped: bool, native: Native) -> Piece:
+    """What this rank has of a DTensor that is divided as C++ divides it, in the native order of axes."""
     pieces = pieces_of(name, tensor)
     if not pieces:
-        empty = (0, *native.shape[1:])
-        return tensor, whole(empty)
+        return whole((0, *native.shape[1:]))
     if len(pieces) > 1:
         raise PlanError(f"{name}: {tensor.placements} leave this rank parts that are not neighbours", tensor=name)
-    return tensor, pieces[0].swapped() if is_swapped else native.in_elements(pieces[0])
-
-
-def _is_divided_by(tensor: DTensor, mesh_dim: int, axes: set[int]) -> bool:
-    """Whether a mesh dimension divides one of these axes into neighbours, or nothing. The same on every rank."""
-    placement = tensor.placements[mesh_dim]
-    axis = getattr(placement, "dim", None)
-    if axis is None:
-        return True
-    return axis in axes and (getattr(placement, "split_factor", 1) == 1 or divides_last(tensor, mesh_dim))
+    return pieces[0].swapped() if is_swapped else native.in_elements(pieces[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, TypeVar
 
 from rankslice import _native
+from rankslice.errors import Error
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -29,5 +30,19 @@ def agreed(world: _native.Communicator | None, step: Callable[[], Result]) -> Re
     if world is None:
         return step()
     results: list[Result] = []
-    _native.on_every_rank(world, lambda: results.append(step()))
+    causes: list[BaseException | None] = []
+
+    def take() -> None:
+        try:
+            results.append(step())
+        except Error as error:
+            causes.append(error.__cause__)
+            raise
+
+    try:
+        _native.on_every_rank(world, take)
+    except Error as error:  # made anew from its message
+        if causes and error.__cause__ is None:
+            error.__cause__ = causes[0]
+        raise
     return results[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
 
@@ -50,20 +51,59 @@ def take(
 
     Raises:
         UsageError: the arguments make no sense together, or the state does not fit the checkpoint.
+        CommError: tensors cannot be exchanged.
+        Each on all ranks alike.
     """
-    if dtype not in ("held", "source"):
-        raise UsageError(f'dtype: expected "held" or "source", got {dtype!r}')
     place = _place_of(state, mesh, process_group)
     world = _world_of(place, process_group)
-    tensors = state.state_dict() if isinstance(state, nn.Module) else state
+    tensors = _steps.agreed(world, lambda: _tensors_of(state, dtype))
     checkpoint = _checkpoint_of(tensors, source, world, dtype)
-    fit = _steps.agreed(world, lambda: _fitting_of(tensors, checkpoint, rounding=dtype == "source"))
-    _require_same_exchanges(fit, world)
+
+    def fitting_ones() -> dict[str, torch.Tensor]:
+        if checkpoint is None and not without_source:
+            raise UsageError("a state dict without a checkpoint: give source")
+        return _fitting_of(tensors, checkpoint, rounding=dtype == "source")
+
+    fit = _steps.agreed(world, fitting_ones)
     # What may not be rounded has been refused.
-    adopted = _steps.agreed(world, lambda: adopt(fit, checkpoint, place, rounding=True, **without_source))
+    adopted = adopt(fit, checkpoint, place, rounding=True, world=world, **without_source)
     if isinstance(tensors, StateDict) and checkpoint is tensors.checkpoint:
         adopted.read = tensors._digests
     return Taken(adopted, world)
+
+
+def opened_alike(what: str, source: Source | None, world: _native.Communicator | None) -> _native.Checkpoint | None:
+    """What an argument of this name says, of which all ranks must have the same kind: paths they open together.
+    Collective."""
+    kind = _steps.agreed(world, lambda: _kind_of(what, source))
+    if world is not None:
+        _native.require_same(world, kind, f"{what}: is {kind} here, unlike on rank 0")
+    return None if source is None else opened(source, world)
+
+
+def _kind_of(what: str, source: Source | None) -> str:
+    if source is None:
+        return "not given"
+    if isinstance(source, _native.Checkpoint):
+        return "an open checkpoint"
+    if not isinstance(source, (str, os.PathLike)):
+        raise UsageError(f"{what}: expected a path or an open checkpoint, got {type(source).__name__}")
+    return "a path"
+
+
+def _tensors_of(state: State, dtype: str) -> Mapping[str, torch.Tensor]:
+    if dtype not in ("held", "source"):
+        raise UsageError(f'dtype: expected "held" or "source", got {dtype!r}')
+    tensors = state.state_dict() if isinstance(state, nn.Module) else state
+    if not isinstance(tensors, Mapping):
+        raise UsageError(
+            f"state: expected what load returned, a state dict or a module, got {type(state).__name__}: every rank "
+            "gives what it holds"
+        )
+    for name, tensor in without_extra_state(tensors).items():
+        if not isinstance(tensor, torch.Tensor):
+            raise UsageError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    return tensors
 
 
 def _fitting_of(
@@ -74,22 +114,6 @@ def _fitting_of(
         return tensors
     table = _names.table(checkpoint, _names.names_of(checkpoint, tensors))
     return fitting(tensors, checkpoint, table, natives(checkpoint), rounding)
-
-
-def _require_same_exchanges(tensors: Mapping[str, torch.Tensor], world: _native.Communicator | None) -> None:
-    """The DTensors that ranks exchange, as they are divided in a way that C++ does not know: where one rank lacks one
-    the others would wait for it, or take the next one for it. Collective."""
-    if world is None:
-        return
-    divided = [
-        f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.placements}"
-        for name, tensor in tensors.items()
-        if _tensors.is_dtensor(tensor) and any(getattr(p, "dim", 0) != 0 for p in tensor.placements)
-    ]
-    problem = (
-        "the DTensors that are divided along other axes than the first are not those of rank 0, or in another order"
-    )
-    _native.require_same(world, "\n".join(divided), f"{problem}: {len(divided)}, from {divided[:1]} on")
 
 
 def _place_of(state: State, mesh: DeviceMesh | None, process_group: ProcessGroup | None) -> _mesh.MeshPlace:
@@ -112,12 +136,15 @@ def _checkpoint_of(
 ) -> _native.Checkpoint | None:
     """The checkpoint that tensors are of, with parameters in the dtype in which they are held, where that is one."""
     loaded = tensors.checkpoint if isinstance(tensors, StateDict) else None
+    if world is not None:
+        options = f"dtype={dtype!r}, and the state {'was' if loaded is not None else 'was not'} returned by load"
+        _native.require_same(world, options, f"{options}, unlike on rank 0")
+    checkpoint = opened_alike("source", source, world)
     if source is None and dtype == "source" and loaded is not None:
         return opened(loaded.path, world) if any(p.converted for p in loaded.parameters) else loaded
-    if source is None:
+    if source is None or checkpoint is None:
         return loaded
-    checkpoint = opened(source, world)
-    held = _dtype_held(tensors, checkpoint) if dtype == "held" else None
+    held = _steps.agreed(world, lambda: _dtype_held(tensors, checkpoint) if dtype == "held" else None)
     if world is not None:
         _native.require_same(world, str(held), f"its tensors are all {held}, or not all of one dtype, unlike rank 0's")
     if held is None or isinstance(source, _native.Checkpoint):

@@ -130,6 +130,11 @@ def is_dtensor(tensor: torch.Tensor) -> bool:
     return tensors is not None and isinstance(tensor, tensors.DTensor)
 
 
+def local_of(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank has of a tensor."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor
+
+
 def swapped(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory with axes 1 and 2 exchanged: native experts as transformers has them, and back (rule 46)."""
     if not is_dtensor(tensor):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 from rankslice import _native
-from rankslice._checkpoint import Source, opened
+from rankslice._checkpoint import Source
 from rankslice._progress import Progress, reporting
-from rankslice._taking import State, take
+from rankslice._taking import State, opened_alike, take
 from rankslice.errors import VerifyError
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ def verify(
 
     Of a state that ``load`` returned these were digested while loading. Of any other, and of one with another
     ``source``, each rank reads what its tensors are made of, once, in bounded memory. Values that were trained since
-    then differ, and are named.
+    then differ, and are named. Of DTensors that are divided along other axes than the first, or of experts their rows,
+    each rank holds a copy of its part until the end.
 
     Collective over the ranks of the state: those that it was loaded on, or of ``mesh``, or of ``process_group``. A rank
     alone, which loaded with ``rank`` and ``world_size`` and has no torch.distributed, proves what it holds itself.
@@ -124,9 +125,10 @@ def verify(
         VerifyError: something differs. It has the report, as its attribute ``report``.
         UsageError: the state does not fit the checkpoint.
         IoError: a file of the checkpoint cannot be read.
+        CommError: a rank does not answer, or torch cannot exchange tensors.
     """
     taken = take(state, source, mesh=mesh, process_group=process_group)
-    compared = None if against is None else opened(against, taken.world)
+    compared = opened_alike("against", against, taken.world)
     with reporting(progress, taken.world, taken.is_first) as report:
         if level in ("full", "reread"):
             _native.digest_source(taken.state, taken.world, report)
