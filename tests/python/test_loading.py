@@ -1,5 +1,10 @@
 """`rankslice.load` into fresh memory, on ranks that work alone and on those of a DeviceMesh."""
 
+import copy
+import gc
+import pickle
+from collections import OrderedDict
+
 import pytest
 import torch
 
@@ -48,6 +53,31 @@ def test_floating_tensors_come_in_the_dtype_that_is_asked_for(tiny):
     as_stored = rankslice.load(tiny, rank=0, world_size=1, include=r"model\.language_model\.norm")
     name = "model.language_model.norm.weight"
     assert torch.equal(state[name], as_stored[name].float()) and state[name].dtype == torch.float32
+
+
+def test_copies_and_pickles_of_a_state_are_such_dicts_as_modules_have(tiny, tmp_path):
+    state = rankslice.load(tiny, rank=0, world_size=1)
+    torch.save(state, tmp_path / "state.pt")
+    for other in (torch.load(tmp_path / "state.pt"), copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
+        assert type(other) is OrderedDict
+        expected.assert_same(*({key: expected.bits(t) for key, t in tensors.items()} for tensors in (other, state)))
+        assert all(other[name].data_ptr() != state[name].data_ptr() for name in state)
+
+
+def test_a_checkpoint_and_a_mesh_say_what_they_are(tiny):
+    state = rankslice.load(tiny, rank=1, world_size=4, ep=2, ep_shard=1)
+    assert repr(state.checkpoint) == f"<Checkpoint {tiny}: qwen3_5_moe, {len(state)} tensors>"
+    assert repr(state.place.mesh) == "<Mesh ep_replicate=2 ep_shard=1 ep=2>"
+
+
+def test_the_parameters_of_a_checkpoint_are_the_same_ones_every_time_and_outlive_it(tiny):
+    checkpoint = rankslice.open(tiny)
+    one, other = checkpoint.parameters, checkpoint.parameters
+    assert one and all(a is b for a, b in zip(one, other, strict=True))
+    names = [parameter.fqn for parameter in one]
+    del checkpoint, other
+    gc.collect()
+    assert [parameter.fqn for parameter in one] == names
 
 
 def test_each_tensor_has_memory_of_its_own(tiny):

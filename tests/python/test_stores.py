@@ -2,6 +2,8 @@
 
 import filecmp
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,34 @@ def test_a_store_that_exists_is_replaced_only_when_asked(tiny, tmp_path):
 def test_an_opened_store_says_what_it_is(tiny, tmp_path):
     rankslice.save_store(rankslice.load(tiny), tmp_path / "tiny.h5")
     assert rankslice.inspect(tmp_path / "tiny.h5")["format"] == "store"
+
+
+SAYS_WHAT_IS_LOADED = """
+import sys, rankslice
+for path in sys.argv[1:]:
+    try:
+        rankslice.open(path)
+    except rankslice.FormatError:
+        pass
+print("rankslice._hdf5" in sys.modules)
+"""
+
+
+@with_hdf5
+@pytest.mark.parametrize(("saved", "loads"), [(None, False), ("shards", False), ("store", True), ("of a store", True)])
+def test_libhdf5_is_loaded_when_there_is_a_store_to_read(tiny, tmp_path, saved, loads):
+    path = tmp_path / "saved"
+    if saved == "shards":
+        rankslice.save_shards(rankslice.load(tiny), path)
+    elif saved == "store":
+        rankslice.save_store(rankslice.load(tiny), path)
+    elif saved == "of a store":
+        rankslice.save_store(rankslice.load(tiny), tmp_path / "source")
+        rankslice.save_shards(rankslice.load(tmp_path / "source"), path)
+    (tmp_path / "text").write_text("neither a store nor a folder")
+    paths = [tiny, tmp_path / "text", *([path] if saved else [])]
+    done = subprocess.run([sys.executable, "-c", SAYS_WHAT_IS_LOADED, *paths], capture_output=True, text=True)
+    assert done.stdout == f"{loads}\n", done.stderr
 
 
 def test_without_hdf5_it_is_said_how_to_get_it(tiny, tmp_path, monkeypatch):

@@ -1,10 +1,14 @@
 """Which group carries the messages, what a progress may be, what runs meanwhile, and that nothing stays behind."""
 
 import gc
+import signal
 import sys
 import threading
 import time
 import weakref
+from _thread import interrupt_main
+from functools import partial
+from operator import methodcaller
 
 import pytest
 import torch
@@ -173,6 +177,73 @@ def test_memory_goes_with_the_last_tensor_over_it():
     del part
     gc.collect()
     assert resident() - before < size // 2
+
+
+@pytest.fixture
+def flags(monkeypatch):
+    """Those of three ranks, and the store in which they stand."""
+    store = dist.HashStore()
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    return [_world._Flag(rank, 3) for rank in range(3)], store
+
+
+def test_a_flag_is_seen_by_those_that_have_its_name(flags):
+    (one, other, stranger), _ = flags
+    one.named("ours")
+    other.named("ours")
+    stranger.named("theirs")
+    one.raise_here()
+    assert (other.raised_by(), stranger.raised_by()) == (0, None)
+
+
+def test_a_flag_that_was_raised_before_it_had_a_name_is_seen_as_soon_as_it_has_one(flags):
+    (_, raised, other), _ = flags
+    raised.raise_here()
+    for flag in (raised, other):
+        flag.named("ours")
+    assert other.raised_by() == 1
+
+
+def test_a_flag_stands_until_the_last_rank_has_seen_it_and_then_nothing_of_it_is_left(flags):
+    ranks, store = flags
+    keys = store.num_keys()
+    for flag in ranks:
+        flag.named("ours")
+    ranks[2].raise_here()
+    for flag in reversed(ranks):
+        assert flag.raised_by() == 2
+        flag.leave()
+    assert store.num_keys() == keys
+
+
+class Alone:
+    """What C++ has of a group of one rank, in which nothing is sent."""
+
+    rank, size, kind, largest_message, between_looks = 0, 1, "none", 1 << 20, 0.0
+
+    def name_flag(self, name):
+        pass
+
+    def stopped_by(self):
+        return None
+
+
+def test_what_a_signal_raises_outside_any_call_is_raised_by_the_next_line():
+    class Hangup(Exception):
+        pass
+
+    def hang_up(*_):
+        raise Hangup
+
+    world = _native.make_communicator(Alone())
+    handler = signal.signal(signal.SIGHUP, hang_up)
+    steps = [partial(interrupt_main, signal.SIGHUP), partial(_native.still_alive, world)]
+    try:
+        with pytest.raises(Hangup):  # no line of Python is between the signal and the call
+            list(map(methodcaller("__call__"), steps))
+            time.sleep(0)
+    finally:
+        signal.signal(signal.SIGHUP, handler)
 
 
 def test_a_communicator_leaves_neither_threads_nor_references_behind(run_ranks):

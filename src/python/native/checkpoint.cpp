@@ -1,5 +1,6 @@
 #include "rankslice/checkpoint.hpp"
 
+#include <fmt/format.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
@@ -8,6 +9,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <memory>
+#include <utility>
 
 #include "rankslice/hf_keys.hpp"
 
@@ -22,10 +24,40 @@ namespace rankslice::python {
 
 namespace {
 
-std::shared_ptr<Checkpoint const> open(std::string const& path, World const& world, OpenOptions const& options) {
-  return Call(nb::none()).run([&] {
-    return world ? open_checkpoint(path, *world, options) : open_checkpoint(path, options);
-  });
+/// Native stores, whose library Python loads when it meets the first one.
+class LateStores final : public StoreFormat {
+ public:
+  /// `library_for`: of a path; None where the file is no store.
+  LateStores(Call& call, nb::object const& library_for) : call_(&call), library_for_(without_gil(library_for)) {}
+
+  [[nodiscard]] bool recognises(std::string const& path) const override {
+    auto const* const format = format_for(path);
+    return format != nullptr && format->recognises(path);
+  }
+
+  [[nodiscard]] StoreContents read(std::string const& path) const override { return format_for(path)->read(path); }
+
+ private:
+  [[nodiscard]] StoreFormat const* format_for(std::string const& path) const {
+    StoreFormat const* format = nullptr;
+    call_->with_gil([&] {
+      auto const name = nb::steal(PyUnicode_DecodeFSDefaultAndSize(path.data(), static_cast<Py_ssize_t>(path.size())));
+      auto const library = (*library_for_)(name);
+      if (!library.is_none()) format = nb::cast<StoreLibrary const&>(library).format;
+    });
+    return format;
+  }
+
+  Call* call_;
+  std::shared_ptr<nb::object> library_for_;
+};
+
+std::shared_ptr<Checkpoint const> open(std::string const& path, World const& world, OpenOptions options,
+                                       nb::object const& stores) {
+  Call call{nb::none()};
+  LateStores const late(call, stores);
+  if (!stores.is_none()) options.store = &late;
+  return call.run([&] { return world ? open_checkpoint(path, *world, options) : open_checkpoint(path, options); });
 }
 
 /// FQN -> the name in transformers' modules, which hold all experts of a layer in one tensor, whatever the files do.
@@ -72,14 +104,20 @@ void bind_checkpoint(nb::module_& module) {
       .def_ro("fingerprint", &Checkpoint::fingerprint)
       .def_ro("digests_from", &Checkpoint::digests_from)
       .def_ro("warnings", &Checkpoint::warnings)
-      .def_prop_ro("parameters", [](Checkpoint const& checkpoint) { return checkpoint.model.parameters; });
+      .def_prop_ro(
+          "parameters",
+          [](Checkpoint const& checkpoint) -> std::vector<Parameter> const& { return checkpoint.model.parameters; })
+      .def("__repr__", [](Checkpoint const& checkpoint) {
+        return fmt::format("<Checkpoint {}: {}, {} tensors>", checkpoint.path, checkpoint.family,
+                           checkpoint.model.parameters.size());
+      });
   module.def(
       "open_checkpoint",
       [](std::string const& path, World const& world, std::string const& family, std::string const& source,
          std::string const& expert_layout, std::optional<std::string> const& dtype, std::optional<bool> text_only,
-         std::string const& manifest, bool without_manifest, StoreLibrary const* stores) {
+         std::string const& manifest, bool without_manifest, nb::object const& stores) {
         OpenOptions options{.family = family,
-                            .store = stores == nullptr ? nullptr : stores->format,
+                            .store = nullptr,
                             .source = source,
                             .expert_layout = known(parse_expert_layout(expert_layout), "expert_layout", expert_layout),
                             .dtype = {},
@@ -87,7 +125,7 @@ void bind_checkpoint(nb::module_& module) {
                             .manifest = manifest,
                             .without_manifest = without_manifest};
         if (dtype) options.dtype = known(parse_dtype(*dtype), "dtype", *dtype);
-        return open(path, world, options);
+        return open(path, world, std::move(options), stores);
       },
       nb::arg("path"), nb::arg("world").none(), nb::arg("family"), nb::arg("source"), nb::arg("expert_layout"),
       nb::arg("dtype").none(), nb::arg("text_only").none(), nb::arg("manifest"), nb::arg("without_manifest"),

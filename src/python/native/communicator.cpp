@@ -84,8 +84,13 @@ void bind_communicator(nb::module_& module) {
   module.def(
       "make_communicator",
       [](nb::object const& group) {
-        auto functions = std::make_shared<PythonGroup>(group)->functions();
-        return Call(nb::none()).run([&] { return World(make_communicator(std::move(functions))); });
+        auto const messages = std::make_shared<PythonGroup>(group);
+        auto functions = messages->functions();
+        return Call(nb::none()).run([&] {
+          World world = make_communicator(std::move(functions));
+          messages->name_flag(*world);
+          return world;
+        });
       },
       nb::arg("group"), "A communicator over messages of Python's. Collective.");
   module.def(

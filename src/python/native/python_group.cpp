@@ -4,9 +4,15 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
+#include <array>
 #include <condition_variable>
 #include <csignal>
+#include <cstdint>
+#include <memory>
 #include <mutex>
+#include <random>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -30,6 +36,17 @@ nb::object view_of(std::byte const* data, std::size_t bytes) {
 /// An interrupt counts where signals are looked for, not within what is not to be interrupted.
 void put_off(nb::python_error const& error) {
   if (error.matches(PyExc_KeyboardInterrupt)) PyErr_SetInterrupt();
+}
+
+/// Where no call can raise it: between the next two lines of the main thread.
+void raise_later(nb::python_error const& error) {
+  auto kept = std::make_unique<nb::python_error>(error);
+  auto const raise = [](void* given) {
+    std::unique_ptr<nb::python_error> const owned(static_cast<nb::python_error*>(given));
+    owned->restore();
+    return -1;
+  };
+  if (Py_AddPendingCall(raise, kept.get()) == 0) (void)kept.release();
 }
 
 }  // namespace
@@ -67,6 +84,15 @@ Collectives PythonGroup::functions() {
   };
   functions.progress = [self] { self->progress(); };
   return functions;
+}
+
+void PythonGroup::name_flag(Communicator& world) {
+  std::array<std::uint32_t, 4> name{};
+  std::random_device random;
+  std::ranges::generate(name, [&] { return random(); });
+  world.broadcast(std::as_writable_bytes(std::span(name)), 0);
+  nb::gil_scoped_acquire const gil;
+  group_->attr("name_flag")(nb::bytes(name.data(), sizeof(name)));
 }
 
 template <typename Byte>
@@ -120,7 +146,7 @@ void PythonGroup::fail(nb::object const& error) {
 void PythonGroup::look_around() {
   look_for_signals();
   auto const now = Clock::now();
-  if (now < next_look_) return;
+  if (now < next_look_ || Call::current() == nullptr) return;
   next_look_ = now + between_looks_;
   if (!stop_ && stopped_by()) stop_ = std::make_exception_ptr(Interrupted());
 }
@@ -136,7 +162,11 @@ void PythonGroup::look_for_signals() {
     }
     if (!since_) since_ = now;
   }
-  if (auto* const call = Call::current()) stop_ = call->keep(error);
+  if (auto* const call = Call::current()) {
+    stop_ = call->keep(error);
+  } else {
+    raise_later(error);
+  }
 }
 
 void PythonGroup::progress() {

@@ -8,6 +8,7 @@
 #include <span>
 
 #include "rankslice/callbacks.hpp"
+#include "rankslice/communicator.hpp"
 
 #include "python/native/bindings.hpp"
 #include "python/native/call.hpp"
@@ -25,6 +26,10 @@ class PythonGroup final : public OtherRanks, public std::enable_shared_from_this
 
   /// What `make_communicator` takes. Holds this group.
   [[nodiscard]] Collectives functions();
+
+  /// Gives all ranks the name under which the first one lets them stop one another. Until then no rank is stopped;
+  /// what stops this one is made up for. Collective over `world`, which is made of this group.
+  void name_flag(Communicator& world);
 
   void stop() noexcept override;
   [[nodiscard]] std::optional<int> stopped_by() noexcept override;

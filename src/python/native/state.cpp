@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
@@ -107,7 +108,10 @@ void bind_state(nb::module_& module) {
       .def_ro("ep_replicate", &Mesh::ep_replicate)
       .def_ro("ep_shard", &Mesh::ep_shard)
       .def_ro("ep", &Mesh::ep)
-      .def_prop_ro("ranks", &Mesh::ranks);
+      .def_prop_ro("ranks", &Mesh::ranks)
+      .def("__repr__", [](Mesh const& mesh) {
+        return fmt::format("<Mesh ep_replicate={} ep_shard={} ep={}>", mesh.ep_replicate, mesh.ep_shard, mesh.ep);
+      });
   module.def("make_mesh", &make_mesh, nb::arg("ranks"), nb::arg("ep"), nb::arg("ep_shard"));
   module.def("held", &held, nb::arg("checkpoint"), nb::arg("mesh"), nb::arg("rank"));
   module.def("allocate", &allocate, nb::arg("bytes"));

@@ -80,24 +80,18 @@ def opened(
             raise UsageError("dtype: the checkpoint is open already: give dtype to rankslice.open")
         checkpoint = given
     else:
-        stores = _stores.library()
-        try:
-            checkpoint = _native.open_checkpoint(
-                os.fspath(given),
-                world,
-                family,
-                os.fspath(source or ""),
-                expert_layout,
-                _dtype_name(dtype),
-                text_only,
-                "" if isinstance(manifest, bool) else os.fspath(manifest),
-                manifest is False,
-                stores,
-            )
-        except UsageError:
-            if stores is None and os.path.isfile(given):
-                raise UsageError(f"{os.fspath(given)}: is a file; {_stores.HOW}") from None
-            raise
+        checkpoint = _native.open_checkpoint(
+            os.fspath(given),
+            world,
+            family,
+            os.fspath(source or ""),
+            expert_layout,
+            _dtype_name(dtype),
+            text_only,
+            "" if isinstance(manifest, bool) else os.fspath(manifest),
+            manifest is False,
+            _stores.library_for,
+        )
     return _native.select(checkpoint, include or "", exclude or "")
 
 

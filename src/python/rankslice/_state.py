@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -28,7 +29,8 @@ MAX_FILE_BYTES = 5_000_000_000
 
 
 class StateDict(dict[str, torch.Tensor]):
-    """Name -> tensor: what this rank holds of a checkpoint. Free a tensor by deleting it.
+    """Name -> tensor: what this rank holds of a checkpoint. Free a tensor by deleting it. Copies and pickles,
+    also those of torch.save, are OrderedDicts, as state dicts of modules are.
 
     Attributes:
         checkpoint: where it came from; of a selection only what was selected.
@@ -51,6 +53,9 @@ class StateDict(dict[str, torch.Tensor]):
         self.names: Names = "native"
         self.bytes_owned, self.bytes_read = filling.bytes_owned, filling.bytes_read
         self._digests = filling.digests
+
+    def __reduce__(self):
+        return OrderedDict, (), None, None, iter(self.items())
 
     def renamed(self, names: Names) -> StateDict:
         """The same tensors, sharing their memory, under native names or those of transformers' modules, whose experts

@@ -22,6 +22,8 @@ HOW = (
     "its source, with pip install --config-settings=cmake.define.RANKSLICE_HDF5=ON"
 )
 
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
 
 @cache
 def library() -> _native.StoreLibrary | None:
@@ -31,6 +33,24 @@ def library() -> _native.StoreLibrary | None:
     except ModuleNotFoundError:
         return None
     return cast(_native.StoreLibrary, _hdf5.library())
+
+
+def library_for(path: str) -> _native.StoreLibrary | None:
+    """What reads this file; None where it does not begin like a store. Only then is libhdf5 loaded.
+
+    Raises:
+        UsageError: the package was built without HDF5.
+    """
+    try:
+        with open(path, "rb") as file:
+            begins = file.read(len(_SIGNATURE))
+    except OSError:
+        begins = _SIGNATURE  # the library says what is wrong
+    if begins != _SIGNATURE:
+        return None
+    if (hdf5 := library()) is None:
+        raise UsageError(f"{path}: is a file; {HOW}")
+    return hdf5
 
 
 def save_store(

@@ -89,9 +89,10 @@ class _Messages:
         self.kind, self.size, self.rank = kind, len(ranks), ranks.index(dist.get_rank())
         self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self.between_looks = max(0.5, self.size / 2000)  # all look at one store: 2000 times a second at most
-        self._group, self._ranks, self._flag = group, ranks, _Flag(ranks)
+        self._group, self._ranks, self._flag = group, ranks, _Flag(self.rank, self.size)
         threading.Thread(target=_serve, args=(self.jobs,), name="rankslice messages", daemon=True).start()
         weakref.finalize(self, self.jobs.put, None)
+        weakref.finalize(self, self._flag.leave).atexit = False  # then the store may be gone already
 
     def start_send(self, data: memoryview, to: int, tag: int) -> Callable[[], object]:
         import torch
@@ -107,9 +108,13 @@ class _Messages:
         tensor = torch.frombuffer(data, dtype=torch.uint8)
         return _wait(tensor, dist.irecv(tensor, src=self._ranks[source], group=self._group, tag=_FIRST_TAG + tag))
 
+    def name_flag(self, name: bytes) -> None:
+        """What the ranks of this communicator have alike, and no other has."""
+        self._flag.named(name.hex())
+
     def stop(self) -> None:
         """Stops the others at their next block."""
-        self._flag.raise_by(self.rank)
+        self._flag.raise_here()
 
     def stopped_by(self) -> int | None:
         """The rank that stopped all, if one did."""
@@ -120,29 +125,45 @@ class _Flag:
     """Raised by a rank that was interrupted. A rank at work looks at it, as it does not read messages; and one that
     waits, as torch's waits cannot be broken off. It stands in the job's store; without one it is never seen raised."""
 
-    _made: dict[int, int] = {}  # for the same ranks; all of them have made as many
-
-    def __init__(self, ranks: list[int]) -> None:
+    def __init__(self, rank: int, size: int) -> None:
         from torch.distributed import distributed_c10d
 
-        same_ranks = hash(tuple(ranks))  # of numbers: alike in all processes
-        number = self._made[same_ranks] = self._made.get(same_ranks, 0) + 1
-        self._key = f"rankslice/interrupt/{same_ranks}/{number}"
+        self._rank, self._size = rank, size
+        self._key: str | None = None
+        self._is_raised_here = False
+        self._raised_by: int | None = None
         try:
             self._store: Store | None = distributed_c10d._get_default_store()
         except (AttributeError, ValueError):  # not public
             self._store = None
 
-    def raise_by(self, rank: int) -> None:
-        if self._store is not None:
+    def named(self, name: str) -> None:
+        """From here on the ranks have it in common."""
+        self._key = f"rankslice/interrupt/{name}"
+        if self._is_raised_here:
+            self.raise_here()
+
+    def raise_here(self) -> None:
+        self._is_raised_here = True
+        if self._store is not None and self._key is not None:
             with suppress(RuntimeError):  # a store that went away with its rank: the group says more of that
-                self._store.set(self._key, str(rank))
+                self._store.set(self._key, str(self._rank))
 
     def raised_by(self) -> int | None:
-        if self._store is not None:
+        if self._raised_by is None and self._store is not None and self._key is not None:
             with suppress(RuntimeError):
-                return int(self._store.get(self._key)) if self._store.check([self._key]) else None
-        return None
+                if self._store.check([self._key]):
+                    self._raised_by = int(self._store.get(self._key))
+        return self._raised_by
+
+    def leave(self) -> None:
+        """Nobody looks any more here. Of the ranks that saw it raised, which are all, the last one takes it away."""
+        if self._store is not None and (self._is_raised_here or self._raised_by is not None):
+            with suppress(RuntimeError):
+                left = f"{self._key}/left"
+                if self._store.add(left, 1) == self._size:
+                    self._store.delete_key(self._key)
+                    self._store.delete_key(left)
 
 
 def _wait(tensor: Tensor, work: Work) -> Callable[[], object]:
