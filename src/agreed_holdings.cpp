@@ -1,9 +1,13 @@
 #include "agreed_holdings.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
 #include <utility>
+
+#include "rankslice/error.hpp"
 
 #include "comm/checked_bytes.hpp"
 #include "plan/held.hpp"
@@ -43,12 +47,22 @@ std::vector<std::byte> pack(Held const& held) {
   return bytes;
 }
 
-Held unpack(std::vector<std::byte> const& bytes, std::size_t parameters) {
+/// @throws VerifyError for what no rank with as many parameters packs
+Held unpack(std::vector<std::byte> const& bytes, std::size_t parameters, int rank) {
   Held held{.numbers = std::vector<std::uint32_t>(parameters), .slices = {}};
   auto const bytes_of_numbers = parameters * sizeof(std::uint32_t);
+  if (bytes.size() < bytes_of_numbers || (bytes.size() - bytes_of_numbers) % sizeof(Slice) != 0) {
+    throw VerifyError(fmt::format("rank {} says in {} bytes what it holds, which are not those of {} parameters", rank,
+                                  bytes.size(), parameters));
+  }
   held.slices.resize((bytes.size() - bytes_of_numbers) / sizeof(Slice));
   std::memcpy(held.numbers.data(), bytes.data(), bytes_of_numbers);
   std::memcpy(held.slices.data(), bytes.data() + bytes_of_numbers, held.slices.size() * sizeof(Slice));
+  for (auto const number : held.numbers) {
+    if (number < held.slices.size()) continue;
+    throw VerifyError(
+        fmt::format("rank {} says that it holds slice {} of {} that it names", rank, number, held.slices.size()));
+  }
   return held;
 }
 
@@ -72,7 +86,9 @@ Holdings agree_on_holdings(StateDict const& state, Communicator& world) {
   if (all_say(world, all_as_mesh)) return holdings;
 
   std::vector<Held> ranks;
-  for (auto const& bytes : all_gather(world, pack(held))) ranks.push_back(unpack(bytes, parameters.size()));
+  for (auto const& bytes : all_gather(world, pack(held))) {
+    ranks.push_back(unpack(bytes, parameters.size(), static_cast<int>(ranks.size())));
+  }
   std::map<std::pair<std::vector<std::uint32_t>, Slice>, std::size_t> alike;  // parameters that are divided alike
   for (std::uint32_t i = 0; i < parameters.size(); ++i) {
     std::vector<std::uint32_t> numbers;

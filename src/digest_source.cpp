@@ -2,7 +2,6 @@
 
 #include "rankslice/verify.hpp"
 
-#include "comm/checked_bytes.hpp"
 #include "state/consistency.hpp"
 #include "state/local_tensor.hpp"
 #include "storage_reader.hpp"
@@ -28,8 +27,9 @@ void digest_slices_held(StateDict& state, CallOptions const& call, Communicator*
 
 void digest_source(StateDict& state, Communicator& world, CallOptions const& call) {
   on_every_rank(world, [&] { require_consistent(state, world); });
-  if (all_say(world, is_digested(state))) return;
-  on_every_rank(world, [&] { digest_slices_held(state, call, &world); });
+  on_every_rank(world, [&] {
+    if (!is_digested(state)) digest_slices_held(state, call, &world);
+  });
 }
 
 void digest_source(StateDict& state, CallOptions const& call) {

@@ -118,6 +118,16 @@ TEST(AgreedHoldings, OfATensorThatOneRankLacksAreNothingThere) {
   });
 }
 
+TEST(AgreedHoldings, OfRanksWithOtherNumbersOfParametersAreRefused) {
+  for (auto const layers : {2, 9}) {  // 12 bytes more, and 96, which could be those of three slices
+    auto const thrown = test::exceptions_of_ranks(2, [&](Communicator& world) {
+      auto const source = model_of_layers(world.rank() == 0 ? layers : 1);
+      (void)agree_on_holdings(state_of(source, test::fsdp(2), world.rank()), world);
+    });
+    EXPECT_THROW(std::rethrow_exception(thrown[0]), VerifyError);
+  }
+}
+
 TEST(AgreedHoldings, OfParametersThatAreDividedAlikeAreOneDivision) {
   test::run_ranks(3, [&](Communicator& world) {
     auto const holdings = agree_on_holdings(state_of(model_of_layers(5), test::fsdp(3), world.rank()), world);
