@@ -9,6 +9,8 @@
 #include "rankslice/error.hpp"
 
 #include "checkpoint_parts.hpp"
+#include "core/mesh.hpp"
+#include "core/slice_at.hpp"
 #include "format/hf_folder.hpp"
 #include "fresh_source.hpp"
 #include "io/file.hpp"
@@ -78,15 +80,25 @@ void require_names(Checkpoint const& source, std::vector<CheckpointParts::Native
 ShardedTensor place(Checkpoint const& source, std::uint32_t index, LocalTensor const& local, Mesh const& mesh,
                     MeshCoordinate const& coordinate) {
   auto const& parameter = source.model.parameters[index];
+  if (local.offsets.empty() != local.local_shape.empty()) {
+    throw PlanError(
+        fmt::format("{}: its part has {} but no {}", parameter.fqn, local.offsets.empty() ? "a local shape" : "offsets",
+                    local.offsets.empty() ? "offsets" : "local shape"),
+        parameter.fqn);
+  }
   ShardedTensor tensor{.parameter = parameter,
                        .local_shape = local.local_shape,
                        .offsets = local.offsets,
                        .placements = {},
                        .data = {},
                        .index = index};
-  if (local.offsets.empty() && local.local_shape.empty()) {
-    auto const slice = held_slice(parameter, mesh, coordinate);
-    tensor = place_local_tensor(parameter, {.parameter = index, .slice = slice}, mesh);
+  auto const by_mesh = local.offsets.empty();
+  require_inside(mesh, coordinate);
+  if (by_mesh || divides(mesh, parameter)) {
+    auto const given = held_slice(parameter, mesh, coordinate);
+    if (by_mesh || slice_at(parameter, local.offsets, local.local_shape) == given) {
+      tensor = place_local_tensor(parameter, {.parameter = index, .slice = given}, mesh);
+    }
   }
   tensor.data = local.data;
   return tensor;

@@ -16,8 +16,8 @@ struct LocalTensor {
   /// Contiguous and row-major. Not copied; memory that somebody else frees goes in with a deleter that does nothing.
   Buffer data;
   /// Where it lies in the global tensor, and how much of it it is: a box of stacked experts and their rows, or of a
-  /// dense tensor some of axis 0, on all ranks together everything. Both empty: what the mesh gives, of stacked experts
-  /// those of rule 9, and of each the rows of rule 14; all of any other.
+  /// dense tensor some of axis 0. Parts of two ranks are the same, copies, or apart; all together are everything. Both
+  /// empty: what the mesh gives, of stacked experts those of rule 9, and of each the rows of rule 14; all of any other.
   Shape offsets{};
   Shape local_shape{};
 };
@@ -41,17 +41,19 @@ struct StateOptions {
 /// Names that contain `_extra_state` are left out. All ranks give the same names, dtypes, global shapes and options:
 /// the calls that take the state refuse what would make other headers or another index than rank 0's. Local.
 /// @param tensors by FQN, native; files are filled in the order of the names
-/// @throws PlanError for a part that does not lie inside or is divided along other axes, a buffer of another size, a
-/// coordinate outside the mesh, or rows that `ep_shard` does not divide; FormatError for names, shapes and dtypes that
-/// do not fit the family or config.json, names that are no UTF-8, and side files whose names lead out of a folder or
-/// meet; UsageError for an unknown family; IoError for a config.json that cannot be read.
+/// @throws PlanError for a part that lacks offsets or shape, does not lie inside or is divided along other axes, a
+/// buffer of another size, a coordinate outside the mesh, or rows that `ep_shard` does not divide; FormatError for
+/// names, shapes and dtypes that do not fit the family or config.json, names that are no UTF-8, and side files whose
+/// names lead out of a folder or meet; UsageError for an unknown family; IoError for a config.json that cannot be read.
 [[nodiscard]] StateDict make_state_dict(std::map<std::string, LocalTensor> const& tensors, Mesh const& mesh,
                                         MeshCoordinate const& coordinate, StateOptions const& options);
 
 /// A state dict over the caller's memory whose tensors are those of an opened checkpoint, or some of them: a model that
-/// was trained from it, or one that `fill` is to give its values. Nothing is read. Local.
-/// @throws PlanError for a name that `source` has not, a dtype or global shape that is not its, a part that does not
-/// lie inside or is divided along other axes, a buffer of another size, or a coordinate outside the mesh.
+/// was trained from it, or one that `fill` is to give its values. `verify` and `to_hf` need all of them: of some,
+/// `source` is to be a selection of just these (`select_tensors`). Nothing is read. Local.
+/// @throws PlanError for a name that `source` has not, a dtype or global shape that is not its, a part that lacks
+/// offsets or shape, does not lie inside or is divided along other axes, a buffer of another size, or a coordinate
+/// outside the mesh.
 [[nodiscard]] StateDict make_state_dict(std::shared_ptr<Checkpoint const> const& source,
                                         std::map<std::string, LocalTensor> const& tensors, Mesh const& mesh,
                                         MeshCoordinate const& coordinate);

@@ -19,7 +19,7 @@ struct ShardedTensor {
   Parameter parameter;
   Shape local_shape;
   Shape offsets;                      ///< Of the local tensor in the global one, per axis.
-  std::vector<Placement> placements;  ///< Along (`ep_replicate`, `ep_shard`, `ep`); rule 16. Of other parts empty.
+  std::vector<Placement> placements;  ///< Rule 16, of what must be the mesh's: in its order. Of other parts empty.
   Buffer data;
   std::uint32_t index = 0;  ///< In `Model::parameters` of the source.
 

@@ -61,8 +61,8 @@ struct VerifyReport {
 
 /// Digest what `load` would have digested while reading: the bytes of a state's source of which its tensors are made,
 /// each once, into `state.read`. For states that `make_state_dict` made or that were loaded without digests, before
-/// they are verified. Memory of the tensors is not touched; needs a bounded buffer. Where every rank has digests
-/// already, nothing is read. Collective.
+/// they are verified. Memory of the tensors is not touched; needs a bounded buffer. A rank that has digests keeps them
+/// and reads nothing. Collective.
 /// @throws PlanError for a state that is not what it says, as UsageError on every rank; UsageError for one that belongs
 /// to no checkpoint; IoError, FormatError
 void digest_source(StateDict& state, Communicator& world, CallOptions const& call = {});

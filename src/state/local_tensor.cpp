@@ -1,5 +1,7 @@
 #include "state/local_tensor.hpp"
 
+#include "plan/held.hpp"
+
 namespace rankslice {
 
 ShardedTensor place_local_tensor(Parameter const& parameter, PlannedSlice const& planned, Mesh const& mesh) {
@@ -20,6 +22,12 @@ ShardedTensor place_local_tensor(Parameter const& parameter, PlannedSlice const&
     if (mesh.ep_replicate > 1 || mesh.ep_shard > 1) tensor.placements[1] = {.kind = Placement::Kind::shard, .dim = 1};
   }
   return tensor;
+}
+
+std::optional<Slice> slice_by_placements(ShardedTensor const& tensor, Mesh const& mesh,
+                                         MeshCoordinate const& coordinate) {
+  if (tensor.placements.empty()) return std::nullopt;
+  return divides(mesh, tensor.parameter) ? held_slice(tensor.parameter, mesh, coordinate) : Slice{};
 }
 
 std::vector<PlannedSlice> slices_held(StateDict const& state) {

@@ -3,12 +3,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <optional>
+#include <utility>
 
 #include "comm/checked_bytes.hpp"
 #include "core/fingerprint.hpp"
 #include "core/mesh.hpp"
 #include "state/consistency.hpp"
+#include "state/local_tensor.hpp"
 
 namespace rankslice {
 
@@ -103,6 +106,49 @@ void append_mismatches(Model const& model, Parameter const& parameter, std::vect
   }
 }
 
+/// "rank 2 (replica 1): expert 3 of KEY: holds rows [0, 8) of 8, its mesh gives it none".
+void append_misplaced(StateDict const& state, ShardedTensor const& tensor, Slice const& given,
+                      std::vector<Mismatch>& mismatches) {
+  auto const& model = state.source->model;
+  auto const& parameter = tensor.parameter;
+  auto const held = tensor.slice();
+  auto const rank = state.mesh.rank(state.coordinate);
+  auto const who = fmt::format("rank {} (replica {})", rank, state.coordinate.ep_replicate);
+  for (auto const index : parameter.tensors) {
+    auto const& key = model.tensors[index].key;
+    auto const& experts = model.tensors[index].experts;
+    if (!parameter.stacked_experts) {
+      auto const what = fmt::format("{}: {}: holds elements [{}, {}) of {}, its mesh gives it all", who, key,
+                                    held.part.begin, held.part.end, given.part.end);
+      mismatches.push_back({.tensor = key, .expert = -1, .rank = rank, .what = what});
+      continue;
+    }
+    for (auto expert = experts.begin; expert < experts.end; ++expert) {
+      auto const rows_in = [&](Slice const& slice) {
+        return slice.part.begin <= expert && expert < slice.part.end ? slice.rows : Range{};
+      };
+      auto const describe_rows = [&](Range const& rows) {
+        return rows.empty() ? std::string("none")
+                            : fmt::format("rows [{}, {}) of {}", rows.begin, rows.end, parameter.row_count());
+      };
+      auto const here = rows_in(held), should = rows_in(given);
+      if (here == should || (here.empty() && should.empty())) continue;
+      auto const what = fmt::format("{}: expert {} of {}: holds {}, its mesh gives it {}", who, expert, key,
+                                    describe_rows(here), describe_rows(should));
+      mismatches.push_back({.tensor = key, .expert = static_cast<std::int64_t>(expert), .rank = rank, .what = what});
+    }
+  }
+}
+
+void check_placements(StateDict const& state, std::vector<Mismatch>& mismatches) {
+  for (auto const& [fqn, tensor] : state.tensors) {
+    auto const given = slice_by_placements(tensor, state.mesh, state.coordinate);
+    auto const held = tensor.slice();
+    if (!given || held == *given || (held.empty() && given->empty())) continue;
+    append_misplaced(state, tensor, *given, mismatches);
+  }
+}
+
 }  // namespace
 
 bool check_alike(StateDict const& state, Communicator& world, std::vector<Mismatch>& mismatches) {
@@ -125,7 +171,9 @@ bool check_alike(StateDict const& state, Communicator& world, std::vector<Mismat
 }
 
 void check_coverage(StateDict const& state, Holdings const& holdings, std::vector<Mismatch>& mismatches) {
+  check_placements(state, mismatches);
   if (state.mesh.rank(state.coordinate) != 0) return;
+  std::map<std::pair<Division const*, bool>, std::vector<Flaw>> flaws;  // the same of all that are divided alike
   auto const& model = state.source->model;
   for (std::uint32_t i = 0; i < model.parameters.size(); ++i) {
     auto const& parameter = model.parameters[i];
@@ -133,7 +181,9 @@ void check_coverage(StateDict const& state, Holdings const& holdings, std::vecto
       auto const& key = model.key_of(parameter);
       mismatches.push_back({.tensor = key, .expert = -1, .rank = -1, .what = key + ": missing"});
     } else if (auto const* const division = holdings.division(i)) {
-      append_mismatches(model, parameter, find_flaws(parameter, *division), mismatches);
+      auto const [found, is_new] = flaws.try_emplace({division, parameter.stacked_experts});
+      if (is_new) found->second = find_flaws(parameter, *division);
+      append_mismatches(model, parameter, found->second, mismatches);
     }
   }
 }

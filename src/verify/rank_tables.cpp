@@ -23,6 +23,7 @@ namespace rankslice {
 namespace {
 
 constexpr auto kBlockBytes = 1_MiB;
+constexpr std::size_t kAskedHolders = 8;  // for all of their tables: who has many errors need not see each expert named
 
 /// Those of the tensors that are made of a parameter, and of their scales.
 template <typename Step>
@@ -163,6 +164,16 @@ void RankTables::name_differences(DigestTable const& table, std::vector<std::uin
     std::vector<int> of_rank(bytes.size() / sizeof(int));
     std::memcpy(of_rank.data(), bytes.data(), of_rank.size() * sizeof(int));
     asked.insert(of_rank.begin(), of_rank.end());
+  }
+  while (asked.size() > kAskedHolders) asked.erase(std::prev(asked.end()));
+  for (auto const parameter : differing) {
+    if (asked.contains(first_holder(parameter))) continue;
+    auto const& key = model_.key_of(model_.parameters[parameter]);
+    mismatches.push_back({.tensor = key,
+                          .expert = -1,
+                          .rank = world_.rank(),
+                          .what = fmt::format("rank {}: {}: {} here is not as on rank {}", world_.rank(), key, what,
+                                              first_holder(parameter))});
   }
   auto const mine = fmt::format("{} here", what);
   for (auto const first : asked) {

@@ -25,7 +25,8 @@ class RankTables {
   void sum(DigestTable& table);
 
   /// The same, of copies that are equal: what differs is added to `mismatches` by the rank that differs from the first
-  /// that holds the slice, and of replicas from rank 0. `what` names the numbers in messages. Collective.
+  /// that holds the slice, and of replicas from rank 0. `what` names the numbers in messages; experts are named of what
+  /// differs from some first holders, and only the tensor of what differs from others. Collective.
   void reduce(DigestTable& table, std::string_view what, std::vector<Mismatch>& mismatches);
 
  private:
@@ -50,8 +51,8 @@ class RankTables {
 [[nodiscard]] Digests digest_held(StateDict const& state, CallOptions const& call, Communicator* world);
 
 /// From the digests of what each rank holds those of what all ranks together hold, of every tensor all of it once in
-/// each replica. Copies of a tensor on
-/// several ranks must be equal, so that it does not matter who writes which part of it. Collective.
+/// each replica. Copies of a tensor on several ranks must be equal, so that it does not matter who writes which part of
+/// it. Collective.
 /// @throws VerifyError naming tensor, expert and rank.
 [[nodiscard]] Digests in_all_ranks(StateDict const& state, Holdings const& holdings, Digests held, Communicator& world);
 

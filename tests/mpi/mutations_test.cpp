@@ -14,6 +14,7 @@
 
 #include "rankslice/load.hpp"
 #include "rankslice/store.hpp"
+#include "rankslice/to_hf.hpp"
 #include "rankslice/verify.hpp"
 
 #include "support/job_fixture.hpp"
@@ -203,6 +204,23 @@ TEST_F(Mutations, TheRemainderThatNoRankTookIsFoundByCoverageAndFull) {
     EXPECT_THAT(found(state, {.level = level}),
                 Contains("expert 6 of " + std::string(kPrefix) + "down_proj: held by no rank"));
   }
+}
+
+// The other replica has everything, so that nothing is missing and no slice is cut otherwise: it would count as a copy.
+TEST_F(Mutations, ExpertsOfAnotherCoordinateInOneReplicaAreFoundByCoverageAndFull) {
+  if (world().size() != 4) GTEST_SKIP() << "needs 4 ranks for ep_replicate 2 × ep 2";
+  auto const replicas = make_mesh(4, 2);
+  auto const mine = replicas.coordinate(world().rank());
+  auto held = mine;
+  if (world().rank() == 2) held.ep = 1;
+  auto state = load(source(), replicas, held);
+  state.coordinate = mine;
+  auto const has_none = "rank 2 (replica 1): expert 0 of " + std::string(kPrefix) + "down_proj: holds none, its mesh";
+  auto const has_it = "rank 2 (replica 1): expert 6 of " + std::string(kPrefix) + "gate_up_proj: holds rows [0, ";
+  for (auto const level : {VerifyLevel::coverage, VerifyLevel::full}) {
+    EXPECT_THAT(found(state, {.level = level}), AllOf(Contains(HasSubstr(has_none)), Contains(HasSubstr(has_it))));
+  }
+  EXPECT_THROW(to_hf(state, path("misplaced"), world()), VerifyError);
 }
 
 TEST_F(Mutations, RowsOfAnotherRankThatSharesTheExpertAreFoundByFull) {

@@ -314,5 +314,29 @@ TEST_F(DividedStates, ACopyThatDiffersIsFoundWithItsRank) {
               ElementsAre(StartsWith(fmt::format("rank 2: layer 0, expert 0 of {}: rank 0's digest", kDownKey))));
 }
 
+// Who has them first sends all that it knows: of many such ranks only some are asked.
+TEST_F(DividedStates, CopiesThatDifferFromManyRanksAreFoundEach) {
+  constexpr int kHalf = 10;
+  WayToDivide const way{"hsdp 2 x 10", make_mesh(2 * kHalf), [](Parameter const& parameter, int rank) {
+                          auto part = whole_part(parameter.shape);
+                          auto const chunk = torch_chunk(parameter.shape[0], kHalf, rank % kHalf);
+                          part.offsets[0] = chunk.begin;
+                          part.shape[0] = chunk.size();
+                          return part;
+                        }};
+  on_ranks(way, [&](StateDict& state, Communicator& world) {
+    if (world.rank() >= kHalf) misread(state, kNorm);
+    auto const report = verify(state, world);
+    for (int rank = kHalf; rank < 2 * kHalf; ++rank) {
+      EXPECT_TRUE(std::ranges::any_of(report.mismatches, [&](Mismatch const& m) {
+        return m.rank == rank && m.tensor == kNorm;
+      })) << rank;
+    }
+    EXPECT_EQ(report.mismatches.front().what.find("read here is not as"), std::string::npos) << "names both digests";
+    EXPECT_THAT(report.mismatches.back().what,
+                AllOf(StartsWith(fmt::format("rank 19: {}: ", kNorm)), HasSubstr("rank 9")));
+  });
+}
+
 }  // namespace
 }  // namespace rankslice::test

@@ -151,6 +151,19 @@ TEST(MakeStateDict, APartLiesWhereItsOffsetsSay) {
   EXPECT_EQ(state.tensors.at(kGateUp).local_shape, (Shape{3, 4, 6})) << "rule 9, where nothing is said";
 }
 
+TEST(MakeStateDict, Rule16_APartThatIsTheMeshsHasItsPlacements) {
+  auto tensors = three_of_five();
+  auto const unsaid = make(tensors, make_mesh(2), kQwen);
+  for (auto& [fqn, tensor] : tensors) {
+    tensor.offsets = unsaid.tensors.at(fqn).offsets;
+    tensor.local_shape = unsaid.tensors.at(fqn).local_shape;
+  }
+  for (auto const& [fqn, tensor] : make(tensors, make_mesh(2), kQwen).tensors) {
+    EXPECT_EQ(tensor.placements, unsaid.tensors.at(fqn).placements) << fqn;
+    EXPECT_EQ(tensor.placements.size(), 3U) << fqn;
+  }
+}
+
 TEST(MakeStateDict, PartsThatNoRankCanHoldAreRefused) {
   auto const refused = [](char const* fqn, Shape const& offsets, Shape const& local_shape) {
     auto tensors = three_of_five();
@@ -161,9 +174,17 @@ TEST(MakeStateDict, PartsThatNoRankCanHoldAreRefused) {
   refused(kHead, {4, 0}, {5, 4});            // it ends behind the tensor
   refused(kHead, {0, 1}, {8, 3});            // columns
   refused(kHead, {0}, {8});                  // another number of axes
-  refused(kHead, {0, 0}, {});                // one of both
   refused(kDown, {0, 0, 1}, {3, 3, 3});      // columns
   refused(kDown, {~0ULL, 0, 0}, {2, 3, 4});  // a sum that wraps around
+}
+
+TEST(MakeStateDict, APartThatSaysOnlyHalfOfWhereItLiesIsRefused) {
+  auto tensors = three_of_five();
+  tensors[kHead].offsets = {0, 0};
+  EXPECT_THAT(refusal(tensors), AllOf(HasSubstr(kHead), HasSubstr("its part has offsets but no local shape")));
+  tensors[kHead].offsets = {};
+  tensors[kHead].local_shape = {8, 4};
+  EXPECT_THAT(refusal(tensors), AllOf(HasSubstr(kHead), HasSubstr("its part has a local shape but no offsets")));
 }
 
 // ---- tensors of a checkpoint ----
