@@ -13,22 +13,24 @@ import reference  # noqa: E402
 import transformers_models  # noqa: E402
 
 FAMILIES = ["qwen3_5_moe", "qwen3_vl_moe"]
-TRAINED = ["expert_parallel", "fsdp", "master_weights", "replicated"]
+TRAINED = ["expert_parallel", "fsdp", "fsdp_filled", "master_weights", "replicated", "replicated_assigned"]
 UNTOUCHED = ["loaded", "tensor_parallel"]
 STAGES = ["stage_0", "stage_1"]
 
 
-JOBS = [(family, ranks) for family in FAMILIES for ranks in (2, 4)]
+@pytest.fixture(scope="module", params=[2, 4], ids="{}-ranks".format)
+def exported(request, saved_models, torchrun, tmp_path_factory):
+    """family -> the folder of what several ranks exported of its model."""
+    folders = {family: tmp_path_factory.mktemp(family) for family in FAMILIES}
+    arguments = [path for family in FAMILIES for path in (saved_models[family][1], folders[family])]
+    torchrun(request.param, "train_and_export.py", *arguments)
+    return folders
 
 
-@pytest.fixture(scope="module", params=JOBS, ids="{0[0]}-on-{0[1]}-ranks".format)
-def trained(request, saved_models, torchrun, tmp_path_factory):
+@pytest.fixture(params=FAMILIES)
+def trained(request, saved_models, exported):
     """What several ranks trained and exported: the model as it was, its checkpoint, and the folder of exports."""
-    family, ranks = request.param
-    model, ckpt = saved_models[family]
-    out = tmp_path_factory.mktemp("trained")
-    torchrun(ranks, "train_and_export.py", ckpt, out)
-    return model, ckpt, out
+    return *saved_models[request.param], exported[request.param]
 
 
 @pytest.mark.parametrize("way", UNTOUCHED)

@@ -1,5 +1,5 @@
-"""CKPT OUT: what training jobs do, on every rank. Each way leaves an export in OUT/NAME, and what the ranks had in
-memory then in OUT/NAME.pt: {"tensors": by transformers' names, "logits": of PROMPT}."""
+"""CKPT OUT [CKPT OUT]…: what training jobs do, on every rank. Each way leaves an export in OUT/NAME, and what the ranks
+had in memory then in OUT/NAME.pt: {"tensors": by transformers' names, "logits": of PROMPT}."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 import rankslice
 
@@ -26,6 +26,17 @@ def expert_mesh():
 
 def whole_model(ckpt):
     return AutoModelForImageTextToText.from_pretrained(ckpt, dtype=torch.bfloat16)
+
+
+def model_on_meta(ckpt):
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(ckpt), dtype=torch.bfloat16)
+
+
+def sharded(model):
+    for layer in model.model.language_model.layers:
+        fully_shard(layer)
+    return fully_shard(model)
 
 
 def whole(value):
@@ -50,6 +61,14 @@ def step(parameters):
 def logits_of(model):
     with torch.no_grad():
         return model(input_ids=PROMPT).logits
+
+
+def train(model, ckpt, out, name):
+    """One step with the model itself, which is then exported and kept."""
+    backward(model)
+    step(model.parameters())
+    rankslice.to_hf(model, out / name, source=ckpt)
+    keep(out, name, model.state_dict(), logits_of(model))
 
 
 def loaded(ckpt, out):
@@ -104,14 +123,14 @@ def expert_parallel(ckpt, out):
 
 def fsdp(ckpt, out):
     """Every parameter divided along its first axis, experts unevenly."""
-    model = whole_model(ckpt)
-    for layer in model.model.language_model.layers:
-        fully_shard(layer)
-    fully_shard(model)
-    backward(model)
-    step(model.parameters())
-    rankslice.to_hf(model, out / "fsdp", source=ckpt)
-    keep(out, "fsdp", model.state_dict(), logits_of(model))
+    train(sharded(whole_model(ckpt)), ckpt, out, "fsdp")
+
+
+def fsdp_filled(ckpt, out):
+    """The same, of a model that had no values: each rank reads what it has of them."""
+    model = sharded(model_on_meta(ckpt))
+    rankslice.load_into(model, ckpt)
+    train(model, ckpt, out, "fsdp_filled")
 
 
 def without_source(ckpt, out):
@@ -135,26 +154,37 @@ def master_weights(ckpt, out):
 
 def replicated(ckpt, out):
     """The whole model on every rank."""
-    model = whole_model(ckpt)
-    backward(model)
-    step(model.parameters())
-    rankslice.to_hf(model, out / "replicated", source=ckpt)
-    keep(out, "replicated", model.state_dict(), logits_of(model))
+    train(whole_model(ckpt), ckpt, out, "replicated")
 
 
-def main(ckpt, out):
+def replicated_assigned(ckpt, out):
+    """The same, of a model whose parameters are what `load` returned."""
+    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(ckpt), dtype=torch.bfloat16)
+    state = rankslice.load(ckpt, rank=0, world_size=1, names="transformers")
+    held = {name: value.bfloat16() for name, value in state.items()}  # A_log and dt_bias come in float32 (rule 55)
+    model.load_state_dict(held, assign=True)
+    train(model, ckpt, out, "replicated_assigned")
+
+
+WAYS = [
+    loaded,
+    tensor_parallel,
+    pipeline_stages,
+    without_source,
+    expert_parallel,
+    fsdp,
+    fsdp_filled,
+    master_weights,
+    replicated,
+    replicated_assigned,
+]
+
+
+def main(*folders):
     dist.init_process_group("gloo")
-    for way in (
-        loaded,
-        tensor_parallel,
-        pipeline_stages,
-        without_source,
-        expert_parallel,
-        fsdp,
-        master_weights,
-        replicated,
-    ):
-        way(ckpt, Path(out))
+    for ckpt, out in zip(folders[::2], folders[1::2], strict=True):
+        for way in WAYS:
+            way(ckpt, Path(out))
     dist.destroy_process_group()
 
 
