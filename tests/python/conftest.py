@@ -11,6 +11,8 @@ from jobs import Job
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "system"))
 
+from skipping import pytest_sessionfinish  # noqa: E402, F401
+
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):

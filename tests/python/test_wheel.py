@@ -1,6 +1,7 @@
 """One wheel, made by launch/wheel.sh, in fresh environments with versions of torch that are more than a year apart."""
 
 import filecmp
+import importlib.metadata
 import os
 import re
 import shutil
@@ -68,6 +69,7 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
 def older_torch():
     """The folder with its packages, which is kept: to fetch them takes minutes."""
     folder = ROOT / ".cache" / f"torch-{OLDER}-{sysconfig.get_config_var('SOABI')}"
@@ -78,7 +80,8 @@ def older_torch():
             run(*pip, "install", "--no-deps", "--no-compile", "--target", filling, *OLDER_PACKAGES)
             filling.rename(folder)
         except AssertionError as failure:
-            pytest.skip(f"torch {OLDER} cannot be had: {str(failure).splitlines()[-1]}")
+            reasons = re.findall(r"^ *(ERROR: .*)", str(failure), re.MULTILINE)
+            pytest.skip(f"torch {OLDER} cannot be had: {reasons[-1] if reasons else failure}")
         finally:
             shutil.rmtree(filling, ignore_errors=True)
     return folder
@@ -102,15 +105,23 @@ def assert_same_folders(one, other):
     assert filecmp.cmpfiles(one, other, files, shallow=False)[1:] == ([], [])
 
 
-@pytest.mark.parametrize("which", ["the torch of the tests", f"torch {OLDER}"])
-def test_the_same_wheel_works_with(which, wheel, checkpoint, tmp_path):
-    packages = older_torch() if OLDER in which else Path(sysconfig.get_path("purelib"))
-    python = environment(tmp_path / "venv", wheel, packages)
-    version = run(python, "-c", "import torch; print(torch.__version__)").splitlines()[-1]
-    assert version.startswith(OLDER) == (OLDER in which)
+def assert_it_works_with(packages, version, wheel, checkpoint, folder):
+    """With the torch that is among these packages, on two ranks."""
+    python = environment(folder / "venv", wheel, packages)
+    assert run(python, "-c", "import torch; print(torch.__version__)").splitlines()[-1].startswith(version)
     torchrun = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    run("timeout", "-k", 5, 120, *torchrun, ROUND_TRIP, checkpoint, tmp_path / "out")
-    assert_same_folders(checkpoint, tmp_path / "out")
+    run("timeout", "-k", 5, 120, *torchrun, ROUND_TRIP, checkpoint, folder / "out")
+    assert_same_folders(checkpoint, folder / "out")
+
+
+def test_it_works_with_the_torch_of_the_tests(wheel, checkpoint, tmp_path):
+    packages, version = Path(sysconfig.get_path("purelib")), importlib.metadata.version("torch")
+    assert not version.startswith(OLDER)
+    assert_it_works_with(packages, version, wheel, checkpoint, tmp_path)
+
+
+def test_the_same_works_with_an_older_torch(older_torch, wheel, checkpoint, tmp_path):
+    assert_it_works_with(older_torch, OLDER, wheel, checkpoint, tmp_path)
 
 
 def test_it_has_the_package_with_its_types_and_no_more(wheel):

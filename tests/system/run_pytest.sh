@@ -1,7 +1,8 @@
 #!/bin/sh
-# run_pytest.sh PYTHON FILE: run one test file; 77 (skipped, for ctest) where Python or its packages are missing.
+# run_pytest.sh PYTHON FILE [OPTION…]: run one test file; 77 (skipped, for ctest) where Python or its packages are missing.
 python=$1
 file=$2
+shift 2
 if [ ! -x "$python" ]; then
   echo "skipped: no Python at $python (RANKSLICE_TEST_PYTHON)"
   exit 77
@@ -14,4 +15,4 @@ if [ -n "$missing" ]; then
   echo "skipped: $python lacks $missing (tests/requirements.txt)"
   exit 77
 fi
-exec "$python" -m pytest -q --rootdir "$(dirname "$file")" "$file"
+exec "$python" -m pytest -q --rootdir "$(dirname "$file")" "$file" "$@"
