@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from rankslice import _native
@@ -29,10 +30,10 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 def library() -> _native.StoreLibrary | None:
     """None where the package was built without HDF5."""
     try:
-        from rankslice import _hdf5
+        hdf5 = import_module("rankslice._hdf5")  # `from rankslice import` would raise ImportError alone
     except ModuleNotFoundError:
         return None
-    return cast(_native.StoreLibrary, _hdf5.library())
+    return cast(_native.StoreLibrary, hdf5.library())
 
 
 def library_for(path: str) -> _native.StoreLibrary | None:
