@@ -138,3 +138,14 @@ def tensors_of(folder):
 def copied(folder, target):
     shutil.copytree(folder, target)
     return target
+
+
+def with_flipped_bit(folder, target):
+    """A copy with a manifest, of which then one bit changes: in the last tensor of its first file."""
+    copied(folder, target)
+    subprocess.run([program.PROGRAM, "verify", target, "--write-manifest", "-q"], check=True)
+    path = min(target.glob("*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 4
+    path.write_bytes(data)
+    return target

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import expected
+import made
 import rankslice
 from modules import module_of
 from ranks import run_ranks
@@ -144,3 +145,50 @@ def test_experts_go_through_other_memory_one_by_one_where_that_is_all_there_may_
 
 
 cut = _filling._cut
+
+
+@pytest.mark.parametrize("names", ["native", "transformers"])
+def test_a_flipped_bit_is_found_whether_memory_is_filled_directly_or_not(tiny, native, tmp_path, names):
+    flipped = made.with_flipped_bit(tiny, tmp_path / "flipped")
+    module = module_of(native.renamed(names))
+    with pytest.raises(rankslice.VerifyError, match="manifest digest .*, read"):
+        rankslice.load_into(module, flipped)
+    rankslice.load_into(module, flipped, verify="off")
+
+
+@pytest.mark.parametrize("rows_at_a_time", [None, 1])
+def test_tied_tensors_must_be_the_same_in_the_checkpoint(tiny, tmp_path, monkeypatch, rows_at_a_time):
+    if rows_at_a_time:
+        monkeypatch.setattr(_filling, "_AT_A_TIME", rows_at_a_time)
+    names = "model.language_model.layers.0.input_layernorm.weight", "model.language_model.norm.weight"
+    folder = made.copied(tiny, tmp_path / "tied")
+    state = dict(rankslice.load(folder, rank=0, world_size=1))
+    state[names[1]] = state[names[0]]
+    value = made.tensors_of(folder)[names[0]]
+    different = value.clone()
+    different[-1] += 1
+    made.replace_tensor(folder, names[1], different)
+    with pytest.raises(rankslice.Error, match=f"{names[0]} and {names[1]}: are one tensor here, .* different values"):
+        rankslice.load_into(state, folder)
+    made.replace_tensor(folder, names[1], value)
+    state[names[0]].zero_()
+    rankslice.load_into(state, folder)
+    assert torch.equal(state[names[1]], value)
+
+
+def test_a_loaded_state_that_is_filled_again_is_of_the_other_checkpoint_then(tiny, tmp_path):
+    shape = "--experts", "8", "--layers", "2", "--decoder-experts", "grouped", "--mtp-experts", "grouped"
+    other = made.synth(tmp_path / "other", *shape, "--seed", "7")
+    state = rankslice.load(tiny, rank=1, world_size=2)
+    rankslice.load_into(state, other)
+    assert state.checkpoint.path == str(other)
+    wanted = rankslice.load(other, rank=1, world_size=2)
+    assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+    assert rankslice.verify(state).ok
+
+
+def test_what_trainers_mark_meta_parameters_with_stays(tiny, native):
+    module = module_of(native, "meta")
+    module.lm_head.weight.no_weight_decay = True
+    rankslice.load_into(module, tiny)
+    assert module.lm_head.weight.no_weight_decay and not module.lm_head.weight.is_meta

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import expected
+import made
 import rankslice
 from expected import reference
 from ranks import run_ranks
@@ -112,3 +113,29 @@ def test_dtensors_of_a_mesh_are_placed_by_its_dims_and_make_up_the_checkpoint(ti
 
 def test_experts_that_a_dtensor_cannot_divide_are_refused_on_every_rank_with_advice(tiny):
     run_ranks("load_uneven.py", 3, tiny)
+
+
+def test_a_flipped_bit_is_found_while_loading_unless_nothing_is_to_be_proved(tiny, tmp_path):
+    flipped = made.with_flipped_bit(tiny, tmp_path / "flipped")
+    for level in ("full", "reread"):
+        with pytest.raises(rankslice.VerifyError, match="manifest digest .*, read") as caught:
+            rankslice.load(flipped, rank=0, world_size=1, verify=level)
+        assert caught.value.report.reference == "manifest" and len(caught.value.report.mismatches) > 0
+    rankslice.load(flipped, rank=0, world_size=1, verify="off")
+
+
+def test_ranks_that_load_together_find_a_flipped_bit_together(tiny, tmp_path):
+    run_ranks("load_flipped.py", 2, made.with_flipped_bit(tiny, tmp_path / "flipped"))
+
+
+@pytest.mark.parametrize("level", [True, "ful", None])
+def test_what_is_no_level_of_proof_is_refused_before_anything_is_opened(level):
+    for call in (rankslice.load, lambda *args, **more: rankslice.load_into({}, *args, **more)):
+        with pytest.raises(rankslice.UsageError, match="verify: expected one of off, coverage, full, reread"):
+            call("no such folder", rank=0, world_size=1, verify=level)
+
+
+def test_the_meta_device_has_no_values_to_load():
+    for call in (rankslice.load, lambda *args, **more: rankslice.load_into({}, *args, **more)):
+        with pytest.raises(rankslice.UsageError, match="device: values cannot be loaded onto the meta device"):
+            call("no such folder", rank=0, world_size=1, device="meta")

@@ -12,14 +12,14 @@ from rankslice import _buffers, _mesh, _names, _native, _progress, _steps, _tens
 from rankslice._checkpoint import Source, opened
 from rankslice._device import Devices
 from rankslice._pieces import Piece, pieces_of
-from rankslice._state import Native, natives, parts_of, plain_piece
-from rankslice.errors import PlanError
+from rankslice._state import Native, StateDict, natives, parts_of, plain_piece
+from rankslice._verifying import Level, raise_if_bad, require_level
+from rankslice.errors import PlanError, UsageError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-    from rankslice._loading import Verify
     from rankslice._mesh import MeshPlace
     from rankslice._names import Names
 
@@ -65,7 +65,7 @@ def load_into(
     include: str | None = None,
     exclude: str | None = None,
     strict: bool = True,
-    verify: Verify = "full",
+    verify: Level = "full",
     progress: _progress.Progress = None,
 ) -> Filled:
     """Fills the parameters and buffers of a module, or the tensors of a state dict, where they are.
@@ -79,8 +79,8 @@ def load_into(
     else (experts in the order of transformers, dense tensors divided along other axes, other dtypes) goes through
     256 MiB of host memory, or that of one expert or dense tensor, where it needs more.
 
-    What is on the meta device becomes real, without a second copy: parameters keep ``requires_grad``, ties and
-    placements; a model of transformers computes its buffers that no checkpoint has. Modules may have been through
+    What is on the meta device becomes real, without a second copy: parameters keep ``requires_grad``, ties, placements
+    and attributes, but those of a subclass become ``nn.Parameter``; a model of transformers computes its buffers that no checkpoint has. Modules may have been through
     ``fully_shard`` before, and be wrapped by peft, torch.compile or activation checkpointing; tensors of LoRA adapters
     are left alone. Make optimisers after that.
 
@@ -95,16 +95,26 @@ def load_into(
         names: which names they are; None: as it looks.
         include, exclude: as for ``load``.
         strict: names that one side has and the other not are an error.
-        verify, progress: as for ``load``.
+        verify: ``full``: each rank proves by itself that its memory has what it read, and that this is what the
+            checkpoint recorded of what it has whole; where values are turned or converted by torch, of the host memory
+            that they go through. ``reread`` also reads it all again; ``coverage`` and ``off`` prove nothing.
+        progress: as for ``load``.
 
     Raises:
         UsageError: names that one side has not (all are listed), a shape that is not the checkpoint's, placements with
-            partial sums; and as ``load``.
+            partial sums, tied tensors that are not the same in the checkpoint; and as ``load``.
+        VerifyError: something differs.
         IoError, FormatError, CommError: as ``load``.
     """
-    place = _mesh.place(mesh, rank, world_size, ep, ep_shard, process_group)
+    require_level(verify)
+    if device is not None:
+        device = require_real(torch.device(device))
+    if isinstance(target, StateDict) and (mesh, rank, world_size, ep, ep_shard) == (None,) * 5:
+        place = target.place
+    else:
+        place = _mesh.place(mesh, rank, world_size, ep, ep_shard, process_group)
     world = _steps.world_of(place, process_group)
-    tensors = _tensors_of(target)
+    tensors = _steps.agreed(world, lambda: _tensors_of(target))
     dtype = None if isinstance(source, _native.Checkpoint) else _widened(tensors)
     checkpoint = opened(source, world, dtype=dtype, include=include, exclude=exclude)
     filling = _steps.agreed(
@@ -112,9 +122,21 @@ def load_into(
     )
     with _progress.reporting(progress, world, place.rank == 0) as report:
         filling.fill(world, verify, report)
-    made_real = filling.made_real
-    _give(target, {name: made_real[bare] for name in tensors if (bare := _wrappers.bare(name)) in made_real})
-    return filling.result(target)
+
+    def give() -> Filled:
+        made_real = filling.made_real
+        _give(target, {name: made_real[bare] for name in tensors if (bare := _wrappers.bare(name)) in made_real})
+        if isinstance(target, StateDict):
+            target.came_from(checkpoint, place, filling)
+        return filling.result(target)
+
+    return _steps.agreed(world, give)
+
+
+def require_real(device: torch.device) -> torch.device:
+    if device.type == "meta":
+        raise UsageError("device: values cannot be loaded onto the meta device")
+    return device
 
 
 def _give(target: Target, made_real: dict[str, torch.Tensor]) -> None:
@@ -150,6 +172,8 @@ class _Box(NamedTuple):
     piece: Piece
     to: torch.Tensor
     """With its axes in the native order."""
+    tied: tuple[str, str] | None = None
+    """Names of one tensor of the target, where the first one's values are there already, and these must be the same."""
 
     @property
     def bytes(self) -> int:
@@ -200,31 +224,38 @@ class Filling:
 
     def _plan(self) -> None:
         real: dict[int, torch.Tensor] = {}  # what a tied tensor has become
+        first: dict[int, str] = {}
         for name, tensor in self._tensors.items():
-            if name in self._table and id(tensor) not in real:
+            if name not in self._table:
+                continue
+            if id(tensor) not in real:
                 real[id(tensor)] = _made_real(tensor, self._device) if tensor.is_meta else tensor
+                first[id(tensor)] = name
                 self._add(name, real[id(tensor)])
+            else:
+                self._add(name, real[id(tensor)], (first[id(tensor)], name))
         for name, tensor in self._tensors.items():
             if tensor.is_meta and id(tensor) in real:
                 self.made_real[name] = real[id(tensor)]
 
-    def _add(self, name: str, tensor: torch.Tensor) -> None:
+    def _add(self, name: str, tensor: torch.Tensor, tied: tuple[str, str] | None = None) -> None:
         named = self._table[name]
         native, local = self._natives[named.fqn], _local_of(tensor)
         pieces = _pieces(name, tensor, named.swapped, native, self._parts[named.fqn])
         if named.swapped:
             local = local.transpose(1, 2)
-        if len(pieces) == 1 and native.divides(pieces[0]) and _fills_directly(local, native):
+        if tied is None and len(pieces) == 1 and native.divides(pieces[0]) and _fills_directly(local, native):
             offsets, shape, _ = pieces[0]
             self._direct[native.fqn] = _tensors.over(native, offsets, shape, local, self._devices)
         else:
-            self._boxes += [box for piece in pieces for box in _divided(_Box(native, piece, piece.of(local)))]
+            self._boxes += [box for piece in pieces for box in _divided(_Box(native, piece, piece.of(local), tied))]
 
     def fill(self, world: _native.Communicator | None, verify: str, report: _progress.Report | None) -> None:
-        state = self._state(self._direct)
+        state = _steps.agreed(world, lambda: self._state(self._direct))
         self.bytes_owned, self.bytes_read = state.bytes
         _native.fill(state, world, verify, _followed_by(report, sum(box.bytes for box in self._boxes)))
         self.digests = state.read
+        _steps.agreed(world, lambda: self._prove(state, verify))
         _steps.agreed(world, lambda: self._fill_boxes(world, verify, report))
 
     @torch.no_grad()
@@ -244,10 +275,23 @@ class Filling:
         local = _tensors.over(box.native, read.offsets, read.shape, values, self._devices)
         state = self._state({box.native.fqn: local})
         self.bytes_read += state.bytes[1]
-        self.bytes_owned += box.bytes
         _native.fill(state, None, verify, None)
+        self._prove(state, verify)
         self.digests.add(state.read)
-        box.to.copy_(_cut(values, read, box.piece))
+        found = _cut(values, read, box.piece)
+        if box.tied is None:
+            self.bytes_owned += box.bytes
+            box.to.copy_(found)
+        elif not _is_same(box.to, found):
+            raise PlanError(
+                f"{box.tied[0]} and {box.tied[1]}: are one tensor here, and have different values in "
+                f"{self._checkpoint.path}: leave one out by exclude= and strict=False, or untie them",
+                tensor=box.tied[1],
+            )
+
+    def _prove(self, state: _native.StateDict, verify: Level) -> None:
+        """Alone, of what was filled just now."""
+        raise_if_bad(_native.verify(state, None, verify, None, None))
 
     def _state(self, tensors: dict[str, _native.LocalTensor]) -> _native.StateDict:
         return _native.make_state_dict(self._checkpoint, tensors, self._place.mesh, self._place.rank)
@@ -294,8 +338,8 @@ def _fills_directly(local: torch.Tensor, native: Native) -> bool:
 
 
 def _divided(box: _Box) -> Iterator[_Box]:
-    """Experts a few at a time, so that they need little memory."""
-    if not box.native.stacked:
+    """Experts, and what is only compared, a few rows of axis 0 at a time, so that they need little memory."""
+    if not box.piece.shape or not (box.native.stacked or box.tied):
         yield box
         return
     elements = torch.Size(box.native.read_for(box.piece).shape[1:]).numel()
@@ -304,12 +348,18 @@ def _divided(box: _Box) -> Iterator[_Box]:
         count = min(step, box.piece.shape[0] - first)
         offsets = (box.piece.offsets[0] + first, *box.piece.offsets[1:])
         some = Piece(offsets, (count, *box.piece.shape[1:]), (0,) * len(offsets))
-        yield _Box(box.native, some, box.to.narrow(0, first, count))
+        yield box._replace(piece=some, to=box.to.narrow(0, first, count))
 
 
 def _cut(values: torch.Tensor, read: Piece, wanted: Piece) -> torch.Tensor:
     begin = tuple(want - have for want, have in zip(wanted.offsets, read.offsets))
     return Piece(wanted.offsets, wanted.shape, begin).of(values)
+
+
+def _is_same(held: torch.Tensor, found: torch.Tensor) -> bool:
+    """Bit for bit, in the dtype that is held."""
+    as_held = found.to(held.device, held.dtype)
+    return torch.equal(*(values.flatten().view(torch.uint8) for values in (held, as_held)))
 
 
 def _made_real(tensor: torch.Tensor, device: torch.device | str | None) -> torch.Tensor:
@@ -324,5 +374,7 @@ def _made_real(tensor: torch.Tensor, device: torch.device | str | None) -> torch
     if _tensors.is_dtensor(tensor):
         real = _tensors.as_dtensor(real, tensor.shape, tensor.device_mesh, tensor.placements, tensor.stride())
     if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(real, requires_grad=tensor.requires_grad)
+        real = nn.Parameter(real, requires_grad=tensor.requires_grad)
+    for name, value in vars(tensor).items():  # what trainers mark parameters with
+        vars(real).setdefault(name, value)
     return real.requires_grad_(tensor.requires_grad)

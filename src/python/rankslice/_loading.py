@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
 from rankslice import _mesh, _names, _native, _progress, _steps, _tensors
 from rankslice._checkpoint import Source, opened
-from rankslice._filling import Filling
-from rankslice._state import Native, StateDict, natives, parts_of
+from rankslice._filling import Filling, require_real
+from rankslice._state import Native, StateDict, adopt, natives, parts_of
+from rankslice._verifying import Level, raise_if_bad, require_level
 from rankslice.errors import PlanError
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from rankslice._mesh import MeshPlace
     from rankslice._names import Names
-
-Verify = Literal["off", "coverage", "full", "reread"]
 
 
 def load(
@@ -37,7 +36,7 @@ def load(
     names: Names = "native",
     include: str | None = None,
     exclude: str | None = None,
-    verify: Verify = "full",
+    verify: Level = "full",
     progress: _progress.Progress = None,
 ) -> StateDict:
     """Loads this rank's part of a checkpoint: its experts of every stacked tensor, and all other tensors.
@@ -61,37 +60,46 @@ def load(
             exchanged.
         include: only tensors whose names in the files match this regular expression from their first character on.
         exclude: without those that match this one.
-        verify: ``full`` digests what is read, for ``rankslice.verify``; ``off`` does not.
+        verify: what is proved of the loaded tensors before they are returned, as by ``rankslice.verify``: ``full``, that
+            they are what was read, and that what the checkpoint recorded; ``coverage``, only that the ranks together
+            have all; ``reread``, also that reading again gives the same; ``off``, nothing. Of a rank alone ``coverage``
+            proves nothing, and rereading is its own.
         progress: True for a bar, or a function (phase, bytes done, bytes in all).
 
     Raises:
         IoError, FormatError: of the files.
+        VerifyError: something differs. It has the report, as its attribute ``report``.
         CommError: a rank does not answer.
         UsageError: arguments that make no sense together; the ranks cannot be arranged so, or the experts divided.
         Each on all ranks alike.
     """
     place = _mesh.place(mesh, rank, world_size, ep, ep_shard, process_group)
+    require_level(verify)
+    to_device = _device_of(device, place)
     world = _steps.world_of(place, process_group)
     checkpoint = opened(source, world, dtype=dtype, include=include, exclude=exclude)
 
     def prepare() -> tuple[dict[str, torch.Tensor], Filling]:
         _names.require_known(names)
-        fresh = _fresh_tensors(checkpoint, place, _device_of(device, place))
+        fresh = _fresh_tensors(checkpoint, place, to_device)
         return fresh, Filling(checkpoint, place, fresh, "native")
 
     tensors, filling = _steps.agreed(world, prepare)
     with _progress.reporting(progress, world, place.rank == 0) as report:
         filling.fill(world, verify, report)
+        state = _steps.agreed(world, lambda: adopt(tensors, checkpoint, place))
+        state.read = filling.digests
+        raise_if_bad(_native.verify(state, world, verify, None, report))
     if place.device_mesh is not None:
         tensors = _as_dtensors(checkpoint, tensors, place.device_mesh)
-    state = StateDict(tensors, checkpoint, place, filling)
-    return state if names == "native" else state.renamed(names)
+    loaded = StateDict(tensors, checkpoint, place, filling)
+    return loaded if names == "native" else loaded.renamed(names)
 
 
 def _device_of(device: torch.device | str | None, place: MeshPlace) -> torch.device:
     if device is None:
         device = "cpu" if place.device_mesh is None else place.device_mesh.device_type
-    return torch.device(device)
+    return require_real(torch.device(device))
 
 
 def _fresh_tensors(checkpoint: _native.Checkpoint, place: MeshPlace, device: torch.device) -> dict[str, torch.Tensor]:

@@ -49,8 +49,12 @@ class StateDict(dict[str, torch.Tensor]):
     ) -> None:
         """Native tensors, and how they were filled."""
         super().__init__(tensors)
-        self.checkpoint, self.place = checkpoint, place
         self.names: Names = "native"
+        self.came_from(checkpoint, place, filling)
+
+    def came_from(self, checkpoint: _native.Checkpoint, place: MeshPlace, filling: Filling) -> None:
+        """The tensors were filled from a checkpoint just now."""
+        self.checkpoint, self.place = checkpoint, place
         self.bytes_owned, self.bytes_read = filling.bytes_owned, filling.bytes_read
         self._digests = filling.digests
 

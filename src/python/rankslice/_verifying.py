@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from rankslice import _native
 from rankslice._checkpoint import Source
 from rankslice._progress import Progress, reporting
 from rankslice._taking import State, opened_alike, take
-from rankslice.errors import VerifyError
+from rankslice.errors import UsageError, VerifyError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -134,11 +134,16 @@ def verify(
             _native.digest_source(taken.state, taken.world, report)
         found = _native.verify(taken.state, taken.world, level, compared, report)
     if check:
-        _raise_if_bad(found)
+        raise_if_bad(found)
     return _report_of(found)
 
 
-def _raise_if_bad(found: _native.VerifyReport) -> None:
+def require_level(level: Level) -> None:
+    if level not in get_args(Level):
+        raise UsageError(f"verify: expected one of {', '.join(get_args(Level))}, got {level!r}")
+
+
+def raise_if_bad(found: _native.VerifyReport) -> None:
     try:
         found.throw_if_bad()
     except VerifyError as error:
