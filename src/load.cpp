@@ -73,21 +73,23 @@ void read_values(StateDict& state, VerifyLevel level, CallOptions const& call, C
   std::vector<ShardedTensor const*> tensors;
   for (auto const& [fqn, tensor] : state.tensors) tensors.push_back(&tensor);
   auto const plan = make_load_plan(model, storage.form, slices_held(state));
-  state.read = digests(level) ? Digests(model) : Digests();
-  state.read.without_codes = storage.form == Form::native;
+  state.read = {};  // of values that will be gone, whatever happens
+  auto read = digests(level) ? Digests(model) : Digests();
+  read.without_codes = storage.form == Form::native;
 
   Transfers transfers(model, storage.form, watch(call, "load", plan.bytes_read, world));
   try {
-    read_pieces(storage, model, plan.slices, digests(level) ? &state.read : nullptr, [&](PieceRead const& read) {
-      auto const& memory = tensors[read.item]->data;
-      NativeBox<std::byte> const box{.data = memory.data.get(), .slice = plan.slices[read.item].slice};
-      transfers.to(memory.device.get()).read(read.piece, read.slice, read.files, box, read.sink);
+    read_pieces(storage, model, plan.slices, digests(level) ? &read : nullptr, [&](PieceRead const& piece) {
+      auto const& memory = tensors[piece.item]->data;
+      NativeBox<std::byte> const box{.data = memory.data.get(), .slice = plan.slices[piece.item].slice};
+      transfers.to(memory.device.get()).read(piece.piece, piece.slice, piece.files, box, piece.sink);
     });
     transfers.finish();
   } catch (...) {
     transfers.abandon();
     throw;
   }
+  state.read = std::move(read);
 }
 
 StateDict load_slice(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh,
@@ -127,6 +129,7 @@ void fill(StateDict& state, Communicator& world, FillOptions const& options) {
   on_every_rank(world, [&] { require_consistent(state, world); });
   require_same_mesh(state.mesh, world);
   require_same_level(options.verify, world);
+  require_same_checkpoint(*state.source, world);
   on_every_rank(world, [&] { read_values(state, options.verify, options.call, &world); });
 }
 

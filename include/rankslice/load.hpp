@@ -40,9 +40,10 @@ struct FillOptions {
 
 /// Read the values of a state from its source into the memory that it has, on the host or on devices that do nothing
 /// else with it: of every tensor the part that this rank holds, once, and no byte of other parts (but for block scales,
-/// and rows that are columns of the file); `state.read` becomes what was read. When it throws, values are undefined.
-/// Collective, with the same options on every rank. @throws PlanError for a state that is not what it says, or whose
-/// values are in no file, as UsageError on every rank; IoError, FormatError, DeviceError
+/// and rows that are columns of the file); `state.read` becomes what was read. When it throws, values are undefined,
+/// and nothing counts as read. Collective, with the same source and options on every rank. @throws PlanError for states
+/// that are not what they say or have other sources, or values in no file, as UsageError; IoError, FormatError,
+/// DeviceError
 void fill(StateDict& state, Communicator& world, FillOptions const& options = {});
 
 /// Rank-local: the same without any communication. @throws PlanError, IoError, FormatError, DeviceError

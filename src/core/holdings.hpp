@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <span>
 #include <vector>
 
 #include "rankslice/mesh.hpp"
@@ -25,12 +26,15 @@ class Division {
   [[nodiscard]] Slice const& held_by(int rank) const { return slices_[static_cast<std::size_t>(rank)]; }
   /// The slices that are held, in order, each once; those without elements are not among them.
   [[nodiscard]] std::vector<HeldPart> const& parts() const { return parts_; }
+  /// Neighbours among them: all that have some of these experts or elements, and between such others perhaps.
+  [[nodiscard]] std::span<HeldPart const> parts_around(Range experts) const;
   /// The number of the part that a rank holds: that of no part when it holds nothing.
   [[nodiscard]] std::size_t part_of(int rank) const;
 
  private:
   std::vector<Slice> slices_;
   std::vector<HeldPart> parts_;
+  std::vector<std::uint64_t> reach_;  // of each part: where it and those before it end
 };
 
 /// Who holds which slices of the parameters of a model: what the mesh gives to each rank, but for those parameters of

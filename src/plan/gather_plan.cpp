@@ -27,7 +27,7 @@ class Owners {
   /// Who holds parts of a block.
   [[nodiscard]] std::vector<GatherPart> of_parts(Division const& division, Slice const& block) {
     std::vector<GatherPart> parts;
-    for (auto const& [held, holders] : division.parts()) {
+    for (auto const& [held, holders] : division.parts_around(block.part)) {
       auto const common = intersection(held, block);
       if (!common.empty()) parts.push_back({one_of(holders), common});
     }

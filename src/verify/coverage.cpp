@@ -62,7 +62,7 @@ std::vector<Flaw> find_flaws(Parameter const& parameter, Division const& divisio
   }
   for (std::uint64_t expert = 0; expert < parameter.part_count(); ++expert) {
     intervals.clear();
-    for (auto const& part : division.parts()) {
+    for (auto const& part : division.parts_around({expert, expert + 1})) {
       auto const& [first, end] = part.slice.part;
       if (first <= expert && expert < end) intervals.push_back({part.slice.rows, &part});
     }

@@ -136,5 +136,22 @@ TEST(AgreedHoldings, OfParametersThatAreDividedAlikeAreOneDivision) {
   });
 }
 
+TEST(AgreedHoldings, AreFoundAroundAnyExpertsThoughPartsNestAndHaveGaps) {
+  Division const division(
+      {{{0, 10}, {0, 4}}, {{2, 3}, {4, 6}}, {{3, 5}, {4, 6}}, {{8, 9}, {4, 6}}, {{12, 14}, {0, 6}}});
+  for (std::uint64_t begin = 0; begin < 16; ++begin) {
+    for (auto end = begin + 1; end <= 16; ++end) {
+      auto const around = division.parts_around({begin, end});
+      for (auto const& part : division.parts()) {
+        auto const has_some = part.slice.part.begin < end && begin < part.slice.part.end;
+        auto const is_in = &part >= around.data() && &part < around.data() + around.size();
+        EXPECT_TRUE(is_in || !has_some) << begin << ' ' << end << ' ' << to_string(part.slice);
+      }
+    }
+  }
+  EXPECT_TRUE(division.parts_around({10, 12}).empty());
+  EXPECT_EQ(division.parts_around({13, 14}).size(), 1U);
+}
+
 }  // namespace
 }  // namespace rankslice

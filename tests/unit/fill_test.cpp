@@ -271,6 +271,22 @@ TEST_F(FillTinyCheckpoint, WithoutVerifyingNothingIsDigested) {
   EXPECT_EQ(state.read.source.tensors(), 0U) << "what another call read says nothing of these values";
 }
 
+TEST_F(FillTinyCheckpoint, AfterAnErrorNothingCountsAsRead) {
+  auto const source = open();
+  CallersTensors const callers(source->model, [](auto const& p) { return test::whole_part(p.shape); });
+  auto state = state_of(source, callers);
+  fill(state);
+  auto const right = state.read;
+  std::stop_source stop;
+  auto const stop_halfway = [&](Progress const& progress) {
+    if (progress.done * 2 > progress.total) stop.request_stop();
+  };
+  EXPECT_THROW(fill(state, {.call = {.progress = stop_halfway, .stop = stop.get_token()}}), Interrupted);
+  EXPECT_EQ(state.read.source.tensors(), 0U);
+  digest_source(state);  // which would keep what there is
+  EXPECT_TRUE(std::ranges::equal(state.read.source.values(), right.source.values()));
+}
+
 TEST_F(FillTinyCheckpoint, AStopTokenStopsIt) {
   auto const source = open();
   CallersTensors const callers(source->model, [](auto const& p) { return test::whole_part(p.shape); });
@@ -411,6 +427,24 @@ TEST_F(FillTinyCheckpoint, RanksThatDoNotFitTogetherAreRefusedOnAll) {
       refusals([&](int rank) { return at(make_mesh(2), rank); },
                [](int rank) { return FillOptions{.verify = rank == 0 ? VerifyLevel::full : VerifyLevel::off}; }),
       HasSubstr("verify level off"));
+}
+
+TEST_F(FillTinyCheckpoint, OneRankWithAnotherRevisionEndsItOnAllBeforeAnythingIsRead) {
+  auto const source = open();
+  synthesize(dir.file("other"), small({.seed = 2}));
+  auto other = std::make_shared<Checkpoint>(*open_checkpoint(dir.file("other")));
+  other->digests.emplace(other->model);  // a manifest that the others' has not
+  other->digests_from = "manifest";
+  test::run_ranks(2, [&](Communicator& world) {
+    auto const& mine = world.rank() == 1 ? Source(other) : source;
+    auto const callers = holding(mine, {{kEmbedding, {{3, 0}, {5, 256}}}});
+    auto const mesh = make_mesh(2);
+    auto state = make_state_dict(mine, callers.tensors(), mesh, mesh.coordinate(world.rank()));
+    auto const refused = test::refusal_of([&] { fill(state, world); });
+    EXPECT_EQ(refused.code, ExitCode::usage);
+    EXPECT_THAT(refused.message, AllOf(HasSubstr("rank 1"), HasSubstr("has another checkpoint than rank 0")));
+    EXPECT_TRUE(callers.memory(kEmbedding).bytes() == Bytes(5 * 256 * 2, std::byte{0xA5}));
+  });
 }
 
 TEST_F(FillTinyCheckpoint, WhatTheMeshGivesIsProvedLikeALoadedState) {
