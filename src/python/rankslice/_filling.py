@@ -80,9 +80,9 @@ def load_into(
     256 MiB of host memory, or that of one expert or dense tensor, where it needs more.
 
     What is on the meta device becomes real, without a second copy: parameters keep ``requires_grad``, ties, placements
-    and attributes, but those of a subclass become ``nn.Parameter``; a model of transformers computes its buffers that no checkpoint has. Modules may have been through
-    ``fully_shard`` before, and be wrapped by peft, torch.compile or activation checkpointing; tensors of LoRA adapters
-    are left alone. Make optimisers after that.
+    and attributes, but those of a subclass become ``nn.Parameter``; a model of transformers computes its buffers that
+    no checkpoint has. Modules may have been through ``fully_shard`` before, and be wrapped by peft, torch.compile or
+    activation checkpointing; tensors of LoRA adapters are left alone. Make optimisers after that.
 
     Collective over the ranks of ``mesh``, ``process_group`` or torch.distributed; each rank alone with ``rank`` and
     ``world_size``. When it fails, it fails on all ranks alike, and values are undefined.

@@ -60,10 +60,10 @@ def load(
             exchanged.
         include: only tensors whose names in the files match this regular expression from their first character on.
         exclude: without those that match this one.
-        verify: what is proved of the loaded tensors before they are returned, as by ``rankslice.verify``: ``full``, that
-            they are what was read, and that what the checkpoint recorded; ``coverage``, only that the ranks together
-            have all; ``reread``, also that reading again gives the same; ``off``, nothing. Of a rank alone ``coverage``
-            proves nothing, and rereading is its own.
+        verify: what is proved of the loaded tensors before they are returned, as by ``rankslice.verify``: ``full``,
+            that they are what was read, and that what the checkpoint recorded; ``coverage``, only that the ranks
+            together have all; ``reread``, also that reading again gives the same; ``off``, nothing. Of a rank alone
+            ``coverage`` proves nothing, and rereading is its own.
         progress: True for a bar, or a function (phase, bytes done, bytes in all).
 
     Raises:
