@@ -250,7 +250,7 @@ class Filling:
         else:
             self._boxes += [box for piece in pieces for box in _divided(_Box(native, piece, piece.of(local), tied))]
 
-    def fill(self, world: _native.Communicator | None, verify: str, report: _progress.Report | None) -> None:
+    def fill(self, world: _native.Communicator | None, verify: Level, report: _progress.Report | None) -> None:
         state = _steps.agreed(world, lambda: self._state(self._direct))
         self.bytes_owned, self.bytes_read = state.bytes
         _native.fill(state, world, verify, _followed_by(report, sum(box.bytes for box in self._boxes)))
@@ -259,7 +259,7 @@ class Filling:
         _steps.agreed(world, lambda: self._fill_boxes(world, verify, report))
 
     @torch.no_grad()
-    def _fill_boxes(self, world: _native.Communicator | None, verify: str, report: _progress.Report | None) -> None:
+    def _fill_boxes(self, world: _native.Communicator | None, verify: Level, report: _progress.Report | None) -> None:
         done, total = self.bytes_read, self.bytes_read + sum(box.bytes for box in self._boxes)
         for box in self._boxes:
             self._fill_box(box, verify)
@@ -269,7 +269,7 @@ class Filling:
             if world is not None:
                 _native.still_alive(world)
 
-    def _fill_box(self, box: _Box, verify: str) -> None:
+    def _fill_box(self, box: _Box, verify: Level) -> None:
         read = box.native.read_for(box.piece)
         values = _tensors.empty(box.native.dtype, read.shape, torch.device("cpu"))
         local = _tensors.over(box.native, read.offsets, read.shape, values, self._devices)
