@@ -139,3 +139,10 @@ def test_the_meta_device_has_no_values_to_load():
     for call in (rankslice.load, lambda *args, **more: rankslice.load_into({}, *args, **more)):
         with pytest.raises(rankslice.UsageError, match="device: values cannot be loaded onto the meta device"):
             call("no such folder", rank=0, world_size=1, device="meta")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_named(tiny):
+    with pytest.raises(rankslice.DeviceError, match="^cuda:0: ") as refused:
+        rankslice.load(tiny, rank=0, world_size=2, device="cuda:0")
+    assert refused.value.code == 69

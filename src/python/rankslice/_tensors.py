@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rankslice import _native
-from rankslice.errors import UsageError
+from rankslice.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -74,11 +74,18 @@ def torch_shape(name: str, shape: Sequence[int]) -> list[int]:
 
 
 def empty(name: str, shape: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Memory for a local tensor of its own: on the host C++'s, on huge pages, which the tensor owns; not zeroed."""
+    """Memory for a local tensor of its own: on the host C++'s, on huge pages, which the tensor owns; not zeroed.
+
+    Raises:
+        DeviceError: there is no such device, or it has no memory left.
+    """
     dtype, sizes = torch_dtype(name), torch_shape(name, shape)
     count = torch.Size(sizes).numel()
     if device.type != "cpu" or count == 0:
-        return torch.empty(sizes, dtype=dtype, device=device)
+        try:
+            return torch.empty(sizes, dtype=dtype, device=device)
+        except (RuntimeError, AssertionError) as error:  # the latter where torch was built without that device
+            raise DeviceError(f"{device}: {error}") from error
     memory = torch.from_dlpack(_native.allocate(count * dtype.itemsize))
     return memory.view(dtype).view(sizes)
 
