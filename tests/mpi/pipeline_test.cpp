@@ -232,6 +232,9 @@ TEST_F(PipelineTest, Rule62_ExpertsThatNoRankOrTwoRanksHoldAreNamed) {
     --tensor.local_shape[0];
     tensor.data.bytes -= bytes;
   }
+  auto const against_mesh = verify(state, world(), {.level = VerifyLevel::coverage});
+  EXPECT_EQ(against_mesh.mismatches.size(), 2U) << "and it is not what the mesh gives";
+  tensor.placements.clear();  // divided by the caller
   auto const report = verify(state, world(), {.level = VerifyLevel::coverage});
   ASSERT_EQ(report.mismatches.size(), 1U);
   EXPECT_THAT(report.mismatches.front().what, HasSubstr("held by no rank"));
