@@ -250,12 +250,20 @@ class Filling:
         else:
             self._boxes += [box for piece in pieces for box in _divided(_Box(native, piece, piece.of(local), tied))]
 
-    def fill(self, world: _native.Communicator | None, verify: Level, report: _progress.Report | None) -> None:
+    def fill(
+        self,
+        world: _native.Communicator | None,
+        verify: Level,
+        report: _progress.Report | None,
+        prove: bool = True,
+    ) -> None:
+        """Collective. Without `prove` who calls proves what was filled directly, all ranks together."""
         state = _steps.agreed(world, lambda: self._state(self._direct))
         self.bytes_owned, self.bytes_read = state.bytes
         _native.fill(state, world, verify, _followed_by(report, sum(box.bytes for box in self._boxes)))
         self.digests = state.read
-        _steps.agreed(world, lambda: self._prove(state, verify))
+        if prove:
+            _steps.agreed(world, lambda: self._prove(state, verify))
         _steps.agreed(world, lambda: self._fill_boxes(world, verify, report))
 
     @torch.no_grad()

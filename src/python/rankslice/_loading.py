@@ -86,7 +86,7 @@ def load(
 
     tensors, filling = _steps.agreed(world, prepare)
     with _progress.reporting(progress, world, place.rank == 0) as report:
-        filling.fill(world, verify, report)
+        filling.fill(world, verify, report, prove=False)
         state = _steps.agreed(world, lambda: adopt(tensors, checkpoint, place))
         state.read = filling.digests
         raise_if_bad(_native.verify(state, world, verify, None, report))
