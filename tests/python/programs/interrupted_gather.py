@@ -14,13 +14,13 @@ state = rankslice.load(folder)
 
 
 def loop():
-    tensors = rankslice.gather(state)
-    if rank == interrupted:
-        print("here", flush=True)
-    for _ in tensors:
-        time.sleep(0.05)
-        while interrupted == 0:  # its loop never goes on
+    with rankslice.gather(state) as tensors:  # so that the others hear of it wherever in the loop it strikes
+        if rank == interrupted:
+            print("here", flush=True)
+        for _ in tensors:
             time.sleep(0.05)
+            while interrupted == 0:  # its loop never goes on
+                time.sleep(0.05)
 
 
 raised = raised_by(loop)
