@@ -118,7 +118,8 @@ void complete(std::string const& path, Checkpoint const& source, Digests const& 
 
 }  // namespace
 
-void save_store(StateDict const& state, std::string const& path, Communicator& world, SaveOptions const& options) {
+SaveReport save_store(StateDict const& state, std::string const& path, Communicator& world,
+                      SaveOptions const& options) {
   require_agreement(state, world);
   auto const holdings = agree_on_holdings(state, world);
   auto const& source = *state.source;
@@ -144,6 +145,7 @@ void save_store(StateDict const& state, std::string const& path, Communicator& w
     if (world.rank() == 0) complete(output.path(), source, expected);
   });
   output.publish();
+  return {.bytes_written = plan_bytes(source.model, plan, Form::native)};
 }
 
 }  // namespace rankslice

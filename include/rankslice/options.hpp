@@ -31,11 +31,25 @@ enum class VerifyLevel : std::uint8_t {
 /// Whether a level needs the digests of what is read while loading.
 [[nodiscard]] constexpr bool digests(VerifyLevel level) { return level >= VerifyLevel::full; }
 
+/// What people should hear of while a call goes on.
+struct Notice {
+  bool warning = false;
+  std::string text;
+};
+
 /// What every long call accepts.
 struct CallOptions {
   std::function<void(Progress const&)>
       progress{};  ///< Called on the caller's thread after every block; what it throws ends the call on every rank.
-  std::stop_token stop{};  ///< When it fires the call throws `Interrupted` on every rank.
+  std::stop_token stop{};                       ///< When it fires the call throws `Interrupted` on every rank.
+  std::function<void(Notice const&)> notice{};  ///< Called on rank 0, on the caller's thread.
+};
+
+/// What an output that went on where an earlier run was stopped took over from it.
+struct Resumed {
+  std::uint64_t segments = 0;  ///< Files, or pieces of one, that were whole, and were read back again.
+  std::uint64_t of = 0;        ///< All segments of the output.
+  std::uint64_t bytes = 0;     ///< Tensor bytes of those that were taken over.
 };
 
 }  // namespace rankslice

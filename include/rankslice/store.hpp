@@ -1,6 +1,9 @@
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "rankslice/options.hpp"
 #include "rankslice/state_dict.hpp"
@@ -10,7 +13,15 @@ namespace rankslice {
 /// The same on every rank.
 struct SaveOptions {
   bool overwrite = false;  ///< Replace what exists under the final name, in one step at the end.
+  /// For `save_store`: when it is stopped or killed leave what is written, and go on with what an earlier call for the
+  /// same values left. Without it nothing stays of a call that throws.
+  bool resume = false;
   CallOptions call{};
+};
+
+struct SaveReport {
+  std::uint64_t bytes_written = 0;  ///< Tensor bytes that this rank wrote.
+  std::optional<Resumed> resumed{};
 };
 
 /// Everything in a store but the tensor bytes.
@@ -58,6 +69,7 @@ void disable_hdf5_exit_handler();
 /// on every rank.
 /// @throws IoError (`cannot_create` when `path` exists and `overwrite` is not set); PlanError and VerifyError as
 /// `to_hf`
-void save_store(StateDict const& state, std::string const& path, Communicator& world, SaveOptions const& options = {});
+SaveReport save_store(StateDict const& state, std::string const& path, Communicator& world,
+                      SaveOptions const& options = {});
 
 }  // namespace rankslice

@@ -36,6 +36,9 @@ struct ExportOptions {
   /// Rank 0 writes everything, and the others, which need not see `out_dir`, send it what they hold or read: for when
   /// only one node can write. What is copied for `ExportLayout::source` rank 0 reads as well.
   bool gather = false;
+  /// When the call is stopped or killed leave what is written, and go on with what an earlier call left that would have
+  /// written the same bytes. Without it nothing stays of a call that throws.
+  bool resume = false;
   CallOptions call{};
 };
 
@@ -47,6 +50,7 @@ struct ExportReport {
   std::uint64_t bytes_written = 0;  ///< Tensor bytes that this rank wrote.
   std::uint64_t files = 0;
   std::optional<Reread> reread{};  ///< Of `VerifyLevel::reread`.
+  std::optional<Resumed> resumed{};
 };
 
 /// Reassemble the global Hugging Face checkpoint from the ranks' shards: the source's headers, index and side files,

@@ -9,8 +9,8 @@ namespace rankslice::python {
 /// Native stores, for rankslice._native, which is not linked with HDF5: rankslice._hdf5 gives it this.
 struct StoreLibrary {
   StoreFormat const* format = nullptr;
-  void (*save)(StateDict const& state, std::string const& path, Communicator& world,
-               SaveOptions const& options) = nullptr;
+  SaveReport (*save)(StateDict const& state, std::string const& path, Communicator& world,
+                     SaveOptions const& options) = nullptr;
 };
 
 }  // namespace rankslice::python
