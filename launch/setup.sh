@@ -9,8 +9,8 @@ Usage: launch/setup.sh [--lean | --tests]
 
   --lean    what it takes to build and run the program (default; LibTorch is 1.3 GB)
   --tests   and what the tests need: the whole of torch for the Python reference (5.7 GB), what the Python package is
-            built with, strace, HDF5 tools, and, only where they can be had, ShellCheck and Slurm for one test each, and
-            Clang for fuzzing
+            built with, strace, HDF5 tools, and, only where they can be had, ShellCheck for one test, iproute2 and Slurm
+            for those on clusters, and Clang for fuzzing
 
 Safe to repeat: what is there is left alone, and when all is there the network is not used. Needs root or sudo only
 for missing packages. LibTorch comes from, in this order: LIBTORCH_ROOT, the torch of the python3 on PATH (an active
@@ -29,7 +29,7 @@ readonly build_packages=(
   libssl-dev
   libgtest-dev libgmock-dev)
 readonly test_packages=(python3-dev strace hdf5-tools)
-readonly optional_test_packages=(shellcheck slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge)
+readonly optional_test_packages=(shellcheck iproute2 slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge)
 # Clang before 16 cannot compile the ranges of libstdc++ 12. llvm: names in the stack traces of findings.
 readonly fuzz_packages=(clang-19 libclang-rt-19-dev llvm-19)
 
@@ -81,7 +81,8 @@ setup_packages() {
   install_packages "${packages[@]}"
   say "packages are there"
   if [[ $mode == tests ]]; then
-    install_packages "${optional_test_packages[@]}" || say "without ShellCheck or Slurm: their tests will be skipped"
+    install_packages "${optional_test_packages[@]}" ||
+      say "without ShellCheck, iproute2 or Slurm: their tests will be skipped"
     install_packages "${fuzz_packages[@]}" || say "without ${fuzz_packages[0]}: nothing will be fuzzed"
   fi
 }

@@ -9,7 +9,8 @@ Usage: tests/run.sh [--all] [CTEST-OPTION…]
 
   --all           first the unit and MPI tests once more under the address and undefined-behaviour sanitizers, and a
                   minute of fuzzing for each format that is read; then also the long system tests
-  CTEST-OPTION…   to ctest: -R REGEX, -L LABEL (unit, mpi, system, python, package, check, gpu, fuzz), --rerun-failed, …
+  CTEST-OPTION…   to ctest: -R REGEX, -L LABEL (unit, mpi, system, cluster, python, package, check, gpu,
+                  fuzz), --rerun-failed, …
 
 Tests that cannot run here are skipped, with the reason, and do not count as failures.
 TEXT

@@ -96,7 +96,8 @@ def marked_processes(mark):
 class Run:
     """A started program. Leaving the `with` block ends what is left of it."""
 
-    def __init__(self, *args, ranks=None, timeout=60, env=None, on_rank=None, cwd=None):
+    def __init__(self, *args, ranks=None, timeout=60, env=None, on_rank=None, cwd=None, under=()):
+        """`under`: a command that starts the program, as mpirun does with `ranks`."""
         self.mark = uuid.uuid4().hex
         self.on_rank = on_rank
         command = [str(PROGRAM), *map(str, args)]
@@ -105,6 +106,7 @@ class Run:
             command = [str(HERE / "on_rank.sh"), *command]
         if ranks is not None:
             command = [MPIEXEC, "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), *command]
+        command = [*map(str, under), *command]
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             ["timeout", "-k", "5", str(timeout), *command],
