@@ -1,23 +1,76 @@
 #include "shared_output.hpp"
 
-#include <cstring>
+#include <fmt/format.h>
+
 #include <filesystem>
-#include <vector>
+#include <string_view>
 
 namespace rankslice {
 
-SharedOutput::SharedOutput(std::string const& final_path, StagedOutput::Kind kind, bool overwrite, Communicator& world)
-    : world_(world) {
+namespace {
+
+std::string broadcast_text(Communicator& world, std::string const& of_rank_0) {
+  auto const bytes = std::as_bytes(std::span(of_rank_0));
+  std::vector<std::byte> shared(bytes.begin(), bytes.end());
+  broadcast_vector(world, shared, 0);
+  return {reinterpret_cast<char const*>(shared.data()), shared.size()};
+}
+
+}  // namespace
+
+SharedOutput::SharedOutput(std::string const& final_path, StagedOutput::Kind kind, bool overwrite, Communicator& world,
+                           std::string const& resume_key, std::function<void(Notice const&)> notice)
+    : world_(world), notice_(resume_key.empty() ? nullptr : std::move(notice)) {
   on_every_rank(world, [&] {
-    if (world.rank() == 0) staged_ = std::make_unique<StagedOutput>(final_path, kind, overwrite);
+    if (world.rank() != 0) return;
+    staged_ = std::make_unique<StagedOutput>(final_path, kind, overwrite, resume_key);
+    if (!notice_) return;
+    for (auto const& warning : staged_->warnings()) notice_({.warning = true, .text = warning});
   });
-  std::vector<std::byte> name;
-  if (staged_) {
-    auto const* const text = reinterpret_cast<std::byte const*>(staged_->path().data());
-    name.assign(text, text + staged_->path().size());
+  share_what_is_there();
+}
+
+void SharedOutput::share_what_is_there() {
+  path_ = broadcast_text(world_, staged_ ? staged_->path() : "");
+  auto const continues = staged_ && staged_->taken_over();
+  taken_over_ = !broadcast_text(world_, continues ? "taken over" : "").empty();
+  if (!taken_over_) return;
+  auto const lines = broadcast_text(world_, continues ? to_lines(staged_->progress()->records()) : "");
+  on_every_rank(world_, [&] {
+    for (auto& record : from_lines(lines)) recorded_.insert_or_assign(record.name, std::move(record.sums));
+  });
+}
+
+void SharedOutput::record(std::vector<SegmentRecord> const& segments) {
+  on_every_rank(world_, [&] {
+    if (staged_ && staged_->progress() != nullptr) staged_->progress()->append(segments);
+    for (auto const& segment : segments) recorded_.insert_or_assign(segment.name, segment.sums);
+  });
+}
+
+void SharedOutput::forget(std::vector<std::string> const& names) {
+  on_every_rank(world_, [&] {
+    if (staged_ && staged_->progress() != nullptr) staged_->progress()->forget(names);
+    for (auto const& name : names) recorded_.erase(name);
+  });
+}
+
+void SharedOutput::fill(std::function<void()> const& step) {
+  try {
+    step();
+  } catch (Interrupted const&) {
+    keep_unfinished();
+    throw;
+  } catch (CommError const&) {
+    keep_unfinished();
+    throw;
   }
-  broadcast_vector(world, name, 0);
-  path_.assign(reinterpret_cast<char const*>(name.data()), name.size());
+}
+
+void SharedOutput::keep_unfinished() {
+  if (!staged_ || staged_->progress() == nullptr || recorded_.empty()) return;
+  staged_->keep_unfinished();
+  if (notice_) notice_({.warning = false, .text = fmt::format("{} stays: the same command goes on there", path_)});
 }
 
 void SharedOutput::publish() {

@@ -11,7 +11,7 @@
 #include "comm/backoff.hpp"
 #include "comm/caller_group.hpp"
 #include "comm/check_rank.hpp"
-#include "comm/host_name.hpp"
+#include "core/host_name.hpp"
 #include "comm/message_lane.hpp"
 
 namespace rankslice {

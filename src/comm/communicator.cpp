@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "comm/checked_bytes.hpp"
-#include "comm/host_name.hpp"
+#include "core/host_name.hpp"
 #include "comm/outcome.hpp"
 
 namespace rankslice {

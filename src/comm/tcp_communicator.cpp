@@ -14,7 +14,7 @@
 
 #include "comm/check_rank.hpp"
 #include "comm/control.hpp"
-#include "comm/host_name.hpp"
+#include "core/host_name.hpp"
 #include "comm/message_lane.hpp"
 #include "comm/tcp_group.hpp"
 #include "comm/tcp_hub.hpp"

@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "comm/host_name.hpp"
+#include "core/host_name.hpp"
 #include "comm/silent_ranks.hpp"
 #include "comm/tcp_frame.hpp"
 #include "core/literals.hpp"

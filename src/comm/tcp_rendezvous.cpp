@@ -16,7 +16,7 @@
 
 #include "rankslice/error.hpp"
 
-#include "comm/host_name.hpp"
+#include "core/host_name.hpp"
 
 namespace rankslice {
 namespace {

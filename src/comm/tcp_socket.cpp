@@ -18,7 +18,7 @@
 
 #include "rankslice/error.hpp"
 
-#include "comm/host_name.hpp"
+#include "core/host_name.hpp"
 
 namespace rankslice {
 namespace {

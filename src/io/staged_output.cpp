@@ -6,15 +6,16 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
-#include <climits>
 #include <cstdio>
 #include <filesystem>
+#include <set>
+#include <string_view>
 
 #include "rankslice/error.hpp"
 
-#include "io/file.hpp"
+#include "core/host_name.hpp"
+#include "io/folders.hpp"
 #include "io/positional.hpp"
 
 namespace rankslice {
@@ -24,6 +25,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kPartial = ".partial-";
+constexpr std::string_view kProgress = ".progress";
 
 enum class Found { nothing, empty_folder, folder, file };
 
@@ -41,15 +43,9 @@ std::string without_trailing_slashes(std::string path) {
   return path;
 }
 
-std::string parent_of(std::string const& path) {
-  auto const parent = fs::path(path).parent_path().string();
-  return parent.empty() ? "." : parent;
-}
-
-std::string temporary_name(std::string const& final_path) {
-  std::array<char, HOST_NAME_MAX + 1> host{};
-  check(::gethostname(host.data(), host.size() - 1), "gethostname", final_path);
-  return fmt::format("{}{}{}-{}", final_path, kPartial, host.data(), ::getpid());
+/// One that no other process gives.
+std::string own_name(std::string const& final_path) {
+  return fmt::format("{}{}{}-{}", final_path, kPartial, host_name(), ::getpid());
 }
 
 Found find(std::string const& path) {
@@ -85,16 +81,21 @@ Found find_replaceable(std::string const& path, StagedOutput::Kind kind, bool ov
   return found;
 }
 
-std::vector<std::string> find_leftovers(std::string const& final_path) {
-  std::vector<std::string> leftovers;
-  auto const prefix = fs::path(final_path).filename().string() + std::string(kPartial);
+/// Outputs that are not `own`. Files that go with one are not named beside it.
+std::vector<std::string> find_leftovers(std::string const& final_path, std::string const& own) {
+  std::set<std::string> leftovers;
+  auto const base = fs::path(final_path).filename().string();
+  auto const prefix = base + std::string(kPartial);
   std::error_code unreadable;  // then they cannot be named, which stops nobody
   for (fs::directory_iterator entry(parent_of(final_path), unreadable), end; !unreadable && entry != end;
        entry.increment(unreadable)) {
-    if (entry->path().filename().string().starts_with(prefix)) leftovers.push_back(entry->path().string());
+    auto const name = entry->path().filename().string();
+    if (!name.starts_with(prefix)) continue;
+    auto const of_progress = name.find(kProgress, prefix.size());
+    leftovers.insert(final_path + name.substr(0, of_progress).substr(base.size()));
   }
-  std::ranges::sort(leftovers);
-  return leftovers;
+  leftovers.erase(own);
+  return {leftovers.begin(), leftovers.end()};
 }
 
 void sync_folders(std::string const& root) {
@@ -125,19 +126,18 @@ void rename_to_free_name(std::string const& from, std::string const& to, Found f
   check(-1, "rename to the final name", to);
 }
 
-void remove_replaced(std::string const& old, std::string const& final_path) {
+void remove_after_publish(std::string const& path, std::string_view what, std::string const& final_path) {
   std::error_code error;
-  fs::remove_all(old, error);
+  fs::remove_all(path, error);
   if (!error) return;
-  throw IoError(
-      ExitCode::io,
-      fmt::format("{} is in place, but the old one, now {}, cannot be removed: {}", final_path, old, error.message()),
-      old);
+  throw IoError(ExitCode::io,
+                fmt::format("{} is in place, but {}{} cannot be removed: {}", final_path, what, path, error.message()),
+                path);
 }
 
 }  // namespace
 
-StagedOutput::StagedOutput(std::string final_path, Kind kind, bool overwrite)
+StagedOutput::StagedOutput(std::string final_path, Kind kind, bool overwrite, std::string const& resume_key)
     : final_(without_trailing_slashes(std::move(final_path))), kind_(kind), overwrite_(overwrite) {
   auto const name = fs::path(final_).filename();
   if (name.empty() || name == "." || name == "..") refuse("'" + final_ + "'", "is no name that an output can be given");
@@ -147,19 +147,51 @@ StagedOutput::StagedOutput(std::string final_path, Kind kind, bool overwrite)
     refuse(final_, fmt::format("cannot be created: there is no folder {}", parent));
   }
   static_cast<void>(find_replaceable(final_, kind_, overwrite_));
-  temporary_ = temporary_name(final_);
-  leftovers_ = find_leftovers(final_);
-  if (std::ranges::find(leftovers_, temporary_) != leftovers_.end()) {
-    refuse(temporary_, "is left over from an earlier run: remove it first");
-  }
-  if (kind_ == Kind::folder && ::mkdir(temporary_.c_str(), 0777) != 0) {
-    refuse(temporary_, fmt::format("cannot be created: {}", reason(errno)));
+  temporary_ = resume_key.empty() ? own_name(final_) : fmt::format("{}{}{}", final_, kPartial, resume_key);
+  leftovers_ = find_leftovers(final_, resume_key.empty() ? std::string() : temporary_);
+  resume_key.empty() ? reserve_name() : take_over(resume_key);
+  if (kind_ == Kind::folder && !taken_over_ && ::mkdir(temporary_.c_str(), 0777) != 0) {
+    auto const why = reason(errno);
+    if (progress_) ::unlink(progress_->path().c_str());
+    refuse(temporary_, fmt::format("cannot be created: {}", why));
   }
 }
 
+void StagedOutput::reserve_name() {
+  if (std::ranges::find(leftovers_, temporary_) == leftovers_.end()) return;
+  refuse(temporary_, "is left over from an earlier run: remove it first");
+}
+
+void StagedOutput::take_over(std::string const& resume_key) {
+  progress_.emplace(temporary_ + std::string(kProgress), resume_key);
+  auto const found = find(temporary_);
+  auto const of_other_kind = kind_ == Kind::folder ? Found::file : Found::folder;
+  if (found == of_other_kind) refuse(temporary_, "is not what this output leaves: remove it first");
+  taken_over_ = found != Found::nothing && progress_->earlier_holder();
+  if (taken_over_) return;
+  // Records without what they are of come of a process that was killed after it had published, or while it removed
+  // that. Of files without records nobody knows who made them.
+  progress_->forget_all();
+  fs::remove_all(temporary_);
+}
+
+std::vector<std::string> StagedOutput::warnings() const {
+  std::vector<std::string> texts;
+  for (auto const& leftover : leftovers_) {
+    texts.push_back(leftover + ": belongs to a run that still goes on, or to one that was killed and left it behind");
+  }
+  if (progress_ && !progress_->locked() && progress_->earlier_holder()) {
+    texts.push_back(fmt::format("{}: the file system has no locks, so that nobody can tell whether {} still writes it",
+                                temporary_, *progress_->earlier_holder()));
+  }
+  return texts;
+}
+
 StagedOutput::~StagedOutput() {
+  if (published_ || (keep_ && progress_)) return;
   std::error_code ignored;  // nobody is left to be told; the next run names what is left over
-  if (!published_) fs::remove_all(temporary_, ignored);
+  fs::remove_all(temporary_, ignored);
+  if (progress_) fs::remove(progress_->path(), ignored);  // last: it has the lock
 }
 
 void StagedOutput::publish() {
@@ -170,8 +202,17 @@ void StagedOutput::publish() {
     published_ = true;
     sync_directory(parent_of(final_));
   } else {
+    if (progress_) leave_name_of_key();
     replace_existing();
   }
+  if (progress_) remove_after_publish(progress_->path(), "", final_);
+}
+
+// What is replaced comes to the temporary name for a moment, and must not be taken for a part of this output then.
+void StagedOutput::leave_name_of_key() {
+  auto const own = own_name(final_);
+  rename_to_free_name(temporary_, own, Found::nothing);
+  temporary_ = own;
 }
 
 void StagedOutput::replace_existing() {
@@ -189,14 +230,7 @@ void StagedOutput::replace_existing() {
   }
   published_ = true;
   sync_directory(parent_of(final_));  // before the removal, so that one of the two is there at any time
-  remove_replaced(old, final_);
-}
-
-void sync_directory(std::string const& path) {
-  UniqueFd const fd(uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
-  check(fd.valid() ? 0 : -1, "open", path);
-  // Some file systems have no fsync for directories and say EINVAL: their names are safe without it, or never.
-  if (uninterrupted([&] { return ::fsync(fd.get()); }) != 0 && errno != EINVAL) check(-1, "fsync", path);
+  remove_after_publish(old, "the old one, now ", final_);
 }
 
 }  // namespace rankslice

@@ -11,6 +11,7 @@
 
 #include "rankslice/error.hpp"
 
+#include "io/folders.hpp"
 #include "support/failing_syscall.hpp"
 #include "support/temp_dir.hpp"
 

@@ -24,7 +24,7 @@
 
 #include "rankslice/tcp.hpp"
 
-#include "comm/host_name.hpp"
+#include "core/host_name.hpp"
 #include "comm/tcp_join.hpp"
 #include "comm/tcp_socket.hpp"
 #include "support/tcp_ranks.hpp"
