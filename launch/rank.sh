@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Starts one rank for launch/mpirun.sh, which is what to call. Environment, exit code and output are the program's.
+#
+#   launch/rank.sh LOG_DIR PROGRAM [ARGUMENT…]      LOG_DIR: for rank-00000.log and so on; or -
+set -uo pipefail
+
+# Open MPI answers SIGTERM by killing what is not gone a second later, and reports 1. It passes on SIGUSR1 and SIGUSR2, as
+# MPICH does, so these stand for SIGTERM and SIGINT. All processes of a rank get them.
+readonly signals=(TERM INT USR1 USR2)
+program=
+requested=
+# shellcheck disable=SC2317 # the traps call it
+stop() {
+  requested=$1
+  interrupted=true
+  if [[ -n $program ]]; then kill -s "$1" "$program" 2>/dev/null; fi
+}
+trap 'stop TERM' TERM USR1
+trap 'stop INT' INT USR2
+
+log_dir=$1
+shift
+logs=()
+if [[ $log_dir != - ]]; then
+  printf -v log '%s/rank-%05d.log' "$log_dir" "${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-0}}"
+  mkdir -p "$log_dir" && : >"$log" || exit 73
+  # The terminal and the log get what the program says to the last word: tee ends with the program, not by a signal.
+  exec > >(trap '' "${signals[@]}" && exec tee -a "$log")
+  logs+=($!)
+  exec 2> >(trap '' "${signals[@]}" && exec tee -a "$log" >&2)
+  logs+=($!)
+fi
+
+# In the background, since the shell runs no trap while it waits for a program in the foreground, which ignores SIGINT there
+# unless it is set back.
+(trap '' USR1 USR2 && trap - INT TERM && exec "$@") &
+program=$!
+if [[ -n $requested ]]; then kill -s "$requested" "$program"; fi
+
+# wait ends early where a trap runs.
+interrupted=true
+while $interrupted; do
+  interrupted=false
+  wait "$program"
+  code=$?
+done
+
+exec >&- 2>&-
+if ((${#logs[@]})); then wait "${logs[@]}"; fi
+exit "$code"
