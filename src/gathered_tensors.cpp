@@ -3,13 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <exception>
 #include <iterator>
 #include <set>
 #include <utility>
 
 #include "rankslice/error.hpp"
 
-#include "comm/outcome.hpp"
 #include "core/rows_before.hpp"
 #include "io/memory.hpp"
 
@@ -53,7 +53,7 @@ int GatherPaths::place_of(int rank) const {
 
 GatheredTensors::GatheredTensors(Model const& model, GatherPlan const& plan, GatherPaths const& paths,
                                  NativeSource& own, BlockDone sent)
-    : model_(model), plan_(plan), paths_(paths), own_(own), sent_(std::move(sent)) {
+    : model_(model), plan_(plan), paths_(paths), own_(own), sent_(std::move(sent)), to_the_end_(paths.world()) {
   std::uint64_t largest = 0;
   for (auto const& block : plan.blocks) {
     if (!block.parts.empty()) {
@@ -87,20 +87,20 @@ void GatheredTensors::try_ways() const {
   wait_for(tries);
 }
 
-/// To the end of the batch, whatever happens (Note [Gathering to the end]).
+/// To the end of the batch, whatever happens (Note [To the end]).
 void GatheredTensors::take_part(Range batch, BatchStep const& use) {
   end_ = batch.end;
   to_root_ = to_receivers_ = used_ = batch.begin;
-  std::exception_ptr failed;
+  std::exception_ptr failed;  // with the blocks, and what it sends itself may still be right
   try {
     if (paths_.receives()) use(slices_of(plan_, batch), *this);
   } catch (...) {
     failed = std::current_exception();
   }
   while (used_ < end_) next(nullptr);
-  carry([&] { settle(); });
-  if (!failed) failed = failed_;
+  to_the_end_.carry([&] { settle(); });
   if (failed) std::rethrow_exception(failed);
+  to_the_end_.let_out();
 }
 
 void GatheredTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {
@@ -115,7 +115,7 @@ void GatheredTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& us
     }
     auto const& block = plan_.blocks[used_];
     next(&use);
-    if (failed_) std::rethrow_exception(failed_);
+    to_the_end_.let_out();
     at = block.slice.part.end;
   } while (at < wanted.slice.part.end);
 }
@@ -124,12 +124,12 @@ void GatheredTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& us
 void GatheredTensors::next(BoxStep const* use) {
   auto const block = used_++;
   auto& here = travelling(block);
-  carry([&] {
+  to_the_end_.carry([&] {
     while (to_root_ < std::min(block + 3, end_)) start_to_root(to_root_++);
     while (to_receivers_ < std::min(block + 2, end_)) start_to_receivers(to_receivers_++);
     wait_for(here.to_receivers);
   });
-  if (use == nullptr || failed_) return;
+  if (use == nullptr || to_the_end_.failed()) return;
   auto const& [parameter, slice, parts] = plan_.blocks[block];
   if (parts.empty()) {
     own_.for_each_box({parameter, slice}, *use);
@@ -210,7 +210,7 @@ std::span<std::byte const> GatheredTensors::own_bytes(Travelling& here, GatherBl
   auto const& world = paths_.world();
   auto const only_sent = paths_.root_of(part.owner) != world.rank();
   std::span<std::byte const> bytes = room_for(here, block, part.slice);
-  attempt([&] {
+  to_the_end_.attempt([&] {
     PlannedSlice const wanted{block.parameter, part.slice};
     auto const kept = own_.kept_bytes(wanted, only_sent && world.takes_device_memory());
     if (!kept.empty()) {
@@ -225,28 +225,6 @@ std::span<std::byte const> GatheredTensors::own_bytes(Travelling& here, GatherBl
     sent_(bytes.size());
   });
   return bytes;
-}
-
-/// What makes blocks travel.
-void GatheredTensors::carry(std::function<void()> const& step) {
-  if (broken_) std::rethrow_exception(broken_);
-  auto const outcome = outcome_of(step);
-  if (outcome.code == ExitCode::done) return;
-  try {
-    paths_.world().abort(outcome.code, outcome.message);
-  } catch (...) {
-    broken_ = std::current_exception();
-    throw;
-  }
-}
-
-void GatheredTensors::attempt(std::function<void()> const& step) {
-  if (failed_) return;
-  try {
-    step();
-  } catch (...) {
-    failed_ = std::current_exception();
-  }
 }
 
 /// The place of a part in memory for its block.

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <array>
-#include <exception>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -11,6 +10,7 @@
 
 #include "plan/gather_plan.hpp"
 #include "slice_writer.hpp"
+#include "to_the_end.hpp"
 
 namespace rankslice {
 
@@ -45,12 +45,8 @@ class GatherPaths {
 /// Tensors of all ranks: whatever this one does not have itself comes from its owner, block by block, while the block
 /// before is used. Owners send from where their own source keeps the bytes. Blocks on their way are bounded: three, in
 /// memory that is used again.
-///
-/// Note [Gathering to the end]. A rank that fails alone, in its own source or in what it does with a block, must not
-/// leave the others waiting for blocks that never come. So it goes through the rest of the batch: it sends anything
-/// instead of what it cannot get, receives what it no longer wants, and only then lets its error out, into the
-/// agreement that ends the batch on every rank. Where it is the communicator that fails, nothing can be brought to an
-/// end: then the rank gives up for all, with what it was told.
+/// A rank that fails alone, in its own source or in what it does with a block, goes on to the end of the batch
+/// (Note [To the end]).
 class GatheredTensors final : public NativeSource {
  public:
   /// Called on those who receive with what a batch brings: they take all of it from the source, in this order.
@@ -83,8 +79,6 @@ class GatheredTensors final : public NativeSource {
   void settle();
   [[nodiscard]] std::span<std::byte const> own_bytes(Travelling& travelling, GatherBlock const& block,
                                                      GatherPart const& part);
-  void carry(std::function<void()> const& step);
-  void attempt(std::function<void()> const& step);
   [[nodiscard]] Travelling& travelling(std::uint64_t block) { return travelling_[block % travelling_.size()]; }
   [[nodiscard]] std::span<std::byte> room_for(Travelling& travelling, GatherBlock const& block,
                                               Slice const& part) const;
@@ -97,9 +91,8 @@ class GatheredTensors final : public NativeSource {
   std::array<Travelling, 3> travelling_;
   // Blocks before these are on their way to their root, to all who receive, and used.
   std::uint64_t to_root_ = 0, to_receivers_ = 0, used_ = 0;
-  std::uint64_t end_ = 0;      // of the batch
-  std::exception_ptr failed_;  // why this rank no longer has what it should send
-  std::exception_ptr broken_;  // why nothing travels any more
+  std::uint64_t end_ = 0;  // of the batch
+  ToTheEnd to_the_end_;
 };
 
 }  // namespace rankslice

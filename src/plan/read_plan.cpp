@@ -8,6 +8,16 @@ namespace rankslice {
 
 namespace {
 
+/// Where reading a piece begins: at its scales, where they stand before it in the same file. Files that safetensors
+/// wrote are sorted by the size of elements: all scales come first, then all weights, both by name. So both are read as
+/// they lie.
+Extent first_read(StoredPiece const& piece) {
+  auto const scales_first = piece.scales && piece.scales->file == piece.extent.file;
+  return scales_first ? std::min(*piece.scales, piece.extent) : piece.extent;
+}
+
+}  // namespace
+
 std::vector<Range> merge(std::vector<Range> ranges) {
   std::ranges::sort(ranges);
   std::vector<Range> runs;
@@ -20,16 +30,6 @@ std::vector<Range> merge(std::vector<Range> ranges) {
   }
   return runs;
 }
-
-/// Where reading a piece begins: at its scales, where they stand before it in the same file. Files that safetensors
-/// wrote are sorted by the size of elements: all scales come first, then all weights, both by name. So both are read as
-/// they lie.
-Extent first_read(StoredPiece const& piece) {
-  auto const scales_first = piece.scales && piece.scales->file == piece.extent.file;
-  return scales_first ? std::min(*piece.scales, piece.extent) : piece.extent;
-}
-
-}  // namespace
 
 std::vector<PlannedPiece> in_file_order(Storage const& storage, Model const& model,
                                         std::vector<PlannedSlice> const& plan) {

@@ -13,6 +13,9 @@ struct PlannedPiece {
   LocatedSlice located;
 };
 
+/// Ranges that touch as one, ascending. Pure.
+[[nodiscard]] std::vector<Range> merge(std::vector<Range> ranges);
+
 /// All of it, in the order of files and of the bytes in them, scales included, so that what lies together is read
 /// together. Pure.
 /// @throws PlanError as `locate`.

@@ -40,24 +40,36 @@ void PieceScales::for_each_owned(std::uint64_t expert, std::function<void(Range 
     auto const element = [&](std::uint64_t row) { return (matrix * rows + row) * columns; };
     return step(owned_scales(weight_, {element(wanted_.rows.begin), element(wanted_.rows.end)}));
   }
-  auto const owned = owned_scales(wanted_.rows);  // columns of the file
-  for (std::uint64_t row = 0; row < block_rows_; ++row) {
-    auto const first = (matrix * block_rows_ + row) * block_columns_;
-    step({first + owned.begin, first + owned.end});
+  for_each_in_blocks(expert, {0, block_rows_}, owned_scales(wanted_.rows), step);
+}
+
+/// Of some rows and columns of the blocks of an expert.
+void PieceScales::for_each_in_blocks(std::uint64_t expert, Range rows, Range columns,
+                                     std::function<void(Range scales)> const& step) const {
+  for (auto row = rows.begin; row < rows.end; ++row) {
+    auto const first = ((expert - first_expert_) * block_rows_ + row) * block_columns_;
+    step({first + columns.begin, first + columns.end});
   }
 }
 
-void PieceScales::for_each_digested(
-    std::function<void(std::uint64_t first_element, std::span<std::byte const> bytes)> const& step) const {
+/// Some of those that are here.
+void PieceScales::give(Range scales, Step const& step) const {
+  if (scales.empty()) return;
   auto const unit = element_bytes(dtype_);
+  auto const first_here = stacked_ ? (wanted_.part.begin - first_expert_) * block_rows_ * block_columns_ : 0;
+  step(scales.begin, std::span(bytes_).subspan((scales.begin - first_here) * unit, scales.size() * unit));
+}
+
+void PieceScales::for_each_digested(Step const& step) const {
   auto const experts = stacked_ ? wanted_.part : Range{0, 1};
-  auto const first_here = stacked_ ? (experts.begin - first_expert_) * block_rows_ * block_columns_ : 0;
   for (auto expert = experts.begin; expert < experts.end; ++expert) {
-    for_each_owned(expert, [&](Range scales) {
-      if (scales.empty()) return;
-      step(scales.begin, std::span(bytes_).subspan((scales.begin - first_here) * unit, scales.size() * unit));
-    });
+    for_each_owned(expert, [&](Range scales) { give(scales, step); });
   }
+}
+
+void PieceScales::for_each_in_rows(std::uint64_t expert, Range stored_rows, Range columns, Step const& step) const {
+  for_each_in_blocks(expert, owned_scales(stored_rows), owned_scales(columns),
+                     [&](Range scales) { give(scales, step); });
 }
 
 }  // namespace rankslice

@@ -17,6 +17,9 @@ namespace rankslice {
 /// Scales are digested by whoever wants the first element of their block (`owned_scales`).
 class PieceScales {
  public:
+  /// With some of the scales, from `first_element` of their tensor on.
+  using Step = std::function<void(std::uint64_t first_element, std::span<std::byte const> bytes)>;
+
   /// Read them, unless they are here already. Returns the bytes that were read. @throws IoError
   std::uint64_t read(Model const& model, StoredPiece const& piece, Slice const& wanted, FileReader& file);
 
@@ -24,10 +27,16 @@ class PieceScales {
   [[nodiscard]] BlockScales of(std::uint64_t expert) const;
 
   /// Call `step` for those that are digested here, in runs that are contiguous in the tensor of the scales.
-  void for_each_digested(
-      std::function<void(std::uint64_t first_element, std::span<std::byte const> bytes)> const& step) const;
+  void for_each_digested(Step const& step) const;
+
+  /// Call `step` for those of one expert that are digested with some columns of some rows of the file, where these are
+  /// rows of the native form.
+  void for_each_in_rows(std::uint64_t expert, Range stored_rows, Range columns, Step const& step) const;
 
  private:
+  void give(Range scales, Step const& step) const;
+  void for_each_in_blocks(std::uint64_t expert, Range rows, Range columns,
+                          std::function<void(Range scales)> const& step) const;
   void for_each_owned(std::uint64_t expert, std::function<void(Range scales)> const& step) const;
 
   Extent extent_;  // what is here

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "rankslice/error.hpp"
 
@@ -119,14 +120,17 @@ struct Transfer::Strip {
 };
 
 template <typename Step>
+void Transfer::for_each_strip(Matrix const& matrix, Range rows, Step const& step) const {
+  auto const row_bytes = std::max<std::uint64_t>(1, matrix.read.size() * matrix.unit);
+  auto const most = std::max(kLineRows, block_bytes(device_) / row_bytes / kLineRows * kLineRows);
+  for (auto row = rows.begin; row < rows.end; row += most) step(Strip{row, std::min(most, rows.end - row)});
+}
+
+template <typename Step>
 void Transfer::for_each_strip(StoredPiece const& piece, Slice const& wanted, Step const& step) const {
   for (auto expert = wanted.part.begin; expert < wanted.part.end; ++expert) {
     Matrix const matrix(model_, piece, wanted, expert);
-    auto const row_bytes = std::max<std::uint64_t>(1, matrix.read.size() * matrix.unit);
-    auto const most = std::max(kLineRows, block_bytes(device_) / row_bytes / kLineRows * kLineRows);
-    for (std::uint64_t row = 0; row < matrix.rows; row += most) {
-      step(matrix, Strip{row, std::min(most, matrix.rows - row)});
-    }
+    for_each_strip(matrix, {0, matrix.rows}, [&](Strip const& strip) { step(matrix, strip); });
   }
 }
 
@@ -189,7 +193,7 @@ void Transfer::read_scales(StoredPiece const& piece, Slice const& wanted, PieceF
   done(bytes);
 }
 
-MatrixView Transfer::read_strip(Matrix const& matrix, Strip const& strip, FileReader& file, DigestSink const& sink) {
+MatrixView Transfer::read_strip(Matrix const& matrix, Strip const& strip, FileReader& file) {
   auto const stride = matrix.read.size();
   auto const row_bytes = stride * matrix.unit;
   auto const size = strip.rows * row_bytes;
@@ -201,14 +205,19 @@ MatrixView Transfer::read_strip(Matrix const& matrix, Strip const& strip, FileRe
       file.read(bytes.subspan(i * row_bytes, row_bytes), matrix.offset(strip.row + i, matrix.read.begin));
     }
   }
-  MatrixView const wanted{.data = bytes.data() + (matrix.wanted.begin - matrix.read.begin) * matrix.unit,
-                          .rows = strip.rows,
+  return {.data = bytes.data(), .rows = strip.rows, .columns = stride, .stride = stride};
+}
+
+/// What is wanted of a strip that was read, digested.
+MatrixView Transfer::wanted_of(Matrix const& matrix, Strip const& strip, MatrixView const& read,
+                               DigestSink const& sink) const {
+  MatrixView const wanted{.data = read.data + (matrix.wanted.begin - matrix.read.begin) * matrix.unit,
+                          .rows = read.rows,
                           .columns = matrix.wanted.size(),
-                          .stride = stride};
+                          .stride = read.stride};
   strip.for_each_run(matrix, wanted, matrix.unit, [&](std::uint64_t offset, std::span<std::byte const> run) {
     add(matrix.piece, offset, run, sink);
   });
-  done(bytes.size());
   return wanted;
 }
 
@@ -231,6 +240,18 @@ MatrixView Transfer::convert_strip(Matrix const& matrix, Strip const& strip, Mat
     add_converted(matrix.piece, offset, run, sink);
   });
   return out;
+}
+
+/// To where the values belong. Those for a device are in the block that its `staging` gave last.
+void Transfer::turn(Matrix const& matrix, Strip const& strip, MatrixView const& values,
+                    NativeBox<std::byte> const& out) {
+  auto* const to = matrix.address(out, strip.row);
+  if (device_ != nullptr) {
+    device_->upload_transposed(values.data, values.rows, values.columns, values.stride, matrix.native_unit, to,
+                               matrix.native_columns);
+  } else {
+    transpose(values, matrix.native_unit, to, matrix.native_columns);
+  }
 }
 
 /// Convert elements that stand at `offset` of the file, and those behind them.
@@ -311,15 +332,10 @@ void Transfer::read(StoredPiece const& piece, Slice const& wanted, PieceFiles co
   read_scales(piece, wanted, files, sink);
   if (is_swapped(piece)) {
     return for_each_strip(piece, wanted, [&](Matrix const& matrix, Strip const& strip) {
-      auto const stored = read_strip(matrix, strip, files.data, sink);
-      auto const values = convert_strip(matrix, strip, stored, sink);
-      auto* const to = matrix.address(out, strip.row);
-      if (device_ != nullptr) {
-        device_->upload_transposed(values.data, values.rows, values.columns, values.stride, matrix.native_unit, to,
-                                   matrix.native_columns);
-      } else {
-        transpose(values, matrix.native_unit, to, matrix.native_columns);
-      }
+      auto const read = read_strip(matrix, strip, files.data);
+      auto const stored = wanted_of(matrix, strip, read, sink);
+      done(read.rows * read.columns * matrix.unit);
+      turn(matrix, strip, convert_strip(matrix, strip, stored, sink), out);
     });
   }
   auto const& parameter = parameter_of(piece);
@@ -366,7 +382,10 @@ void Transfer::digest(StoredPiece const& piece, Slice const& wanted, PieceFiles 
   read_scales(piece, wanted, files, sink);
   if (is_swapped(piece)) {
     return for_each_strip(piece, wanted, [&](Matrix const& matrix, Strip const& strip) {
-      (void)convert_strip(matrix, strip, read_strip(matrix, strip, files.data, sink), sink);
+      auto const read = read_strip(matrix, strip, files.data);
+      auto const stored = wanted_of(matrix, strip, read, sink);
+      done(read.rows * read.columns * matrix.unit);
+      (void)convert_strip(matrix, strip, stored, sink);
     });
   }
   auto const& parameter = parameter_of(piece);
@@ -380,6 +399,56 @@ void Transfer::digest(StoredPiece const& piece, Slice const& wanted, PieceFiles 
       convert_block(piece, block.offset, bytes, values, sink);
     }
     done(block.bytes);
+  });
+}
+
+void Transfer::read_rows(StoredPiece const& piece, std::uint64_t expert, Range stored_rows, PieceFiles const& files,
+                         std::span<RowsFor const> to) {
+  std::vector<Matrix> matrices;
+  for (auto const& [rows, values, sink] : to) {
+    Slice const wanted{.part = {expert, expert + 1}, .rows = rows};
+    matrices.emplace_back(model_, piece, wanted, expert);
+  }
+  read_scales(piece, {.part = {expert, expert + 1}, .rows = matrices.front().read}, files, {});
+  for (auto const& [rows, values, sink] : to) {
+    if (sink.digest != nullptr && piece.scales) {
+      scales_.for_each_in_rows(expert, stored_rows, rows, [&](std::uint64_t first, std::span<std::byte const> run) {
+        sink.digest->add_scales(piece.tensor, first, run, *sink.sums);
+      });
+    }
+  }
+  for_each_strip(matrices.front(), stored_rows, [&](Strip const& strip) {
+    auto const read = read_strip(matrices.front(), strip, files.data);
+    for (std::size_t i = 0; i < to.size(); ++i) {
+      auto const& matrix = matrices[i];
+      auto const stored = wanted_of(matrix, strip, read, to[i].sink);
+      auto const values = convert_strip(matrix, strip, stored, to[i].sink);
+      auto const width = values.columns * matrix.native_unit;
+      auto* const packed = to[i].values + (strip.row - stored_rows.begin) * width;
+      for (std::uint64_t row = 0; row < values.rows; ++row) {
+        std::memcpy(packed + row * width, values.data + row * values.stride * matrix.native_unit, width);
+      }
+    }
+    done(read.rows * read.columns * matrices.front().unit);
+  });
+}
+
+void Transfer::place_rows(StoredPiece const& piece, std::uint64_t expert, Range stored_rows, std::byte const* values,
+                          NativeBox<std::byte> const& out) {
+  Matrix const matrix(model_, piece, {.part = {expert, expert + 1}, .rows = out.slice.rows}, expert);
+  auto const columns = matrix.wanted.size();
+  auto const row_bytes = columns * matrix.native_unit;
+  for_each_strip(matrix, stored_rows, [&](Strip const& strip) {
+    MatrixView view{.data = values + (strip.row - stored_rows.begin) * row_bytes,
+                    .rows = strip.rows,
+                    .columns = columns,
+                    .stride = columns};
+    if (device_ != nullptr) {
+      auto const staged = device_->staging(strip.rows * row_bytes);
+      std::memcpy(staged.data(), view.data, staged.size());
+      view.data = staged.data();
+    }
+    turn(matrix, strip, view, out);
   });
 }
 

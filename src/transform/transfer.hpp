@@ -42,6 +42,13 @@ struct DigestSink {
   Digests* sums = nullptr;
 };
 
+/// What somebody gets of stored rows that are columns of the native form.
+struct RowsFor {
+  Range rows;                   ///< Of the native form: columns of the file.
+  std::byte* values = nullptr;  ///< Their values, converted but not turned: [stored rows, rows], contiguous.
+  DigestSink sink;
+};
+
 /// Moves slices of tensors between files in one form and memory in the native form, in cache-sized blocks: what is
 /// digested, converted and transposed is still in the cache from being read. One staging buffer for each of these
 /// steps, reused from block to block.
@@ -69,6 +76,14 @@ class Transfer {
   /// The same to anybody: blocks in the order of their offsets, of each run of whole rows. @throws PlanError as above
   void write(StoredPiece const& piece, Slice const& wanted, NativeBox<std::byte const> const& in, WriteBytes const& out,
              DigestSink const& sink);
+  /// Read some rows of one expert's stored matrix whole, for several who hold columns of it. Only for parameters of
+  /// which such columns are read with the whole rows (`Parameter::read_for`). @throws as `read`
+  void read_rows(StoredPiece const& piece, std::uint64_t expert, Range stored_rows, PieceFiles const& files,
+                 std::span<RowsFor const> to);
+  /// Turn what `read_rows` gave for the rows of `out`. With a device, that is host memory, free when this returns.
+  /// @throws DeviceError
+  void place_rows(StoredPiece const& piece, std::uint64_t expert, Range stored_rows, std::byte const* values,
+                  NativeBox<std::byte> const& out);
   /// Only digest. @throws IoError, FormatError
   void digest(StoredPiece const& piece, Slice const& wanted, PieceFiles const& files, DigestSink const& sink);
 
@@ -77,15 +92,19 @@ class Transfer {
   struct Strip;
   template <typename Step>
   void for_each_strip(StoredPiece const& piece, Slice const& wanted, Step const& step) const;
+  template <typename Step>
+  void for_each_strip(Matrix const& matrix, Range rows, Step const& step) const;
   [[nodiscard]] Parameter const& parameter_of(StoredPiece const& piece) const;
   [[nodiscard]] bool is_swapped(StoredPiece const& piece) const;
   [[nodiscard]] bool converts(StoredPiece const& piece) const;
   void require_no_codes(StoredPiece const& piece) const;
   void read_scales(StoredPiece const& piece, Slice const& wanted, PieceFiles const& files, DigestSink const& sink);
-  [[nodiscard]] MatrixView read_strip(Matrix const& matrix, Strip const& strip, FileReader& file,
-                                      DigestSink const& sink);
+  [[nodiscard]] MatrixView read_strip(Matrix const& matrix, Strip const& strip, FileReader& file);
+  [[nodiscard]] MatrixView wanted_of(Matrix const& matrix, Strip const& strip, MatrixView const& read,
+                                     DigestSink const& sink) const;
   [[nodiscard]] MatrixView convert_strip(Matrix const& matrix, Strip const& strip, MatrixView const& in,
                                          DigestSink const& sink);
+  void turn(Matrix const& matrix, Strip const& strip, MatrixView const& values, NativeBox<std::byte> const& out);
   void convert_block(StoredPiece const& piece, std::uint64_t offset, std::span<std::byte const> in,
                      std::span<std::byte> out, DigestSink const& sink);
   [[nodiscard]] std::span<std::byte> last_stop(std::vector<std::byte>& on_host, std::uint64_t bytes);
