@@ -85,6 +85,15 @@ void add_synth(CLI::App& app, Options& o) {
       "  rankslice synth huge --preset qwen3.5-397b-a17b --headers-only");
 }
 
+void add_resume_option(CLI::App& app, Options& o, std::string_view output) {
+  option(app, "--resume", o.resume,
+         fmt::format("on: stopped or killed, leave what is written of {0} in {0}.partial-…, and go on there when the "
+                     "same is to be written again",
+                     output))
+      ->check(CLI::IsMember({"on", "off"}))
+      ->capture_default_str();
+}
+
 void add_load(CLI::App& app, Options& o) {
   auto& sub =
       *app.add_subcommand("load", "Every rank reads its experts and the dense tensors, transposes, and all prove it");
@@ -96,6 +105,7 @@ void add_load(CLI::App& app, Options& o) {
   option(sub, "--ranks", o.ranks, "Rank-local: of so many ranks")->check(whole_number(1, kMostRanks));
   add_mesh_options(sub, o);
   add_manifest_option(sub, o);
+  add_resume_option(sub, o, "STORE");
   add_job_options(sub, o);
   sub.footer(
       "Examples:\n  mpirun -n 4 rankslice load Qwen3.6-35B-A3B --ep 4 --store qwen.h5\n"
@@ -142,6 +152,7 @@ void add_to_hf(CLI::App& app, Options& o) {
   flag(sub, "--gather", o.gather,
        "Only rank 0 writes: the others send it what they read, and need no access to OUT_DIR");
   add_manifest_option(sub, o);
+  add_resume_option(sub, o, "OUT_DIR");
   add_job_options(sub, o, "export");
   sub.footer("Example:\n  mpirun -n 4 rankslice to-hf qwen.h5 exported");
 }

@@ -136,6 +136,7 @@ CallOptions Job::call() {
             last_block_ = std::chrono::steady_clock::now();
             console.progress(progress);
           },
+      .notice = [this](Notice const& notice) { notice.warning ? console.warn(notice.text) : console.say(notice.text); },
   };
 }
 
@@ -176,7 +177,7 @@ std::shared_ptr<Checkpoint const> Job::select(std::shared_ptr<Checkpoint const> 
   return selected;
 }
 
-void Job::expect_free(std::string const& output, StagedOutput::Kind kind, bool overwrite) {
+void Job::expect_free(std::string const& output, StagedOutput::Kind kind, bool overwrite, bool resumes) {
   on_every_rank(world, [&] {
     if (output.empty() || world.rank() != 0) return;
     auto const is_manifest = writes_to_reference(options) && same_place(output, manifest_output(options));
@@ -190,9 +191,8 @@ void Job::expect_free(std::string const& output, StagedOutput::Kind kind, bool o
     }
     StagedOutput const made_and_removed(output, kind, overwrite);
     if (kind == StagedOutput::Kind::file) (void)FileWriter::create(made_and_removed.path());
-    for (auto const& leftover : made_and_removed.leftovers()) {
-      console.warn(leftover + ": belongs to a run that still goes on, or to one that was killed and left it behind");
-    }
+    if (resumes) return;
+    for (auto const& warning : made_and_removed.warnings()) console.warn(warning);
   });
 }
 
@@ -292,6 +292,13 @@ void Job::report_verify(VerifyReport const& verified) {
     entry["mismatches"].push_back(std::move(item));
   }
   entry["unlisted_mismatches"] = verified.unlisted;
+}
+
+void Job::report_written(std::uint64_t bytes, std::optional<Resumed> const& resumed) {
+  std::vector<std::uint64_t> written{bytes};
+  world.all_reduce(written, Reduce::sum);
+  report["bytes"]["written"] = written.front();
+  if (resumed) report["resumed"] = {{"segments", resumed->segments}, {"of", resumed->of}, {"bytes", resumed->bytes}};
 }
 
 void Job::finish() {

@@ -45,8 +45,9 @@ class Job {
 
   /// Look for an output that is in the way before hours of reading, not after, and for what killed runs left beside it.
   /// An output that is, holds, or lies as an existing file in one of the inputs is refused even with `overwrite`. An
-  /// empty path is no output. Collective. @throws IoError `cannot_create`
-  void expect_free(std::string const& output, StagedOutput::Kind kind, bool overwrite);
+  /// empty path is no output. What is left of an output that `resumes` may be its own: the call that writes it tells.
+  /// Collective. @throws IoError `cannot_create`
+  void expect_free(std::string const& output, StagedOutput::Kind kind, bool overwrite, bool resumes = false);
 
   /// See that the report can be written before anything is done. Collective. @throws IoError `cannot_create`
   void prepare_report();
@@ -65,6 +66,8 @@ class Job {
   void report_selection(Model const& model);
   void report_headers(HeaderOrigin headers);
   void report_verify(VerifyReport const& verified);
+  /// The tensor bytes that this rank wrote, and what an earlier run had. Collective.
+  void report_written(std::uint64_t bytes, std::optional<Resumed> const& resumed);
 
   /// Write and print the report. Rank 0 does it.
   void finish();

@@ -24,9 +24,11 @@ std::string expert_range(StateDict const& state) {
 
 void write_outputs(Job& job, StateDict const& state) {
   auto const& options = job.options;
-  SaveOptions const save{.overwrite = options.overwrite, .call = job.call()};
+  SaveOptions const save{.overwrite = options.overwrite, .resume = options.resumes(), .call = job.call()};
   if (!options.store.empty()) {
-    auto const seconds = job.timed("store", [&] { save_store(state, options.store, job.world, save); });
+    SaveReport stored;
+    auto const seconds = job.timed("store", [&] { stored = save_store(state, options.store, job.world, save); });
+    job.report_written(stored.bytes_written, stored.resumed);
     job.console.say(fmt::format("store    {:.2f} s  {}", seconds, options.store));
   }
   if (!options.save_shards.empty()) {
@@ -46,7 +48,7 @@ void load(Job& job) {
   on_every_rank(job.world,
                 [&] { mesh = make_mesh(options.ranks.value_or(job.world.size()), options.ep, options.ep_shard); });
   if (!options.rank) {  // which adds a file to a folder that other ranks fill as well
-    job.expect_free(options.store, StagedOutput::Kind::file, options.overwrite);
+    job.expect_free(options.store, StagedOutput::Kind::file, options.overwrite, options.resumes());
     job.expect_free(options.save_shards, StagedOutput::Kind::folder, options.overwrite);
   }
   auto const coordinate = mesh.coordinate(options.rank.value_or(job.world.rank()));

@@ -36,6 +36,7 @@ struct Options {
   int verbose = 0;
   std::string log_format = "text";
   bool overwrite = false;
+  std::string resume = "on";
 
   int ep = 0;  ///< 0: all ranks
   int ep_shard = 1;
@@ -63,6 +64,7 @@ struct Options {
 
   [[nodiscard]] std::chrono::milliseconds timeout() const;
   [[nodiscard]] VerifyLevel verify_level() const;
+  [[nodiscard]] bool resumes() const { return resume == "on"; }
   /// What `--dtype` says; nothing for preserve.
   [[nodiscard]] std::optional<DType> open_dtype() const;
 };

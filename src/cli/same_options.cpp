@@ -34,6 +34,7 @@ std::string describe(Options const& o) {
                                                                               {"--manifest", o.manifest},
                                                                               {"--export-layout", o.export_layout},
                                                                               {"--gdn-dtype", o.gdn_dtype},
+                                                                              {"--resume", o.resume},
                                                                               {"--preset", o.preset},
                                                                               {"--scratch", o.scratch}}) {
     say(name, text.empty() ? "not given" : text);

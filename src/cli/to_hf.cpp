@@ -19,6 +19,7 @@ ExportOptions export_options(Job& job) {
           .layout = options.export_layout == "source" ? ExportLayout::source : ExportLayout::automatic,
           .gdn_dtype = options.gdn_dtype == "upstream" ? GdnDtype::upstream : GdnDtype::preserve,
           .gather = options.gather,
+          .resume = options.resumes(),
           .call = job.call()};
 }
 
@@ -51,7 +52,7 @@ void report_export(Job& job, ExportTarget const& target) {
 
 void to_hf(Job& job) {
   auto const& options = job.options;
-  job.expect_free(options.output, StagedOutput::Kind::folder, options.overwrite);
+  job.expect_free(options.output, StagedOutput::Kind::folder, options.overwrite, options.resumes());
   auto const checkpoint = job.open_input();
   on_every_rank(job.world, [&] { check_source(options, *checkpoint); });
   job.report_mesh(make_mesh(job.world.size()));
@@ -80,9 +81,7 @@ void to_hf(Job& job) {
   });
   job.report_headers(exported.headers);
   job.report_ranks({.wanted = exported.bytes_read, .read = exported.bytes_read}, 0);
-  std::vector<std::uint64_t> written{exported.bytes_written};
-  job.world.all_reduce(written, Reduce::sum);
-  job.report["bytes"]["written"] = written.front();
+  job.report_written(exported.bytes_written, exported.resumed);
   VerifyReport verified;  // an export that differs is an error, so there is nothing else to report
   verified.level = options.verify_level();
   verified.reread = exported.reread;

@@ -1,5 +1,7 @@
 #include "python/native/call.hpp"
 
+#include <nanobind/stl/string.h>
+
 #include "python/native/errors.hpp"
 
 namespace rankslice::python {
@@ -30,7 +32,16 @@ Call::~Call() { current_call = outer_; }
 Call* Call::current() { return current_call; }
 
 CallOptions Call::options() {
-  return {.progress = [this](Progress const& progress) { report(progress); }, .stop = {}};
+  return {.progress = [this](Progress const& progress) { report(progress); },
+          .stop = {},
+          .notice = [this](Notice const& notice) { log(notice); }};
+}
+
+void Call::log(Notice const& notice) {
+  with_gil([&] {
+    auto const logger = nb::module_::import_("logging").attr("getLogger")("rankslice");
+    logger.attr(notice.warning ? "warning" : "info")(notice.text);
+  });
 }
 
 void Call::report(Progress const& progress) {

@@ -95,6 +95,7 @@ class Call {
   };
 
   void report(Progress const& progress);
+  void log(Notice const& notice);
   void raise_what_was_kept() const;
   /// Adds what only this side knows: who stopped all, and what the process group raised.
   void complete(Error& error) const;

@@ -15,7 +15,7 @@ namespace {
 ExportReport export_state(StateDict const& state, std::string const& out_dir, World const& world, bool overwrite,
                           std::string const& include, std::string const& exclude, std::string const& layout,
                           std::shared_ptr<Checkpoint const> const& originals, std::string const& gdn_dtype,
-                          std::uint64_t max_file_bytes, bool gather, nb::object const& progress) {
+                          std::uint64_t max_file_bytes, bool gather, bool resume, nb::object const& progress) {
   Call call(progress);
   ExportOptions const options{.overwrite = overwrite,
                               .keys = key_selection(include, exclude),
@@ -24,6 +24,7 @@ ExportReport export_state(StateDict const& state, std::string const& out_dir, Wo
                               .gdn_dtype = known(parse_gdn_dtype(gdn_dtype), "gdn_dtype", gdn_dtype),
                               .max_file_bytes = max_file_bytes,
                               .gather = gather,
+                              .resume = resume,
                               .call = call.options()};
   return call.run([&] { return to_hf(state, out_dir, *world, options); });
 }
@@ -45,7 +46,8 @@ void bind_exports(nb::module_& module) {
       .def_ro("files", &ExportReport::files);
   module.def("to_hf", &export_state, nb::arg("state"), nb::arg("out_dir"), nb::arg("world"), nb::arg("overwrite"),
              nb::arg("include"), nb::arg("exclude"), nb::arg("export_layout"), nb::arg("originals").none(),
-             nb::arg("gdn_dtype"), nb::arg("max_file_bytes"), nb::arg("gather"), nb::arg("progress").none());
+             nb::arg("gdn_dtype"), nb::arg("max_file_bytes"), nb::arg("gather"), nb::arg("resume"),
+             nb::arg("progress").none());
   module.def("save_shards", &save, nb::arg("state"), nb::arg("out_dir"), nb::arg("world").none(), nb::arg("overwrite"),
              nb::arg("progress").none());
 }

@@ -11,9 +11,9 @@ namespace rankslice::python {
 namespace {
 
 void save(StoreLibrary const& library, StateDict const& state, std::string const& path, World const& world,
-          bool overwrite, nb::object const& progress) {
+          bool overwrite, bool resume, nb::object const& progress) {
   Call call(progress);
-  SaveOptions const options{.overwrite = overwrite, .call = call.options()};
+  SaveOptions const options{.overwrite = overwrite, .resume = resume, .call = call.options()};
   call.run([&] { library.save(state, path, *world, options); });
 }
 
@@ -22,7 +22,7 @@ void save(StoreLibrary const& library, StateDict const& state, std::string const
 void bind_stores(nb::module_& module) {
   nb::class_<StoreLibrary>(module, "StoreLibrary");
   module.def("save_store", &save, nb::arg("library"), nb::arg("state"), nb::arg("path"), nb::arg("world"),
-             nb::arg("overwrite"), nb::arg("progress").none());
+             nb::arg("overwrite"), nb::arg("resume"), nb::arg("progress").none());
 }
 
 }  // namespace rankslice::python

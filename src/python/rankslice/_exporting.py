@@ -54,6 +54,7 @@ def to_hf(
     gdn_dtype: Literal["preserve", "upstream"] = "preserve",
     max_file_bytes: int = MAX_FILE_BYTES,
     gather: bool = False,
+    resume: bool = False,
     family: str | None = None,
     expert_layout: Literal["hub", "transformers"] = "hub",
     mtp_experts: Literal["grouped", "split"] | None = None,
@@ -65,7 +66,7 @@ def to_hf(
 
     Headers, index, config.json, tokenizer and so on are those of the checkpoint that the tensors are of: values that
     were not changed give its files byte for byte. Nothing stands under ``out_dir`` until all is written, synced and
-    read back; where a rank fails, all raise the same, and nothing is left behind.
+    read back; where a rank fails, all raise the same, and nothing is left behind but what ``resume`` asks for.
 
     Every tensor of the checkpoint must be there, each in all its parts on some of the ranks; copies must be equal.
     What else is in a state dict is refused, but for names with ``_extra_state`` and other names of tensors that are
@@ -95,6 +96,9 @@ def to_hf(
         gdn_dtype: of ``A_log`` and ``dt_bias``, held in float32: that of the source, or "upstream": float32.
         max_file_bytes: tensor bytes of a file, where headers are fresh.
         gather: the first rank writes everything; the others need not see ``out_dir``.
+        resume: when the call is interrupted, loses a rank or is killed, what is written stays under
+            ``out_dir.partial-…``, and goes on there when the same values are to be written again. What people should
+            know of that is logged as ``rankslice``.
         family: of a state without a checkpoint: ``qwen3_5_moe``, ``qwen3_vl_moe``, ``qwen3_moe``, ``qwen3_next``.
         expert_layout, mtp_experts: how the files of such a state hold experts.
         side_files: of such a state: a folder with config.json, tokenizer, …
@@ -117,7 +121,7 @@ def to_hf(
     with reporting(progress, taken.world, taken.is_first) as report:
         wrote = _native.to_hf(
             taken.state, out, world, overwrite, include or "", exclude or "", export_layout, copied,
-            gdn_dtype, max_file_bytes, gather, report,
+            gdn_dtype, max_file_bytes, gather, resume, report,
         )  # fmt: skip
     return ExportReport(cast("Headers", wrote.headers), wrote.bytes_read, wrote.bytes_written, wrote.files)
 

@@ -62,12 +62,13 @@ def save_store(
     process_group: ProcessGroup | None = None,
     mesh: DeviceMesh | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress = None,
 ) -> None:
     """Writes a native store: one HDF5 file with all tensors in the native form, which all ranks write in parallel, and
     with all that ``to_hf`` needs to give the source back byte for byte. ``open``, ``load`` and the program take it.
 
-    Only where the package was built with HDF5. Collective over the ranks of the state, see ``to_hf``.
+    Only where the package was built with HDF5. Collective over the ranks of the state; arguments as of ``to_hf``.
 
     Raises:
         UsageError: the package was built without HDF5: it says how to get it; the state does not fit the checkpoint, or
@@ -84,4 +85,4 @@ def save_store(
     taken = take(state, source, mesh=mesh, process_group=process_group)
     world = taken.world or _native.make_solo_communicator()
     with reporting(progress, taken.world, taken.is_first) as report:
-        _native.save_store(hdf5, taken.state, os.fspath(path), world, overwrite, report)
+        _native.save_store(hdf5, taken.state, os.fspath(path), world, overwrite, resume, report)
