@@ -11,8 +11,8 @@
 #include "comm/backoff.hpp"
 #include "comm/caller_group.hpp"
 #include "comm/check_rank.hpp"
-#include "core/host_name.hpp"
 #include "comm/message_lane.hpp"
+#include "core/host_name.hpp"
 
 namespace rankslice {
 namespace {

@@ -11,8 +11,8 @@
 #include <utility>
 
 #include "comm/checked_bytes.hpp"
-#include "core/host_name.hpp"
 #include "comm/outcome.hpp"
+#include "core/host_name.hpp"
 
 namespace rankslice {
 namespace {

@@ -14,13 +14,13 @@
 
 #include "comm/check_rank.hpp"
 #include "comm/control.hpp"
-#include "core/host_name.hpp"
 #include "comm/message_lane.hpp"
 #include "comm/tcp_group.hpp"
 #include "comm/tcp_hub.hpp"
 #include "comm/tcp_join.hpp"
 #include "comm/tcp_link.hpp"
 #include "comm/tcp_rendezvous.hpp"
+#include "core/host_name.hpp"
 
 namespace rankslice {
 namespace {

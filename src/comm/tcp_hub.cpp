@@ -16,9 +16,9 @@
 #include <utility>
 #include <vector>
 
-#include "core/host_name.hpp"
 #include "comm/silent_ranks.hpp"
 #include "comm/tcp_frame.hpp"
+#include "core/host_name.hpp"
 #include "core/literals.hpp"
 
 namespace rankslice {

@@ -13,9 +13,9 @@
 
 #include "rankslice/tcp.hpp"
 
-#include "core/host_name.hpp"
 #include "comm/tcp_join.hpp"
 #include "comm/tcp_socket.hpp"
+#include "core/host_name.hpp"
 #include "support/communicator_conformance.hpp"
 #include "support/tcp_ranks.hpp"
 #include "support/temp_dir.hpp"
