@@ -3,10 +3,14 @@
 #include <fmt/format.h>
 
 #include <map>
+#include <optional>
 
 #include "rankslice/error.hpp"
 
+#include "agreed_holdings.hpp"
+#include "dense_ring.hpp"
 #include "io/memory.hpp"
+#include "plan/dense_shares.hpp"
 #include "plan/plan.hpp"
 #include "state/consistency.hpp"
 #include "state/local_tensor.hpp"
@@ -66,71 +70,152 @@ class Transfers {
   std::map<Device*, Transfer> by_device_;
 };
 
-/// The pipeline: what a state holds is read in the order of the files, digested, converted and turned on its way.
-void read_values(StateDict& state, VerifyLevel level, CallOptions const& call, Communicator* world) {
+/// What is read how: what the ranks have alike of `LoadOptions` and `FillOptions`.
+struct Reading {
+  VerifyLevel level;
+  DenseReading dense;
+  CallOptions const& call;
+};
+
+/// By parameter; null for those that a state lacks.
+std::vector<ShardedTensor const*> tensors_of(StateDict const& state) {
+  std::vector<ShardedTensor const*> tensors(state.source->model.parameters.size());
+  for (auto const& [fqn, tensor] : state.tensors) tensors[tensor.index] = &tensor;
+  return tensors;
+}
+
+/// The pipeline: some of what a state holds is read in the order of the files, digested, converted and turned on its
+/// way. Returns the digests.
+Digests read_values(StateDict const& state, std::vector<PlannedSlice> const& slices, VerifyLevel level,
+                    BlockDone const& done) {
   auto const& model = state.source->model;
   auto const& storage = state.source->storage;
-  std::vector<ShardedTensor const*> tensors;
-  for (auto const& [fqn, tensor] : state.tensors) tensors.push_back(&tensor);
-  auto const plan = make_load_plan(model, storage.form, slices_held(state));
-  state.read = {};  // of values that will be gone, whatever happens
+  auto const tensors = tensors_of(state);
   auto read = digests(level) ? Digests(model) : Digests();
   read.without_codes = storage.form == Form::native;
 
-  Transfers transfers(model, storage.form, watch(call, "load", plan.bytes_read, world));
+  Transfers transfers(model, storage.form, done);
   try {
-    read_pieces(storage, model, plan.slices, digests(level) ? &read : nullptr, [&](PieceRead const& piece) {
-      auto const& memory = tensors[piece.item]->data;
-      NativeBox<std::byte> const box{.data = memory.data.get(), .slice = plan.slices[piece.item].slice};
-      transfers.to(memory.device.get()).read(piece.piece, piece.slice, piece.files, box, piece.sink);
+    read_pieces(storage, model, slices, digests(level) ? &read : nullptr, [&](PieceRead const& piece) {
+      auto const& tensor = *tensors[slices[piece.item].parameter];
+      NativeBox<std::byte> const box{.data = tensor.data.data.get(), .slice = tensor.slice()};
+      transfers.to(tensor.data.device.get()).read(piece.piece, piece.slice, piece.files, box, piece.sink);
     });
     transfers.finish();
   } catch (...) {
     transfers.abandon();
     throw;
   }
+  return read;
+}
+
+std::uint64_t bytes_to_read(StateDict const& state, std::vector<PlannedSlice> const& slices) {
+  return stored_bytes(state.source->storage, state.source->model, slices).read;
+}
+
+/// One rank reads all that it holds.
+FillReport read_alone(StateDict& state, Reading const& reading, Communicator* world) {
+  state.read = {};  // of values that will be gone, whatever happens
+  auto const slices = slices_held(state);
+  auto const bytes = bytes_to_read(state, slices);
+  state.read = read_values(state, slices, reading.level, watch(reading.call, "load", bytes, world));
+  return {.bytes_read = bytes};
+}
+
+std::vector<Buffer> memory_of(StateDict const& state) {
+  std::vector<Buffer> memory(state.source->model.parameters.size());
+  for (auto const& [fqn, tensor] : state.tensors) memory[tensor.index] = tensor.data;
+  return memory;
+}
+
+/// Every rank reads a share of the dense tensors that all hold, and hands it on to the others. Collective.
+FillReport read_dense_once(StateDict& state, Holdings const& holdings, Reading const& reading, Communicator& world) {
+  auto const& model = state.source->model;
+  DenseShares shares;
+  std::optional<DenseRing> ring;
+  BlockDone done;
+  Digests read;
+  FillReport report;
+  state.read = {};
+  on_every_rank(world, [&] {
+    shares = share_dense(model, state.source->storage.form, holdings, world.size());
+    ring.emplace(model, shares, memory_of(state), world);
+    auto const slices = slices_read(shares, slices_held(state), world.rank());
+    report = {.bytes_read = bytes_to_read(state, slices), .bytes_received = ring->bytes()};
+    done = watch(reading.call, "load", report.bytes_read + report.bytes_received, &world);
+    read = read_values(state, slices, reading.level, done);
+  });
+  ring->hand_around(done);
+  if (digests(reading.level)) add_shares_of_all(read, model, shares, world);
   state.read = std::move(read);
+  return report;
 }
 
-StateDict load_slice(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh,
-                     MeshCoordinate const& coordinate, LoadOptions const& options, Communicator* world) {
-  auto const selected = options.keys ? select_tensors(source, options.keys) : source;
-  auto state = allocate_slice(selected, mesh, coordinate, options.device);
-  read_values(state, options.verify, options.call, world);
-  return state;
+FillReport read_together(StateDict& state, Holdings const& holdings, Reading const& reading, Communicator& world) {
+  if (reading.dense == DenseReading::once) return read_dense_once(state, holdings, reading, world);
+  FillReport report;
+  on_every_rank(world, [&] { report = read_alone(state, reading, &world); });
+  return report;
 }
 
-void require_same_level(VerifyLevel level, Communicator& world) {
-  require_same_options(fmt::format("verify level {}", name(level)), world);
+template <typename Options>
+Reading reading_of(Options const& options) {
+  return {.level = options.verify, .dense = options.dense, .call = options.call};
+}
+
+/// The same on every rank, with the choice made. Collective. @throws PlanError, UsageError
+template <typename Options>
+Reading agree_on_reading(Options const& options, Communicator& world) {
+  auto reading = reading_of(options);
+  require_same_options(fmt::format("verify level {}, dense {}", name(reading.level), name(reading.dense)), world);
+  reading.dense = choose(reading.dense, world);
+  return reading;
+}
+
+std::shared_ptr<Checkpoint const> select(std::shared_ptr<Checkpoint const> const& source, KeySelection const& keys) {
+  return keys ? select_tensors(source, keys) : source;
+}
+
+void require_alone(DenseReading dense) {
+  if (dense == DenseReading::once) throw UsageError("dense tensors are read once by all ranks: not by one alone");
 }
 
 }  // namespace
 
 StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh, MeshCoordinate const& coordinate,
                LoadOptions const& options) {
-  return load_slice(source, mesh, coordinate, options, nullptr);
+  require_alone(options.dense);
+  auto state = allocate_slice(select(source, options.keys), mesh, coordinate, options.device);
+  read_alone(state, reading_of(options), nullptr);
+  return state;
 }
 
 StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh, Communicator& world,
                LoadOptions const& options) {
   require_same_mesh(mesh, world);
-  require_same_level(options.verify, world);
+  auto const reading = agree_on_reading(options, world);
   StateDict state;
-  on_every_rank(world, [&] { state = load_slice(source, mesh, mesh.coordinate(world.rank()), options, &world); });
+  on_every_rank(world, [&] {
+    state = allocate_slice(select(source, options.keys), mesh, mesh.coordinate(world.rank()), options.device);
+  });
+  read_together(state, {.mesh = mesh}, reading, world);
   return state;
 }
 
-void fill(StateDict& state, FillOptions const& options) {
+FillReport fill(StateDict& state, FillOptions const& options) {
+  require_alone(options.dense);
   require_consistent(state);
-  read_values(state, options.verify, options.call, nullptr);
+  return read_alone(state, reading_of(options), nullptr);
 }
 
-void fill(StateDict& state, Communicator& world, FillOptions const& options) {
+FillReport fill(StateDict& state, Communicator& world, FillOptions const& options) {
   on_every_rank(world, [&] { require_consistent(state, world); });
   require_same_mesh(state.mesh, world);
-  require_same_level(options.verify, world);
+  auto const reading = agree_on_reading(options, world);
   require_same_checkpoint(*state.source, world);
-  on_every_rank(world, [&] { read_values(state, options.verify, options.call, &world); });
+  auto const once = reading.dense == DenseReading::once;
+  auto const holdings = once ? agree_on_holdings(state, world) : Holdings{.mesh = state.mesh};
+  return read_together(state, holdings, reading, world);
 }
 
 }  // namespace rankslice

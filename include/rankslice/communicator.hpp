@@ -53,6 +53,8 @@ class Communicator {
   [[nodiscard]] virtual std::string const& host(int rank) const = 0;
   /// Whether bytes that are broadcast, sent and received may lie on this rank's GPU.
   [[nodiscard]] virtual bool takes_device_memory() const { return false; }
+  /// Whether bytes can be sent from one rank to another: else there are collective calls alone.
+  [[nodiscard]] virtual bool can_send() const { return true; }
 
   /// Element-wise over all ranks, in place; the same length everywhere. Sums are modulo 2^64. Collective.
   virtual void all_reduce(std::span<std::uint64_t> values, Reduce op) = 0;

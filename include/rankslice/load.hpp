@@ -1,12 +1,33 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <optional>
+#include <string_view>
 
 #include "rankslice/device.hpp"
 #include "rankslice/options.hpp"
 #include "rankslice/state_dict.hpp"
 
 namespace rankslice {
+
+class Communicator;
+
+/// Who reads the dense tensors that every rank holds whole.
+enum class DenseReading : std::uint8_t {
+  automatic,  ///< `once` where the ranks are on several hosts, else `each_rank`: those of one host share a page cache.
+  each_rank,  ///< Every rank reads all of them.
+  once,       ///< Every rank reads a share of them and passes it on: all ranks together read each byte once.
+};
+
+/// "auto", "each-rank", "once"
+[[nodiscard]] std::string_view name(DenseReading reading);
+/// The inverse of `name`; nothing for an unknown one.
+[[nodiscard]] std::optional<DenseReading> parse_dense_reading(std::string_view name);
+
+/// What `automatic` stands for among these ranks, and anything else for itself. The same on every rank. Local.
+/// @throws UsageError for `once` where nothing can be sent from rank to rank
+[[nodiscard]] DenseReading choose(DenseReading asked, Communicator const& world);
 
 struct LoadOptions {
   /// Which tensors (`select_tensors`); all of them when empty.
@@ -15,12 +36,15 @@ struct LoadOptions {
   std::shared_ptr<Device> device{};
   /// `full` digests every block while it is in the staging buffer, for `verify`.
   VerifyLevel verify = VerifyLevel::full;
+  DenseReading dense = DenseReading::automatic;
   CallOptions call{};
 };
 
 /// Load this rank's slice: its experts of every stacked tensor and all dense tensors, in the native form. Reads each
-/// byte that it owns once and no other; needs the owned bytes and a bounded staging buffer: with a device, a few MiB of
-/// it there and as much on the host. Collective, with the same mesh and options on every rank, but for the device.
+/// byte that it owns once and no other, but those of dense tensors that others read for it (`LoadOptions::dense`);
+/// needs the owned bytes and a bounded staging buffer: with a device, a few MiB of it there and as much on the host,
+/// and for what is passed on up to 24 MiB more of the host's. Collective, with the same mesh and options on every rank,
+/// but for the device.
 /// @throws PlanError for a mesh that is not one of these ranks or not the same on all of them, or whose `ep_shard` does
 /// not divide the rows; IoError (also for a file that changes meanwhile), FormatError, DeviceError. The same on every
 /// rank, a PlanError as UsageError.
@@ -35,18 +59,25 @@ struct LoadOptions {
 struct FillOptions {
   /// `full` digests every block while it is in the staging buffer, for `verify`.
   VerifyLevel verify = VerifyLevel::full;
+  DenseReading dense = DenseReading::automatic;
   CallOptions call{};
+};
+
+/// Bytes of this rank.
+struct FillReport {
+  std::uint64_t bytes_read = 0;      ///< Of the storage.
+  std::uint64_t bytes_received = 0;  ///< Of dense tensors that others read.
 };
 
 /// Read the values of a state from its source into the memory that it has, on the host or on devices that do nothing
 /// else with it: of every tensor the part that this rank holds, once, and no byte of other parts (but for block scales,
-/// and rows that are columns of the file); `state.read` becomes what was read. When it throws, values are undefined,
-/// and nothing counts as read. Collective, with the same source and options on every rank. @throws PlanError for states
-/// that are not what they say or have other sources, or values in no file, as UsageError; IoError, FormatError,
-/// DeviceError
-void fill(StateDict& state, Communicator& world, FillOptions const& options = {});
+/// and rows that are columns of the file), but what others read for it (`FillOptions::dense`). `state.read` becomes
+/// what was read, by whoever did it. When it throws, values are undefined, and nothing counts as read. Collective, with
+/// the same source and options on every rank. @throws PlanError for states that are not what they say or have other
+/// sources, or values in no file, as UsageError; IoError, FormatError, DeviceError
+FillReport fill(StateDict& state, Communicator& world, FillOptions const& options = {});
 
 /// Rank-local: the same without any communication. @throws PlanError, IoError, FormatError, DeviceError
-void fill(StateDict& state, FillOptions const& options = {});
+FillReport fill(StateDict& state, FillOptions const& options = {});
 
 }  // namespace rankslice

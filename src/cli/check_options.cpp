@@ -39,6 +39,9 @@ void check_options(Options const& o) {
   if (o.command == "load" && o.rank && !o.store.empty()) {
     throw UsageError("--store needs all ranks; a rank-local load can be kept with --save-shards");
   }
+  if (o.command == "load" && o.rank && o.dense == "once") {
+    throw UsageError("--dense once needs all ranks, each of which reads a share; one rank alone reads all");
+  }
   if (o.command == "load" && o.rank && o.verify == "coverage") {
     throw UsageError(
         "--verify coverage needs all ranks: it asks who holds what; one rank alone has off, full and reread");
@@ -53,6 +56,8 @@ std::chrono::milliseconds Options::timeout() const {
 }
 
 VerifyLevel Options::verify_level() const { return parse_verify_level(verify).value(); }
+
+DenseReading Options::dense_reading() const { return parse_dense_reading(dense).value(); }
 
 std::optional<DType> Options::open_dtype() const {
   return parse_torch_dtype(dtype);  // nothing for preserve

@@ -33,6 +33,7 @@ void add_plan(CLI::App& app, Options& o) {
   flag(sub, "--quantization", o.quantization,
        "List instead the HF keys, dtypes and shapes that --rank [0] loads, its experts one by one and in block-FP8");
   add_mesh_options(sub, o);
+  add_dense_option(sub, o, "each-rank, as a plan knows of no hosts");
   add_model_options(sub, o);
   add_selection_options(sub, o);
   add_output_options(sub, o);
@@ -104,6 +105,7 @@ void add_load(CLI::App& app, Options& o) {
       ->check(whole_number(0, kMostRanks));
   option(sub, "--ranks", o.ranks, "Rank-local: of so many ranks")->check(whole_number(1, kMostRanks));
   add_mesh_options(sub, o);
+  add_dense_option(sub, o, "once where the ranks are on several hosts, else each-rank");
   add_manifest_option(sub, o);
   add_resume_option(sub, o, "STORE");
   add_job_options(sub, o);

@@ -8,16 +8,17 @@
 
 namespace rankslice::cli {
 
-void list_plan(Job& job, Checkpoint const& source, Mesh const& mesh) {
+void list_plan(Job& job, Checkpoint const& source, Mesh const& mesh, DenseReading dense) {
   auto const& [options, rank] = std::tie(job.options, job.options.rank);
   auto const asked_for_dtype = options.open_dtype().has_value();
   job.listed = true;
   if (job.world.rank() != 0) return;
   if (options.json) {
-    print_data(json_text(rank ? plan_of_rank(source, mesh, *rank, options.command)
-                              : plan_of_all_ranks(source, mesh, asked_for_dtype, options.command)));
+    print_data(json_text(rank ? plan_of_rank(source, mesh, dense, *rank, options.command)
+                              : plan_of_all_ranks(source, mesh, dense, asked_for_dtype, options.command)));
   } else {
-    print_data(rank ? lines_of_rank(source, mesh, *rank) : table_of_all_ranks(source, mesh, asked_for_dtype));
+    print_data(rank ? lines_of_rank(source, mesh, dense, *rank)
+                    : table_of_all_ranks(source, mesh, dense, asked_for_dtype));
   }
 }
 

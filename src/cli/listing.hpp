@@ -8,7 +8,7 @@ namespace rankslice::cli {
 
 /// Print what every rank of a mesh, or `--rank` alone in detail, reads and holds: a table, or JSON with `--json`.
 /// Rank 0 does it.
-void list_plan(Job& job, Checkpoint const& source, Mesh const& mesh);
+void list_plan(Job& job, Checkpoint const& source, Mesh const& mesh, DenseReading dense);
 
 /// Put quantisation, conversions and what was chosen of them into the report. Local.
 void report_values(Job& job, Checkpoint const& checkpoint);

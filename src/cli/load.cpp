@@ -8,7 +8,7 @@
 #include "cli/commands.hpp"
 #include "cli/device.hpp"
 #include "cli/listing.hpp"
-#include "plan/plan.hpp"
+#include "plan/dense_shares.hpp"
 
 namespace rankslice::cli {
 
@@ -40,6 +40,19 @@ void write_outputs(Job& job, StateDict const& state) {
   }
 }
 
+/// Who reads dense tensors, and why.
+DenseReading choose_dense(Job& job) {
+  auto const asked = job.options.dense_reading();
+  auto const hosts = counted(first_ranks_of_hosts(job.world).size(), "host");
+  auto const chosen = job.options.rank ? DenseReading::each_rank : choose(asked, job.world);
+  job.report["choices"]["dense"] = name(chosen);
+  job.console.detail(fmt::format("dense    {}: {}", name(chosen),
+                                 asked == chosen    ? "as asked for"
+                                 : job.options.rank ? "one rank alone"
+                                                    : hosts));
+  return chosen;
+}
+
 }  // namespace
 
 void load(Job& job) {
@@ -54,6 +67,7 @@ void load(Job& job) {
   auto const coordinate = mesh.coordinate(options.rank.value_or(job.world.rank()));
   job.report_mesh(mesh);
 
+  auto const dense = choose_dense(job);
   auto const device = options.dry_run ? nullptr : choose_device(job);
 
   // The clock runs from before the first file is opened to the slowest rank's last tensor.
@@ -64,15 +78,17 @@ void load(Job& job) {
   auto const seconds_load = job.timed("load", [&] {
     source = job.open_selected();
     job.timed("plan", [&] {
-      on_every_rank(job.world,
-                    [&] { planned = make_load_plan(source->model, source->storage.form, mesh, coordinate); });
+      on_every_rank(job.world, [&] {
+        planned = make_load_plan(source->model, source->storage.form, mesh, mesh.rank(coordinate), dense);
+      });
     });
     if (options.dry_run) return;
-    LoadOptions const load_options{.device = device, .verify = options.verify_level(), .call = job.call()};
+    LoadOptions const load_options{
+        .device = device, .verify = options.verify_level(), .dense = dense, .call = job.call()};
     state = options.rank ? rankslice::load(source, mesh, coordinate, load_options)
                          : rankslice::load(source, mesh, job.world, load_options);
   });
-  if (options.dry_run) return list_plan(job, *source, mesh);
+  if (options.dry_run) return list_plan(job, *source, mesh, dense);
   std::chrono::duration<double> const own_seconds = job.last_block() - start;
   job.report_ranks({.wanted = planned.bytes_wanted, .read = planned.bytes_read, .owned = planned.bytes_owned},
                    own_seconds.count(), device.get());

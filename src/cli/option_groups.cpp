@@ -113,6 +113,15 @@ void add_mesh_options(CLI::App& app, Options& o) {
       ->capture_default_str();
 }
 
+void add_dense_option(CLI::App& app, Options& o, std::string const& what_auto_is) {
+  option(app, "--dense", o.dense,
+         "Tensors that every rank holds whole: each-rank reads all of them, or all ranks read each byte once, a share "
+         "each, and pass it on; auto: " +
+             what_auto_is)
+      ->check(CLI::IsMember({"auto", "each-rank", "once"}))
+      ->capture_default_str();
+}
+
 void add_input(CLI::App& app, Options& o, std::string const& name, std::string const& help) {
   app.add_option(name, o.input, help)->required();
 }

@@ -33,6 +33,7 @@ void add_model_options(CLI::App& app, Options& o);
 void add_selection_options(CLI::App& app, Options& o, std::string_view keys_of = "source");
 void add_rank_options(CLI::App& app, Options& o);
 void add_mesh_options(CLI::App& app, Options& o);
+void add_dense_option(CLI::App& app, Options& o, std::string const& what_auto_is);
 void add_manifest_option(CLI::App& app, Options& o);
 /// What every command has that ranks share: the model, the selection, the ranks, what is proved, the outputs.
 void add_job_options(CLI::App& app, Options& o, std::string_view keys_of = "source");

@@ -8,6 +8,7 @@
 
 #include "rankslice/communicator.hpp"
 #include "rankslice/dtype.hpp"
+#include "rankslice/load.hpp"
 #include "rankslice/options.hpp"
 
 namespace rankslice::cli {
@@ -38,6 +39,7 @@ struct Options {
   bool overwrite = false;
   std::string resume = "on";
 
+  std::string dense = "auto";
   int ep = 0;  ///< 0: all ranks
   int ep_shard = 1;
   std::optional<int> rank, ranks;
@@ -65,6 +67,7 @@ struct Options {
   [[nodiscard]] std::chrono::milliseconds timeout() const;
   [[nodiscard]] VerifyLevel verify_level() const;
   [[nodiscard]] bool resumes() const { return resume == "on"; }
+  [[nodiscard]] DenseReading dense_reading() const;
   /// What `--dtype` says; nothing for preserve.
   [[nodiscard]] std::optional<DType> open_dtype() const;
 };

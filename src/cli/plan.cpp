@@ -19,7 +19,7 @@ void list_keys(Job& job, Mesh const& mesh) {
 void plan(Job& job) {
   auto const mesh = make_mesh(*job.options.ranks, job.options.ep, job.options.ep_shard);
   if (job.options.quantization) return list_keys(job, mesh);
-  list_plan(job, *job.open_selected(), mesh);
+  list_plan(job, *job.open_selected(), mesh, job.options.dense_reading());
 }
 
 }  // namespace rankslice::cli

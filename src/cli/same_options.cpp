@@ -25,6 +25,7 @@ std::string describe(Options const& o) {
                                                                               {"--device", o.device},
                                                                               {"--comm", o.comm},
                                                                               {"--verify", o.verify},
+                                                                              {"--dense", o.dense},
                                                                               {"--include", o.include},
                                                                               {"--exclude", o.exclude},
                                                                               {"--store", o.store},

@@ -73,6 +73,7 @@ class CallbacksCommunicator final : public Communicator {
   [[nodiscard]] int size() const override { return static_cast<int>(members_.ranks.size()); }
   [[nodiscard]] std::string_view kind() const override { return group_->functions().kind; }
   [[nodiscard]] std::string const& host(int rank) const override { return hosts_.at(static_cast<std::size_t>(rank)); }
+  [[nodiscard]] bool can_send() const override { return group_->has_messages(); }
 
   void all_reduce(std::span<std::uint64_t> values, Reduce op) override;
   void broadcast(std::span<std::byte> bytes, int root) override;

@@ -7,6 +7,7 @@
 
 #include "core/block_scales.hpp"
 #include "facts/model_facts.hpp"
+#include "plan/dense_shares.hpp"
 #include "plan/gather_plan.hpp"
 #include "verify/traffic.hpp"
 
@@ -61,23 +62,40 @@ Json gather_json(Model const& model, Mesh const& mesh) {
 }
 
 /// Of each rank its place, its experts and its bytes.
-Json list_ranks(Checkpoint const& source, Mesh const& mesh) {
+Json list_ranks(Checkpoint const& source, Mesh const& mesh, DenseReading dense) {
   auto const ranks = plan_all_ranks(source.model, source.storage.form, mesh);
+  auto const dense_bytes = dense_traffic(source.model, source.storage.form, mesh, dense);
+  auto const all_dense = dense_traffic(source.model, source.storage.form, mesh, DenseReading::each_rank);
   auto list = Json::array();
   for (int rank = 0; rank < mesh.ranks(); ++rank) {
     auto const at = mesh.coordinate(rank);
     auto const experts = experts_of(source, mesh, at);
-    auto const& bytes = ranks[static_cast<std::size_t>(rank)];
+    auto const index = static_cast<std::size_t>(rank);
+    auto const& bytes = ranks[index];
+    auto const read_by_others = all_dense[index].read - dense_bytes[index].read;
     list.push_back({{"rank", rank},
                     {"ep_replicate", at.ep_replicate},
                     {"ep_shard", at.ep_shard},
                     {"ep", at.ep},
                     {"experts", {experts.begin, experts.end}},
-                    {"bytes_wanted", bytes.wanted},
-                    {"bytes_read", bytes.read},
+                    {"bytes_wanted", bytes.wanted - read_by_others},
+                    {"bytes_read", bytes.read - read_by_others},
                     {"bytes_owned", bytes.owned}});
   }
   return list;
+}
+
+/// Of dense tensors what each rank reads, and passes on.
+Json dense_json(Checkpoint const& source, Mesh const& mesh, DenseReading dense) {
+  auto list = Json::array();
+  for (auto const& bytes : dense_traffic(source.model, source.storage.form, mesh, dense)) {
+    list.push_back({{"rank", list.size()},
+                    {"bytes_read", bytes.read},
+                    {"bytes_sent", bytes.sent},
+                    {"bytes_received", bytes.received}});
+  }
+  auto const reading = dense == DenseReading::once ? dense : DenseReading::each_rank;
+  return {{"reading", name(reading)}, {"rank", list}};
 }
 
 std::uint64_t sum_of(Json const& ranks, char const* what) {
@@ -120,8 +138,8 @@ std::vector<FileRead> file_reads(Checkpoint const& source, LoadPlan const& plan)
   return reads;
 }
 
-LoadPlan plan_one(Checkpoint const& source, Mesh const& mesh, int rank) {
-  return make_load_plan(source.model, source.storage.form, mesh, mesh.coordinate(rank));
+LoadPlan plan_one(Checkpoint const& source, Mesh const& mesh, DenseReading dense, int rank) {
+  return make_load_plan(source.model, source.storage.form, mesh, rank, dense);
 }
 
 Json describe(LoadDestination const& tensor) {
@@ -134,6 +152,19 @@ Json describe(LoadDestination const& tensor) {
           {"experts", {tensor.experts.begin, tensor.experts.end}},
           {"columns", {tensor.columns.begin, tensor.columns.end}},
           {"is_scales", tensor.is_scales}};
+}
+
+/// For people: what reading them once passes between ranks.
+std::string line_of_dense(Checkpoint const& source, Mesh const& mesh) {
+  std::uint64_t read = 0;
+  DenseTraffic most;
+  for (auto const& bytes : dense_traffic(source.model, source.storage.form, mesh, DenseReading::once)) {
+    read += bytes.read;
+    most.sent = std::max(most.sent, bytes.sent);
+    most.received = std::max(most.received, bytes.received);
+  }
+  return fmt::format("dense tensors: {} bytes, read once; a rank sends up to {} and receives up to {}\n", read,
+                     most.sent, most.received);
 }
 
 /// How every plan begins.
@@ -151,8 +182,9 @@ Json mesh_json(Mesh const& mesh) {
   return {{"ep_replicate", mesh.ep_replicate}, {"ep_shard", mesh.ep_shard}, {"ep", mesh.ep}};
 }
 
-Json plan_of_all_ranks(Checkpoint const& source, Mesh const& mesh, bool asked_for_dtype, std::string_view command) {
-  auto const ranks = list_ranks(source, mesh);
+Json plan_of_all_ranks(Checkpoint const& source, Mesh const& mesh, DenseReading dense, bool asked_for_dtype,
+                       std::string_view command) {
+  auto const ranks = list_ranks(source, mesh, dense);
   auto plan = begin_plan(source, mesh, command);
   plan["quantisation"] = summarize_quantisation(source);
   plan["conversions"] = summarize_conversions(source, asked_for_dtype);
@@ -160,21 +192,23 @@ Json plan_of_all_ranks(Checkpoint const& source, Mesh const& mesh, bool asked_fo
   plan["bytes"] = {{"wanted", sum_of(ranks, "bytes_wanted")},
                    {"read", sum_of(ranks, "bytes_read")},
                    {"owned", sum_of(ranks, "bytes_owned")}};
+  plan["dense"] = dense_json(source, mesh, dense);
   plan["verify"] = traffic_json(source.model, mesh.ranks());
   plan["gather"] = gather_json(source.model, mesh);
   return plan;
 }
 
-std::string table_of_all_ranks(Checkpoint const& source, Mesh const& mesh, bool asked_for_dtype) {
+std::string table_of_all_ranks(Checkpoint const& source, Mesh const& mesh, DenseReading dense, bool asked_for_dtype) {
   auto text = fmt::format("mesh: ep_replicate {} × ep_shard {} × ep {}\n", mesh.ep_replicate, mesh.ep_shard, mesh.ep);
   for (auto const& line : value_lines(summarize_conversions(source, asked_for_dtype))) {
     text += fmt::format("values: {}\n", line);
   }
+  if (dense == DenseReading::once) text += line_of_dense(source, mesh);
   auto const add = [&](auto const&... cells) {
     text += fmt::format("{:>5}  {:>12}  {:>8}  {:>12}  {:>16}  {:>16}  {:>16}\n", cells...);
   };
   add("rank", "ep_replicate", "ep_shard", "experts", "bytes wanted", "bytes read", "bytes held");
-  auto const ranks = list_ranks(source, mesh);
+  auto const ranks = list_ranks(source, mesh, dense);
   for (auto const& rank : ranks) {
     auto const number = [&](char const* what) { return rank[what].get<std::uint64_t>(); };
     auto const& experts = rank["experts"];
@@ -186,8 +220,8 @@ std::string table_of_all_ranks(Checkpoint const& source, Mesh const& mesh, bool 
   return text;
 }
 
-Json plan_of_rank(Checkpoint const& source, Mesh const& mesh, int rank, std::string_view command) {
-  auto const planned = plan_one(source, mesh, rank);
+Json plan_of_rank(Checkpoint const& source, Mesh const& mesh, DenseReading dense, int rank, std::string_view command) {
+  auto const planned = plan_one(source, mesh, dense, rank);
   auto list = Json::array();
   for (auto const& [parameter, file, hf_key, bytes, slice, is_scales] : file_reads(source, planned)) {
     Json item{{"fqn", parameter.fqn}, {"hf_key", hf_key}, {"file", file}, {"bytes", {bytes.begin, bytes.end}}};
@@ -204,10 +238,10 @@ Json plan_of_rank(Checkpoint const& source, Mesh const& mesh, int rank, std::str
   return plan;
 }
 
-std::string lines_of_rank(Checkpoint const& source, Mesh const& mesh, int rank) {
+std::string lines_of_rank(Checkpoint const& source, Mesh const& mesh, DenseReading dense, int rank) {
   std::string text;
   for (auto const& [parameter, file, hf_key, bytes, slice, is_scales] :
-       file_reads(source, plan_one(source, mesh, rank))) {
+       file_reads(source, plan_one(source, mesh, dense, rank))) {
     auto const wanted = parameter.stacked_experts
                             ? fmt::format("  experts [{}, {}), rows [{}, {}) of {}", slice.part.begin, slice.part.end,
                                           slice.rows.begin, slice.rows.end, parameter.row_count())

@@ -1,21 +1,12 @@
-#include <algorithm>
 #include <map>
 
 #include "plan/held.hpp"
 #include "plan/plan.hpp"
+#include "plan/units_within.hpp"
 
 namespace rankslice {
 
 namespace {
-
-// The units of a tensor between two bytes of all dense bytes laid end to end. Bounds are rounded down to whole units,
-// so that neighbours that share a bound share no unit and leave none out.
-Range units_within(Range bytes, std::uint64_t tensor_begin, std::uint64_t count, std::uint64_t unit) {
-  auto const unit_at = [&](std::uint64_t bound) {
-    return bound <= tensor_begin ? 0 : std::min((bound - tensor_begin) / unit, count);
-  };
-  return {unit_at(bytes.begin), unit_at(bytes.end)};
-}
 
 /// Ranks that hold the same slices of dense tensors share the writing of them: by their ranks, of all of which the
 /// mesh gives everything none is listed.

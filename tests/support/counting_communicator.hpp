@@ -24,6 +24,7 @@ class CountingCommunicator final : public Communicator {
   [[nodiscard]] int size() const override { return inner_->size(); }
   [[nodiscard]] std::string_view kind() const override { return inner_->kind(); }
   [[nodiscard]] std::string const& host(int rank) const override { return inner_->host(rank); }
+  [[nodiscard]] bool can_send() const override { return inner_->can_send(); }
   void all_reduce(std::span<std::uint64_t> values, Reduce op) override {
     counted_.summed += values.size_bytes();
     ++counted_.collectives;

@@ -21,6 +21,7 @@ class ForwardingCommunicator : public Communicator {
   [[nodiscard]] std::string_view kind() const override { return next_.kind(); }
   [[nodiscard]] std::string const& host(int rank) const override { return next_.host(rank); }
   [[nodiscard]] bool takes_device_memory() const override { return next_.takes_device_memory(); }
+  [[nodiscard]] bool can_send() const override { return next_.can_send(); }
   void all_reduce(std::span<std::uint64_t> values, Reduce op) override { next_.all_reduce(values, op); }
   void broadcast(std::span<std::byte> bytes, int root) override { next_.broadcast(bytes, root); }
   [[nodiscard]] std::vector<std::vector<std::byte>> gather(std::span<std::byte const> bytes, int root) override {

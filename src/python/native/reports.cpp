@@ -37,14 +37,16 @@ Told inspect(Checkpoint const& checkpoint, bool asked_for_dtype) {
   return tell([&] { return summarize_checkpoint(checkpoint, asked_for_dtype); }, inspection_text);
 }
 
-Told plan(Checkpoint const& source, Mesh const& mesh, std::optional<int> rank, bool asked_for_dtype) {
+Told plan(Checkpoint const& source, Mesh const& mesh, std::optional<int> rank, std::string const& dense,
+          bool asked_for_dtype) {
   constexpr auto kCommand = "plan";
+  auto const reading = known(parse_dense_reading(dense), "dense", dense);
   if (rank) {
-    return tell([&] { return plan_of_rank(source, mesh, *rank, kCommand); },
-                [&](Json const&) { return lines_of_rank(source, mesh, *rank); });
+    return tell([&] { return plan_of_rank(source, mesh, reading, *rank, kCommand); },
+                [&](Json const&) { return lines_of_rank(source, mesh, reading, *rank); });
   }
-  return tell([&] { return plan_of_all_ranks(source, mesh, asked_for_dtype, kCommand); },
-              [&](Json const&) { return table_of_all_ranks(source, mesh, asked_for_dtype); });
+  return tell([&] { return plan_of_all_ranks(source, mesh, reading, asked_for_dtype, kCommand); },
+              [&](Json const&) { return table_of_all_ranks(source, mesh, reading, asked_for_dtype); });
 }
 
 Told plan_keys(Checkpoint const& source, Mesh const& mesh, int rank, std::string const& include,
@@ -56,7 +58,8 @@ Told plan_keys(Checkpoint const& source, Mesh const& mesh, int rank, std::string
 
 void bind_reports(nb::module_& module) {
   module.def("inspect", &inspect, nb::arg("checkpoint"), nb::arg("asked_for_dtype"));
-  module.def("plan", &plan, nb::arg("source"), nb::arg("mesh"), nb::arg("rank").none(), nb::arg("asked_for_dtype"));
+  module.def("plan", &plan, nb::arg("source"), nb::arg("mesh"), nb::arg("rank").none(), nb::arg("dense"),
+             nb::arg("asked_for_dtype"));
   module.def("plan_keys", &plan_keys, nb::arg("source"), nb::arg("mesh"), nb::arg("rank"), nb::arg("include"),
              nb::arg("exclude"));
 }

@@ -58,14 +58,10 @@ std::vector<std::pair<Shape, Shape>> held(Checkpoint const& checkpoint, Mesh con
   return places;
 }
 
-/// What a rank holds, and what is read of the storage for it, in bytes.
-std::pair<std::uint64_t, std::uint64_t> bytes_of(StateDict const& state) {
-  auto const& source = *state.source;
-  std::vector<PlannedSlice> slices;
-  for (auto const& [fqn, tensor] : state.tensors) slices.push_back({tensor.index, tensor.slice()});
-  auto const owned = plan_bytes(source.model, slices, Form::native);
-  if (source.format == CheckpointFormat::state) return {owned, 0};
-  return {owned, stored_bytes(source.storage, source.model, slices).read};
+std::uint64_t bytes_owned(StateDict const& state) {
+  std::uint64_t bytes = 0;
+  for (auto const& [fqn, tensor] : state.tensors) bytes += tensor.data.bytes;
+  return bytes;
 }
 
 /// Digests of one part more of what the same rank reads.
@@ -89,10 +85,15 @@ std::shared_ptr<StateDict> make_fresh_state(std::map<std::string, LocalTensor> c
   return std::make_shared<StateDict>(make_state_dict(tensors, mesh, mesh.coordinate(rank), options));
 }
 
-void fill_state(StateDict& state, World const& world, std::string const& verify, nb::object const& progress) {
+/// What this rank read, and what it received, in bytes.
+std::pair<std::uint64_t, std::uint64_t> fill_state(StateDict& state, World const& world, std::string const& verify,
+                                                   std::string const& dense, nb::object const& progress) {
   Call call(progress);
-  FillOptions const options{.verify = known(parse_verify_level(verify), "verify", verify), .call = call.options()};
-  call.run([&] { world ? fill(state, *world, options) : fill(state, options); });
+  FillOptions const options{.verify = known(parse_verify_level(verify), "verify", verify),
+                            .dense = known(parse_dense_reading(dense), "dense", dense),
+                            .call = call.options()};
+  auto const report = call.run([&] { return world ? fill(state, *world, options) : fill(state, options); });
+  return {report.bytes_read, report.bytes_received};
 }
 
 }  // namespace
@@ -121,7 +122,7 @@ void bind_state(nb::module_& module) {
              nb::arg("local_shape"), nb::arg("address"), nb::arg("bytes"), nb::arg("owner"), nb::arg("device").none());
   nb::class_<Digests>(module, "Digests").def("add", &add, nb::arg("part"));
   nb::class_<StateDict>(module, "StateDict")
-      .def_prop_ro("bytes", &bytes_of)
+      .def_prop_ro("bytes_owned", &bytes_owned)
       .def_rw("read", &StateDict::read)
       .def_ro("mesh", &StateDict::mesh)
       .def_prop_ro("source", [](StateDict const& state) { return state.source; });
@@ -135,7 +136,7 @@ void bind_state(nb::module_& module) {
   module.def("make_fresh_state_dict", &make_fresh_state, nb::arg("tensors"), nb::arg("mesh"), nb::arg("rank"),
              nb::arg("family"), nb::arg("expert_layout"), nb::arg("mtp_experts").none(), nb::arg("folder"),
              nb::arg("partial"), nb::arg("max_file_bytes"));
-  module.def("fill", &fill_state, nb::arg("state"), nb::arg("world").none(), nb::arg("verify"),
+  module.def("fill", &fill_state, nb::arg("state"), nb::arg("world").none(), nb::arg("verify"), nb::arg("dense"),
              nb::arg("progress").none());
 }
 

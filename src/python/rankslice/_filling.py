@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import TYPE_CHECKING, Literal, NamedTuple, Union, get_args
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from rankslice._mesh import MeshPlace
     from rankslice._names import Names
+
+Dense = Literal["auto", "each-rank", "once"]
+"""Who reads the tensors that every rank has whole."""
 
 Target = Union[nn.Module, MutableMapping[str, torch.Tensor]]
 
@@ -66,6 +69,7 @@ def load_into(
     exclude: str | None = None,
     strict: bool = True,
     verify: Level = "full",
+    dense: Dense = "auto",
     progress: _progress.Progress = None,
 ) -> Filled:
     """Fills the parameters and buffers of a module, or the tensors of a state dict, where they are.
@@ -98,6 +102,7 @@ def load_into(
         verify: ``full``: each rank proves by itself that its memory has what it read, and that this is what the
             checkpoint recorded of what it has whole; where values are turned or converted by torch, of the host memory
             that they go through. ``reread`` also reads it all again; ``coverage`` and ``off`` prove nothing.
+        dense: as for ``load``; of tensors that every rank has whole, and that are filled directly.
         progress: as for ``load``.
 
     Raises:
@@ -107,6 +112,7 @@ def load_into(
         IoError, FormatError, CommError: as ``load``.
     """
     require_level(verify)
+    require_dense(dense)
     if device is not None:
         device = require_real(torch.device(device))
     if isinstance(target, StateDict) and (mesh, rank, world_size, ep, ep_shard) == (None,) * 5:
@@ -121,7 +127,7 @@ def load_into(
         world, lambda: Filling(checkpoint, place, _wrappers.without_wrappers(tensors), names, strict, device)
     )
     with _progress.reporting(progress, world, place.rank == 0) as report:
-        filling.fill(world, verify, report)
+        filling.fill(world, verify, dense, report)
 
     def give() -> Filled:
         made_real = filling.made_real
@@ -131,6 +137,11 @@ def load_into(
         return filling.result(target)
 
     return _steps.agreed(world, give)
+
+
+def require_dense(dense: Dense) -> None:
+    if dense not in get_args(Dense):
+        raise UsageError(f"dense: expected one of {', '.join(get_args(Dense))}, got {dense!r}")
 
 
 def require_real(device: torch.device) -> torch.device:
@@ -254,21 +265,26 @@ class Filling:
         self,
         world: _native.Communicator | None,
         verify: Level,
+        dense: Dense,
         report: _progress.Report | None,
         prove: bool = True,
     ) -> None:
         """Collective. Without `prove` who calls proves what was filled directly, all ranks together."""
         state = _steps.agreed(world, lambda: self._state(self._direct))
-        self.bytes_owned, self.bytes_read = state.bytes
-        _native.fill(state, world, verify, _followed_by(report, sum(box.bytes for box in self._boxes)))
+        self.bytes_owned = state.bytes_owned
+        more = _followed_by(report, sum(box.bytes for box in self._boxes))
+        self.bytes_read, received = _native.fill(state, world, verify, dense, more)
         self.digests = state.read
         if prove:
             _steps.agreed(world, lambda: self._prove(state, verify))
-        _steps.agreed(world, lambda: self._fill_boxes(world, verify, report))
+        _steps.agreed(world, lambda: self._fill_boxes(world, verify, received, report))
 
     @torch.no_grad()
-    def _fill_boxes(self, world: _native.Communicator | None, verify: Level, report: _progress.Report | None) -> None:
-        done, total = self.bytes_read, self.bytes_read + sum(box.bytes for box in self._boxes)
+    def _fill_boxes(
+        self, world: _native.Communicator | None, verify: Level, received: int, report: _progress.Report | None
+    ) -> None:
+        done = self.bytes_read + received
+        total = done + sum(box.bytes for box in self._boxes)
         for box in self._boxes:
             self._fill_box(box, verify)
             done += box.bytes
@@ -282,8 +298,7 @@ class Filling:
         values = _tensors.empty(box.native.dtype, read.shape, torch.device("cpu"))
         local = _tensors.over(box.native, read.offsets, read.shape, values, self._devices)
         state = self._state({box.native.fqn: local})
-        self.bytes_read += state.bytes[1]
-        _native.fill(state, None, verify, None)
+        self.bytes_read += _native.fill(state, None, verify, "each-rank", None)[0]
         self._prove(state, verify)
         self.digests.add(state.read)
         found = _cut(values, read, box.piece)

@@ -8,7 +8,7 @@ import torch
 
 from rankslice import _mesh, _names, _native, _progress, _steps, _tensors
 from rankslice._checkpoint import Source, opened
-from rankslice._filling import Filling, require_real
+from rankslice._filling import Dense, Filling, require_dense, require_real
 from rankslice._state import Native, StateDict, adopt, natives, parts_of
 from rankslice._verifying import Level, raise_if_bad, require_level
 from rankslice.errors import PlanError
@@ -37,6 +37,7 @@ def load(
     include: str | None = None,
     exclude: str | None = None,
     verify: Level = "full",
+    dense: Dense = "auto",
     progress: _progress.Progress = None,
 ) -> StateDict:
     """Loads this rank's part of a checkpoint: its experts of every stacked tensor, and all other tensors.
@@ -64,6 +65,8 @@ def load(
             that they are what was read, and that what the checkpoint recorded; ``coverage``, only that the ranks
             together have all; ``reread``, also that reading again gives the same; ``off``, nothing. Of a rank alone
             ``coverage`` proves nothing, and rereading is its own.
+        dense: who reads the tensors that every rank has whole: ``each-rank`` all of them, or all ranks each byte
+            ``once``, a share each, which they pass on; ``auto``: once where the ranks are on several hosts.
         progress: True for a bar, or a function (phase, bytes done, bytes in all).
 
     Raises:
@@ -75,6 +78,7 @@ def load(
     """
     place = _mesh.place(mesh, rank, world_size, ep, ep_shard, process_group)
     require_level(verify)
+    require_dense(dense)
     to_device = _device_of(device, place)
     world = _steps.world_of(place, process_group)
     checkpoint = opened(source, world, dtype=dtype, include=include, exclude=exclude)
@@ -86,7 +90,7 @@ def load(
 
     tensors, filling = _steps.agreed(world, prepare)
     with _progress.reporting(progress, world, place.rank == 0) as report:
-        filling.fill(world, verify, report, prove=False)
+        filling.fill(world, verify, dense, report, prove=False)
         state = _steps.agreed(world, lambda: adopt(tensors, checkpoint, place))
         state.read = filling.digests
         raise_if_bad(_native.verify(state, world, verify, None, report))

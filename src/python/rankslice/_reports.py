@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from rankslice._filling import Dense
+
 
 class Facts(dict[str, Any]):
     """What the program prints with ``--json``; ``str()`` of it is what it prints without."""
@@ -61,6 +63,7 @@ def plan(
     ep_shard: int | None = None,
     rank: int | None = None,
     quantization: bool = False,
+    dense: Dense = "auto",
     family: str = "auto",
     expert_layout: Literal["auto", "hub", "transformers"] = "auto",
     dtype: torch.dtype | str | None = None,
@@ -81,6 +84,7 @@ def plan(
         rank: every byte range that this rank reads, instead of a line for each rank.
         quantization: the names, dtypes and shapes of a block-FP8 checkpoint of the same model that ``rank``, or the
             first one, would fill its tensors from; ``include`` and ``exclude`` then judge each name by itself.
+        dense: as for ``load``; ``auto`` is each-rank here, as no hosts are known.
         dtype, family, …: as in ``open``.
 
     Raises:
@@ -94,4 +98,4 @@ def plan(
     mesh = _native.make_mesh(ranks, 0 if ep is None else ep, 1 if ep_shard is None else ep_shard)
     if quantization:
         return Facts(_native.plan_keys(checkpoint, mesh, rank or 0, include_keys, exclude_keys))
-    return Facts(_native.plan(checkpoint, mesh, rank, dtype is not None))
+    return Facts(_native.plan(checkpoint, mesh, rank, dense, dtype is not None))
