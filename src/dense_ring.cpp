@@ -16,6 +16,11 @@ namespace {
 
 constexpr auto kBatchBytes = 1_GiB;
 
+/// Where steps end that are so many before the next one.
+std::uint64_t end_before(Range steps, std::uint64_t next, std::uint64_t distance) {
+  return std::max(steps.begin + distance, next + 1) - distance;
+}
+
 /// Call step(numbers) for every list of numbers that the shares of all ranks make up.
 template <typename Step>
 void for_each_shared(Digests& digests, Model const& model, DenseShares const& shares, Step const& step) {
@@ -77,10 +82,9 @@ void DenseRing::hand_around(BlockDone const& received) {
 void DenseRing::take_steps(Range steps, BlockDone const& received) {
   auto const travelled = outcome_of([&] {
     for (auto step = steps.begin; step < steps.end; ++step) {
-      finish_sends(std::max(steps.begin + kAhead, step + 1) - kAhead);
-      start_receive(step);
-      finish_receives(std::max(steps.begin + turn(step).width, step + 1) - turn(step).width, received);
-      start_send(step);
+      finish_sends(end_before(steps, step, kAhead));
+      finish_receives(end_before(steps, step, turn(step).width), received);
+      start(step);
     }
     finish_receives(steps.end, received);
     finish_sends(steps.end);
@@ -90,19 +94,16 @@ void DenseRing::take_steps(Range steps, BlockDone const& received) {
   if (failed_) std::rethrow_exception(failed_);
 }
 
-void DenseRing::start_receive(std::uint64_t step) {
+/// Both together: a communicator of GPUs then carries them out together, and in a ring none could come first.
+void DenseRing::start(std::uint64_t step) {
   auto const [number, places_back, width] = turn(step);
+  auto const& sent = piece(places_back, number);
+  auto const bytes = places_back > 0 ? at(step - width).came : place_of(sent, steps_.size() + step % kAhead);
+  if (places_back == 0 && !travels_directly(sent)) attempt([&] { pack(sent, bytes); });
   auto& here = at(step);
   here.came = place_of(piece(places_back + 1, number), step % steps_.size());
   here.receive = world_.start_receive(here.came, ring_[(place_ + ring_.size() - 1) % ring_.size()]);
-}
-
-void DenseRing::start_send(std::uint64_t step) {
-  auto const [number, places_back, width] = turn(step);
-  auto const& sent = piece(places_back, number);
-  auto bytes = places_back > 0 ? at(step - width).came : place_of(sent, steps_.size() + step % kAhead);
-  if (places_back == 0 && !travels_directly(sent)) attempt([&] { pack(sent, bytes); });
-  at(step).send = world_.start_send(bytes, ring_[(place_ + 1) % ring_.size()]);
+  here.send = world_.start_send(bytes, ring_[(place_ + 1) % ring_.size()]);
 }
 
 void DenseRing::finish_receives(std::uint64_t end, BlockDone const& received) {

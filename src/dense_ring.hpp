@@ -56,8 +56,7 @@ class DenseRing {
   };
 
   void take_steps(Range steps, BlockDone const& received);
-  void start_receive(std::uint64_t step);
-  void start_send(std::uint64_t step);
+  void start(std::uint64_t step);
   void finish_receives(std::uint64_t end, BlockDone const& received);
   void finish_sends(std::uint64_t end);
   [[nodiscard]] Turn turn(std::uint64_t step) const;
