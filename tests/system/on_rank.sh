@@ -3,7 +3,7 @@
 # "strace $ON_RANK_STRACE" (or $ON_RANK_STRACE_2, for rank 2), where %PID0% stands for the pid of rank 0, or starts it
 # under $ON_RANK_UNDER. With $ON_RANK_CODES it notes the exit code instead of leaving with it, because a launcher stops
 # the other ranks as soon as one has left with an error. On rank 1 it sets the variable "$ON_RANK_1_SETS" (NAME=value).
-rank=${OMPI_COMM_WORLD_RANK:-0}
+rank=${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-${SLURM_PROCID:-0}}}
 if [ "$rank" = 1 ] && [ -n "$ON_RANK_1_SETS" ]; then
   # shellcheck disable=SC2163 # the name is in the value
   export "$ON_RANK_1_SETS"

@@ -1,0 +1,258 @@
+"""Jobs of Slurm on three hosts: README's examples, the job scripts, and what users see when a job is interrupted."""
+
+import os
+import re
+import shlex
+import signal
+from pathlib import Path
+
+import pytest
+import readme
+from safetensors.torch import load_file
+from slurm import Slurm, processes_of_jobs
+
+import checkpoints
+import program
+import reference
+
+NAME = "Qwen3.6-35B-A3B"
+LOAD, TO_HF, TRAIN, STEP, SALLOC = readme.commands("Slurm")
+SLOW_READS = "-e trace=pread64 -e inject=pread64:delay_enter=100ms"
+SLOW_WRITES = "-e trace=pwrite64 -e inject=pwrite64:delay_enter=100ms"
+
+
+@pytest.fixture(scope="session")
+def cluster(three_hosts):
+    return Slurm(three_hosts)
+
+
+@pytest.fixture(scope="session")
+def cut_short(cluster, tiny, tmp_path_factory):
+    """(job, folder) of an export that comes to its time limit while other tests run: Slurm looks every 30 s only. It is
+    slow until there is a file `quick`."""
+    folder = tmp_path_factory.mktemp("cut_short")
+    script = folder / "slow_rankslice"
+    script.write_text(f"""#!/bin/sh
+[ -e {folder}/quick ] && exec {program.PROGRAM} "$@"
+exec strace --seccomp-bpf -f -qq -o /dev/null -e trace=pwrite64 -e inject=pwrite64:delay_enter=1000ms:when=3+ \\
+  {program.PROGRAM} "$@"
+""")
+    script.chmod(0o755)
+    line = f"sbatch --time=1 --signal=TERM@50 launch/slurm/to_hf.sbatch {tiny} exported"
+    (folder / "launch").symlink_to(readme.ROOT / "launch")
+    job = cluster.submit(line, folder, env={"RANKSLICE": str(script)})
+    cluster.background.add(job)
+    return job, folder
+
+
+@pytest.fixture
+def slurm(cluster, cut_short):
+    yield cluster
+    cluster.wait_until_idle()
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """Where users are: the job scripts, the checkpoint that README names, and nothing else."""
+    (tmp_path / "launch").symlink_to(readme.ROOT / "launch")
+    (tmp_path / NAME).symlink_to(tiny)
+    return tmp_path
+
+
+def assert_same_checkpoint(expected, found):
+    assert not checkpoints.folder_differences(expected, found)
+
+
+def tensors(folder):
+    return {name: value for path in reference.shard_files(folder) for name, value in load_file(path).items()}
+
+
+def script_says(folder):
+    (path,) = folder.glob("rankslice-*.out")
+    return path.read_text()
+
+
+def submit_and_wait(slurm, line, folder, seconds=40):
+    """What a job script of README leaves: it must succeed. Returns what it printed."""
+    job = slurm.wait_until_over(slurm.submit(line, folder), seconds)
+    (path,) = folder.glob(f"*-{job['JobId']}.out")
+    assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), path.read_text()
+    return path.read_text()
+
+
+# README's examples --------------------------------------------------------------------------------------------------
+
+
+def test_the_job_scripts_load_a_checkpoint_and_write_it_again_byte_for_byte(slurm, folder):
+    says = submit_and_wait(slurm, LOAD, folder)
+    assert "no difference" in says and "4 ranks" in says
+    submit_and_wait(slurm, TO_HF, folder)
+    assert_same_checkpoint(folder / NAME, folder / "exported")
+
+
+def test_a_training_step_follows_in_the_same_job_and_its_weights_come_home(slurm, folder):
+    (folder / "train.py").symlink_to(Path(__file__).parent / "train.py")
+    says = submit_and_wait(slurm, TRAIN, folder)
+    assert sorted(line for line in says.splitlines() if "trained" in line) == [
+        f"rank {rank} on node{1 + rank // 2}: trained with 4 ranks" for rank in range(4)
+    ]
+    submit_and_wait(slurm, TO_HF.replace("qwen.h5", "shards"), folder)
+    before, after = tensors(folder / NAME), tensors(folder / "exported")
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert after[name].equal(value * 2 if ".experts." in name else value), name
+
+
+def test_a_job_step_gives_a_store(slurm, folder):
+    slurm.command(*shlex.split(STEP), cwd=folder)
+    slurm.run_ok("verify", "qwen.h5", "--against", NAME, cwd=folder)
+    slurm.run_ok("to-hf", "qwen.h5", "exported", per_node=1, cwd=folder)
+    assert_same_checkpoint(folder / NAME, folder / "exported")
+
+
+def test_mpirun_in_an_allocation_takes_its_hosts_from_slurm(slurm, folder):
+    slurm.command(*shlex.split(SALLOC), cwd=folder)
+    slurm.run_ok("verify", "qwen.h5", "--against", NAME, cwd=folder)
+
+
+# Interruptions ------------------------------------------------------------------------------------------------------
+
+INTERRUPTED = {  # what is going on: (arguments, slowed calls, a call by which it is known to go on)
+    "load": (["load", NAME, "--store", "out"], SLOW_READS, r"pread64\(\d+<[^>]*\.safetensors>"),
+    "to_hf": (["to-hf", NAME, "out"], SLOW_WRITES, r"pwrite64\(\d+<[^>]*\.partial-"),
+}
+
+
+class Held:
+    """A job of six ranks on three hosts, held up by slow calls."""
+
+    def __init__(self, slurm, phase, folder, *options):
+        arguments, slowed, self.pattern = INTERRUPTED[phase]
+        self.slurm = slurm
+        self.on_rank = program.OnRank(folder / "ranks", traced="all", strace=slowed)
+        self.run = slurm.start(*arguments, *options, on_rank=self.on_rank, cwd=folder)
+
+    def __enter__(self):
+        self.run.__enter__()
+        self.on_rank.wait_for_call(5, self.pattern)
+        (self.job,) = {job for job, _ in processes_of_jobs().values()} - self.slurm.background
+        return self
+
+    def __exit__(self, *how):
+        self.run.__exit__(*how)
+
+    def end(self, code, state):
+        """Returns what users see."""
+        result = self.run.finish()
+        assert result.code == code, result.stderr
+        assert self.slurm.wait_until_over(self.job)["JobState"] == state
+        return result.stderr
+
+
+@pytest.fixture(params=INTERRUPTED)
+def phase(request):
+    return request.param
+
+
+def test_scancel_stops_all_ranks_which_say_so_once(phase, slurm, folder):
+    with Held(slurm, phase, folder) as held:
+        slurm.command("scancel", held.job)
+        says = held.end(143, "CANCELLED")
+    assert says.count("rankslice: error: ") == 1
+    assert "rankslice: error: rank 0: stopped on request" in says
+    assert f"*** STEP {held.job}.0 ON node1 CANCELLED AT" in says
+    for host, tasks in (("node1", "0-1"), ("node2", "2-3"), ("node3", "4-5")):
+        assert f"srun: error: {host}: tasks {tasks}: Exited with exit code 143" in says
+    assert not (folder / "out").exists()
+
+
+def test_a_rank_that_is_killed_ends_the_step(slurm, folder):
+    """The others are asked to stop, cannot agree on it without that rank, and are killed after Slurm's KillWait."""
+    with Held(slurm, "load", folder) as held:
+        os.kill(held.on_rank.pid(5), signal.SIGKILL)
+        says = held.end(137, "FAILED")
+    assert "srun: error: node3: task 5: Killed" in says
+    assert not (folder / "out").exists()
+
+
+def test_a_rank_that_is_stopped_is_named_by_the_deadline(slurm, folder):
+    with Held(slurm, "load", folder, "--timeout", 3) as held:
+        os.kill(held.on_rank.pid(5), signal.SIGSTOP)
+        says = held.end(75, "FAILED")
+    assert "rankslice: error: no answer from rank(s) 5 (host node3) within 3.0 s" in says
+    assert not (folder / "out").exists()
+
+
+def test_a_node_that_dies_is_named_by_the_deadline(slurm, three_hosts, folder):
+    with Held(slurm, "load", folder, "--timeout", 3) as held:
+        three_hosts.off("node3")
+        result = held.run.finish()
+    assert result.code == 75
+    assert re.search(r"rankslice: error: no answer from rank\(s\) (4-5|4|5) \(host node3\) within 3.0 s", result.stderr)
+    assert not (folder / "out").exists()
+    three_hosts.boot("node3")
+    slurm.restart("node3")
+
+
+def test_a_job_that_is_cancelled_does_not_come_back(slurm, folder):
+    on_rank = program.OnRank(folder / "ranks", traced="all", strace=SLOW_WRITES)
+    script = folder / "slow_rankslice"
+    script.write_text(f'#!/bin/sh\nexec {readme.ROOT}/tests/system/on_rank.sh {program.PROGRAM} "$@"\n')
+    script.chmod(0o755)
+    on_rank.folder.mkdir()
+    environment = on_rank.environment() | {"RANKSLICE": str(script)}
+    job = slurm.submit(TO_HF.replace("qwen.h5", NAME), folder, env=environment)
+    on_rank.wait_for_call(3, INTERRUPTED["to_hf"][2])
+    slurm.command("scancel", job)
+    assert slurm.wait_until_over(job)["JobState"] == "CANCELLED"
+    assert "goes back into the queue" not in script_says(folder)
+    assert not (folder / "exported").exists()
+
+
+# What does not start ------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_checkpoint_ends_the_step_with_66(slurm, folder):
+    result = slurm.run("load", "missing", "--store", "out", cwd=folder)
+    assert result.code == 66 and "missing" in result.stderr
+    assert not (folder / "out").exists()
+
+
+def test_ranks_that_do_not_find_each_other_are_refused(slurm, folder):
+    result = slurm.run("load", NAME, "--store", "out", step=["srun", "--mpi=none", "--kill-on-bad-exit=1"], cwd=folder)
+    assert result.code == 78
+    assert "use srun --mpi=pmix" in result.stderr
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("line", [LOAD, TO_HF.replace("qwen.h5", NAME)])
+def test_a_script_whose_ranks_cannot_be_started_fails(line, slurm, folder):
+    """Slurm 22.05's srun leaves with 0 there. A socket of the plugin that is there keeps a step from starting."""
+    job = slurm.submit(line.replace("sbatch", "sbatch --hold", 1), folder)
+    for node in (1, 2, 3):
+        Path(f"/run/slurm/spool.node{node}/stepd.slurm.pmix.{job}.0").touch()
+    slurm.command("scontrol", "release", job)
+    state = slurm.wait_until_over(job)
+    assert "launch failed" in script_says(folder)
+    assert (state["JobState"], state["ExitCode"]) == ("FAILED", "1:0")
+
+
+def test_a_script_ends_with_the_code_of_its_ranks(slurm, folder):
+    job = slurm.wait_until_over(slurm.submit(TO_HF, folder))  # qwen.h5 is not there
+    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "66:0"), script_says(folder)
+
+
+# The time limit -----------------------------------------------------------------------------------------------------
+
+
+def test_a_time_limit_ends_the_step_cleanly_and_the_job_goes_on_in_another_run(slurm, tiny, cut_short):
+    job, folder = cut_short
+    slurm.wait_for(job, "PENDING", 60)
+    says = script_says(folder)
+    assert "rankslice: error: rank 0: stopped on request" in says
+    assert f"job {job} goes back into the queue" in says
+    assert not (folder / "exported").exists()
+    (folder / "quick").touch()
+    slurm.command("scontrol", "update", f"jobid={job}", "starttime=now")  # Slurm waits two minutes
+    assert slurm.wait_until_over(job)["JobState"] == "COMPLETED", script_says(folder)
+    assert_same_checkpoint(tiny, folder / "exported")
