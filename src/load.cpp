@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 #include <optional>
 
@@ -12,6 +13,8 @@
 #include "io/memory.hpp"
 #include "plan/dense_shares.hpp"
 #include "plan/plan.hpp"
+#include "plan/row_exchange_plan.hpp"
+#include "row_exchange.hpp"
 #include "state/consistency.hpp"
 #include "state/local_tensor.hpp"
 #include "storage_reader.hpp"
@@ -128,10 +131,12 @@ std::vector<Buffer> memory_of(StateDict const& state) {
   return memory;
 }
 
-/// Every rank reads a share of the dense tensors that all hold, and hands it on to the others. Collective.
-FillReport read_dense_once(StateDict& state, Holdings const& holdings, Reading const& reading, Communicator& world) {
+/// Every rank reads a share of the dense tensors that all hold, and of the short rows of experts that it shares with
+/// others, and hands on what others need of it. Collective.
+FillReport read_once(StateDict& state, Holdings const& holdings, Reading const& reading, Communicator& world) {
   auto const& model = state.source->model;
   DenseShares shares;
+  RowExchangePlan rows;
   std::optional<DenseRing> ring;
   BlockDone done;
   Digests read;
@@ -140,11 +145,17 @@ FillReport read_dense_once(StateDict& state, Holdings const& holdings, Reading c
   on_every_rank(world, [&] {
     shares = share_dense(model, state.source->storage.form, holdings, world.size());
     ring.emplace(model, shares, memory_of(state), world);
-    auto const slices = slices_read(shares, slices_held(state), world.rank());
-    report = {.bytes_read = bytes_to_read(state, slices), .bytes_received = ring->bytes()};
+    rows = plan_row_exchange(state.source->storage, model, holdings, world.rank());
+    auto slices = slices_read(shares, slices_held(state), world.rank());
+    std::erase_if(slices,
+                  [&](auto const& item) { return std::ranges::binary_search(rows.parameters, item.parameter); });
+    auto const exchanged = row_traffic(model, rows);
+    report = {.bytes_read = bytes_to_read(state, slices) + exchanged.read,
+              .bytes_received = ring->bytes() + exchanged.received};
     done = watch(reading.call, "load", report.bytes_read + report.bytes_received, &world);
     read = read_values(state, slices, reading.level, done);
   });
+  exchange_rows(state, rows, digests(reading.level) ? &read : nullptr, done, world);
   ring->hand_around(done);
   if (digests(reading.level)) add_shares_of_all(read, model, shares, world);
   state.read = std::move(read);
@@ -152,7 +163,7 @@ FillReport read_dense_once(StateDict& state, Holdings const& holdings, Reading c
 }
 
 FillReport read_together(StateDict& state, Holdings const& holdings, Reading const& reading, Communicator& world) {
-  if (reading.dense == DenseReading::once) return read_dense_once(state, holdings, reading, world);
+  if (reading.dense == DenseReading::once) return read_once(state, holdings, reading, world);
   FillReport report;
   on_every_rank(world, [&] { report = read_alone(state, reading, &world); });
   return report;

@@ -31,8 +31,8 @@ std::array<std::uint64_t*, kRowSums> sums_of(Model const& model, RowBlock const&
 /// One exchange of one rank.
 class RowExchange {
  public:
-  RowExchange(StateDict const& state, RowExchangePlan const& plan, Digests* sums, BlockDone const& done,
-              Communicator& world, OpenFile const& open);
+  RowExchange(StateDict const& state, RowExchangePlan const& plan, Digests* sums, BlockDone done, Communicator& world,
+              OpenFile const& open);
 
   void run();
 
@@ -50,6 +50,7 @@ class RowExchange {
   void finish(std::uint64_t block);
   void read(RowBlock const& block, Travelling& here);
   void place(RowBlock const& block, Travelling& here);
+  void add_sums(RowBlock const& block, std::span<std::byte const> bytes);
   void finish_devices();
   [[nodiscard]] ParameterDigest* digest_of(std::uint32_t parameter);
   [[nodiscard]] Transfer& transfer_to(Device* device);
@@ -67,6 +68,7 @@ class RowExchange {
   Digests* sums_;
   Communicator& world_;
   StorageReader reader_;
+  BlockDone done_;
   Transfer read_transfer_;
   std::map<Device*, Transfer> transfers_;
   std::map<std::uint32_t, ShardedTensor const*> tensors_;  // by parameter
@@ -77,14 +79,15 @@ class RowExchange {
   ToTheEnd to_the_end_;
 };
 
-RowExchange::RowExchange(StateDict const& state, RowExchangePlan const& plan, Digests* sums, BlockDone const& done,
+RowExchange::RowExchange(StateDict const& state, RowExchangePlan const& plan, Digests* sums, BlockDone done,
                          Communicator& world, OpenFile const& open)
     : model_(state.source->model),
       plan_(plan),
       sums_(sums),
       world_(world),
       reader_(state.source->storage, model_, row_runs(state.source->storage, model_, plan), open),
-      read_transfer_(model_, Form::hf, done),
+      done_(std::move(done)),
+      read_transfer_(model_, Form::hf, done_),
       to_the_end_(world) {
   for (auto const& [fqn, tensor] : state.tensors) tensors_.emplace(tensor.index, &tensor);
   allocate();
@@ -198,13 +201,19 @@ void RowExchange::place(RowBlock const& block, Travelling& here) {
     auto const bytes = from == plan_.place ? outgoing(here, block, from) : incoming(here, block, from);
     auto const band = band_of(block, from, places());
     if (!band.empty()) transfer.place_rows(*block.piece, block.expert, band, bytes.data(), box);
-    if (sums_ == nullptr) continue;
-    RowSums sums{};
-    std::memcpy(sums.data(), bytes.last(kRowSumBytes).data(), kRowSumBytes);
-    auto const numbers = sums_of(model_, block, *sums_);
-    for (std::size_t n = 0; n < kRowSums; ++n) {
-      if (numbers[n] != nullptr) *numbers[n] += sums[n];
-    }
+    add_sums(block, bytes.last(kRowSumBytes));
+    if (from != plan_.place && done_) done_(bytes.size());
+  }
+}
+
+/// The digests that came with a band.
+void RowExchange::add_sums(RowBlock const& block, std::span<std::byte const> bytes) {
+  if (sums_ == nullptr) return;
+  RowSums sums{};
+  std::memcpy(sums.data(), bytes.data(), kRowSumBytes);
+  auto const numbers = sums_of(model_, block, *sums_);
+  for (std::size_t n = 0; n < kRowSums; ++n) {
+    if (numbers[n] != nullptr) *numbers[n] += sums[n];
   }
 }
 

@@ -9,6 +9,7 @@
 #include "facts/model_facts.hpp"
 #include "plan/dense_shares.hpp"
 #include "plan/gather_plan.hpp"
+#include "plan/row_exchange_plan.hpp"
 #include "verify/traffic.hpp"
 
 namespace rankslice {
@@ -61,10 +62,22 @@ Json gather_json(Model const& model, Mesh const& mesh) {
           {"to_all", most_of_any_rank(model, {.holdings = {.mesh = mesh}}, route_to_all(mesh.ranks()))}};
 }
 
+/// What the ranks of each group pass to one another of the short rows that they share, when they read them so.
+std::vector<RowTraffic> rows_traffic(Checkpoint const& source, Mesh const& mesh, DenseReading dense) {
+  auto ranks = row_traffic(source.model, source.storage.form, mesh);
+  if (dense == DenseReading::once) return ranks;
+  for (auto& bytes : ranks) {
+    bytes.read = bytes.read_alone;
+    bytes.sent = bytes.received = 0;
+  }
+  return ranks;
+}
+
 /// Of each rank its place, its experts and its bytes.
 Json list_ranks(Checkpoint const& source, Mesh const& mesh, DenseReading dense) {
   auto const ranks = plan_all_ranks(source.model, source.storage.form, mesh);
   auto const dense_bytes = dense_traffic(source.model, source.storage.form, mesh, dense);
+  auto const rows = rows_traffic(source, mesh, dense);
   auto const all_dense = dense_traffic(source.model, source.storage.form, mesh, DenseReading::each_rank);
   auto list = Json::array();
   for (int rank = 0; rank < mesh.ranks(); ++rank) {
@@ -73,13 +86,15 @@ Json list_ranks(Checkpoint const& source, Mesh const& mesh, DenseReading dense) 
     auto const index = static_cast<std::size_t>(rank);
     auto const& bytes = ranks[index];
     auto const read_by_others = all_dense[index].read - dense_bytes[index].read;
+    auto wanted = bytes.wanted - read_by_others;
+    if (dense == DenseReading::once) wanted = wanted - rows[index].wanted_alone + rows[index].read;
     list.push_back({{"rank", rank},
                     {"ep_replicate", at.ep_replicate},
                     {"ep_shard", at.ep_shard},
                     {"ep", at.ep},
                     {"experts", {experts.begin, experts.end}},
-                    {"bytes_wanted", bytes.wanted - read_by_others},
-                    {"bytes_read", bytes.read - read_by_others},
+                    {"bytes_wanted", wanted},
+                    {"bytes_read", bytes.read - read_by_others - rows[index].read_alone + rows[index].read},
                     {"bytes_owned", bytes.owned}});
   }
   return list;
@@ -89,6 +104,19 @@ Json list_ranks(Checkpoint const& source, Mesh const& mesh, DenseReading dense) 
 Json dense_json(Checkpoint const& source, Mesh const& mesh, DenseReading dense) {
   auto list = Json::array();
   for (auto const& bytes : dense_traffic(source.model, source.storage.form, mesh, dense)) {
+    list.push_back({{"rank", list.size()},
+                    {"bytes_read", bytes.read},
+                    {"bytes_sent", bytes.sent},
+                    {"bytes_received", bytes.received}});
+  }
+  auto const reading = dense == DenseReading::once ? dense : DenseReading::each_rank;
+  return {{"reading", name(reading)}, {"rank", list}};
+}
+
+/// The same of short rows of experts that ranks share.
+Json rows_json(Checkpoint const& source, Mesh const& mesh, DenseReading dense) {
+  auto list = Json::array();
+  for (auto const& bytes : rows_traffic(source, mesh, dense)) {
     list.push_back({{"rank", list.size()},
                     {"bytes_read", bytes.read},
                     {"bytes_sent", bytes.sent},
@@ -114,32 +142,47 @@ struct FileRead {
   bool is_scales = false;
 };
 
-std::vector<FileRead> file_reads(Checkpoint const& source, LoadPlan const& plan) {
-  std::vector<FileRead> reads;
+void add_read(std::vector<FileRead>& reads, Checkpoint const& source, LocatedSlice const& located, Range bytes) {
   auto const& [model, storage] = std::tie(source.model, source.storage);
-  auto const add_scales = [&](LocatedSlice const& located) {
-    auto const& piece = *located.piece;
-    auto const bytes = scale_range(model, piece, located.slice);
-    if (bytes.empty()) return;
-    reads.push_back({model.parameters[piece.parameter], storage.files[piece.scales->file].name,
-                     model.tensors[*model.tensors[piece.tensor].scales].key, bytes, located.slice, true});
-  };
-  for (auto const& wanted : plan.slices) {
-    for (auto const& located : locate(storage, model, wanted)) {
-      auto const& piece = *located.piece;
-      auto const& parameter = model.parameters[piece.parameter];
-      auto const& key = storage.form == Form::hf ? model.tensors[piece.tensor].key : model.key_of(parameter);
-      for (auto const& bytes : read_ranges(model, storage.form, located)) {
-        reads.push_back({parameter, storage.files[piece.extent.file].name, key, bytes, located.slice});
-      }
-      add_scales(located);
-    }
-  }
-  return reads;
+  auto const& piece = *located.piece;
+  auto const& parameter = model.parameters[piece.parameter];
+  auto const& key = storage.form == Form::hf ? model.tensors[piece.tensor].key : model.key_of(parameter);
+  if (bytes.empty()) return;
+  reads.push_back({parameter, storage.files[piece.extent.file].name, key, bytes, located.slice});
+}
+
+void add_scales(std::vector<FileRead>& reads, Checkpoint const& source, LocatedSlice const& located) {
+  auto const& [model, storage] = std::tie(source.model, source.storage);
+  auto const& piece = *located.piece;
+  auto const bytes = scale_range(model, piece, located.slice);
+  if (bytes.empty()) return;
+  reads.push_back({model.parameters[piece.parameter], storage.files[piece.scales->file].name,
+                   model.tensors[*model.tensors[piece.tensor].scales].key, bytes, located.slice, true});
 }
 
 LoadPlan plan_one(Checkpoint const& source, Mesh const& mesh, DenseReading dense, int rank) {
   return make_load_plan(source.model, source.storage.form, mesh, rank, dense);
+}
+
+std::vector<FileRead> file_reads(Checkpoint const& source, Mesh const& mesh, DenseReading dense, int rank) {
+  std::vector<FileRead> reads;
+  auto const& [model, storage] = std::tie(source.model, source.storage);
+  for (auto const& wanted : plan_one(source, mesh, dense, rank).slices) {
+    for (auto const& located : locate(storage, model, wanted)) {
+      for (auto const& bytes : read_ranges(model, storage.form, located)) add_read(reads, source, located, bytes);
+      add_scales(reads, source, located);
+    }
+  }
+  if (dense != DenseReading::once) return reads;
+  auto const exchange = plan_row_exchange(storage, model, {.mesh = mesh}, rank);
+  for (auto const& block : exchange.blocks) {
+    auto const rows = model.parameters[block.piece->parameter].row_count();
+    LocatedSlice const located{block.piece, {.part = {block.expert, block.expert + 1}, .rows = {0, rows}}};
+    auto const band = band_of(block, exchange.place, exchange.group.size());
+    add_read(reads, source, located, bytes_of(model, block, band));
+    if (block.rows.begin == 0 && !band.empty()) add_scales(reads, source, located);
+  }
+  return reads;
 }
 
 Json describe(LoadDestination const& tensor) {
@@ -165,6 +208,20 @@ std::string line_of_dense(Checkpoint const& source, Mesh const& mesh) {
   }
   return fmt::format("dense tensors: {} bytes, read once; a rank sends up to {} and receives up to {}\n", read,
                      most.sent, most.received);
+}
+
+/// … and of the rows of experts; nothing where none are exchanged.
+std::string line_of_rows(Checkpoint const& source, Mesh const& mesh) {
+  RowTraffic all, most;
+  for (auto const& bytes : row_traffic(source.model, source.storage.form, mesh)) {
+    all.read += bytes.read;
+    most.sent = std::max(most.sent, bytes.sent);
+    most.received = std::max(most.received, bytes.received);
+  }
+  if (all.read == 0) return {};
+  return fmt::format(
+      "rows of shared experts: {} bytes, read once by each group; a rank sends up to {} and receives up to {}\n",
+      all.read, most.sent, most.received);
 }
 
 /// How every plan begins.
@@ -193,6 +250,7 @@ Json plan_of_all_ranks(Checkpoint const& source, Mesh const& mesh, DenseReading 
                    {"read", sum_of(ranks, "bytes_read")},
                    {"owned", sum_of(ranks, "bytes_owned")}};
   plan["dense"] = dense_json(source, mesh, dense);
+  plan["rows"] = rows_json(source, mesh, dense);
   plan["verify"] = traffic_json(source.model, mesh.ranks());
   plan["gather"] = gather_json(source.model, mesh);
   return plan;
@@ -203,7 +261,7 @@ std::string table_of_all_ranks(Checkpoint const& source, Mesh const& mesh, Dense
   for (auto const& line : value_lines(summarize_conversions(source, asked_for_dtype))) {
     text += fmt::format("values: {}\n", line);
   }
-  if (dense == DenseReading::once) text += line_of_dense(source, mesh);
+  if (dense == DenseReading::once) text += line_of_dense(source, mesh) + line_of_rows(source, mesh);
   auto const add = [&](auto const&... cells) {
     text += fmt::format("{:>5}  {:>12}  {:>8}  {:>12}  {:>16}  {:>16}  {:>16}\n", cells...);
   };
@@ -223,7 +281,7 @@ std::string table_of_all_ranks(Checkpoint const& source, Mesh const& mesh, Dense
 Json plan_of_rank(Checkpoint const& source, Mesh const& mesh, DenseReading dense, int rank, std::string_view command) {
   auto const planned = plan_one(source, mesh, dense, rank);
   auto list = Json::array();
-  for (auto const& [parameter, file, hf_key, bytes, slice, is_scales] : file_reads(source, planned)) {
+  for (auto const& [parameter, file, hf_key, bytes, slice, is_scales] : file_reads(source, mesh, dense, rank)) {
     Json item{{"fqn", parameter.fqn}, {"hf_key", hf_key}, {"file", file}, {"bytes", {bytes.begin, bytes.end}}};
     if (parameter.stacked_experts) {
       item["experts"] = {slice.part.begin, slice.part.end};
@@ -240,8 +298,7 @@ Json plan_of_rank(Checkpoint const& source, Mesh const& mesh, DenseReading dense
 
 std::string lines_of_rank(Checkpoint const& source, Mesh const& mesh, DenseReading dense, int rank) {
   std::string text;
-  for (auto const& [parameter, file, hf_key, bytes, slice, is_scales] :
-       file_reads(source, plan_one(source, mesh, dense, rank))) {
+  for (auto const& [parameter, file, hf_key, bytes, slice, is_scales] : file_reads(source, mesh, dense, rank)) {
     auto const wanted = parameter.stacked_experts
                             ? fmt::format("  experts [{}, {}), rows [{}, {}) of {}", slice.part.begin, slice.part.end,
                                           slice.rows.begin, slice.rows.end, parameter.row_count())

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <utility>
 
+#include "plan/row_exchange_plan.hpp"
 #include "plan/units_within.hpp"
 
 namespace rankslice {
@@ -111,7 +112,14 @@ LoadPlan make_load_plan(Model const& model, Form storage_form, Mesh const& mesh,
   auto held = make_load_plan(model, storage_form, mesh, mesh.coordinate(rank));
   if (dense != DenseReading::once) return held;
   auto const shares = share_dense(model, storage_form, {.mesh = mesh}, mesh.ranks());
-  auto plan = make_load_plan(model, storage_form, slices_read(shares, held.slices, rank));
+  auto slices = slices_read(shares, held.slices, rank);
+  std::erase_if(slices, [&](PlannedSlice const& item) {
+    return exchanges_rows(model.parameters[item.parameter], storage_form, mesh);
+  });
+  auto plan = make_load_plan(model, storage_form, std::move(slices));
+  auto const rows = row_traffic(model, storage_form, mesh)[static_cast<std::size_t>(rank)];
+  plan.bytes_wanted += rows.read;
+  plan.bytes_read += rows.read;
   plan.bytes_owned = held.bytes_owned;
   return plan;
 }

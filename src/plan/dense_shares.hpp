@@ -26,7 +26,8 @@ struct DenseShares {
                                                     int rank);
 
 /// What a rank of a mesh reads itself, and holds, when dense tensors are read so; `automatic` as `each_rank`, as a plan
-/// knows of no hosts. @throws PlanError as `make_load_plan`.
+/// knows of no hosts. Among the bytes, but not the slices, is what it reads for an exchange of rows. @throws PlanError
+/// as `make_load_plan`.
 [[nodiscard]] LoadPlan make_load_plan(Model const& model, Form storage_form, Mesh const& mesh, int rank,
                                       DenseReading dense);
 

@@ -13,7 +13,7 @@ namespace rankslice {
 
 namespace {
 
-constexpr auto kBlockBytes = 16_MiB;  // of a whole group, in the native form: what bounds the memory of the exchange
+constexpr auto kBlockBytes = 8_MiB;  // of a whole group, in the native form: what bounds the memory of the exchange
 
 /// A band of balanced parts of some rows.
 Range band_of_rows(Range rows, std::size_t place, std::size_t places) {
@@ -50,22 +50,26 @@ void sort_by_place_in_files(std::span<RowBlock> blocks) {
   });
 }
 
-/// Of one block; `columns` of each stored row are every rank's own.
-struct BlockShape {
-  Parameter const& parameter;
-  Range rows;
-  std::uint64_t columns;
-};
-
-void add_block(RowTraffic& traffic, BlockShape const& block, std::size_t place, std::size_t places) {
-  auto const& parameter = block.parameter;
+/// Of rows of one expert in an HF tensor, at one place of the group.
+void add_block(RowTraffic& traffic, Model const& model, HfTensor const& tensor, Range rows, std::size_t place,
+               std::size_t places) {
+  auto const& parameter = model.parameters[tensor.parameter];
+  auto const columns = parameter.row_count() / places;  // of each stored row every rank's own
   auto const message = [&](std::size_t from) {
-    return band_of_rows(block.rows, from, places).size() * block.columns * parameter.unit_bytes(Form::native) +
-           kRowSumBytes;
+    return band_of_rows(rows, from, places).size() * columns * parameter.unit_bytes(Form::native) + kRowSumBytes;
   };
-  auto const row_bytes = parameter.row_count() * parameter.unit_bytes(Form::hf);
-  traffic.read += band_of_rows(block.rows, place, places).size() * row_bytes;
-  traffic.read_alone += block.rows.size() * row_bytes;
+  auto const band = band_of_rows(rows, place, places);
+  auto const unit = parameter.unit_bytes(Form::hf);
+  traffic.read += band.size() * parameter.row_count() * unit;
+  traffic.wanted_alone += rows.size() * columns * unit;
+  traffic.read_alone += rows.size() * parameter.row_count() * unit;
+  if (tensor.scales && rows.begin == 0) {
+    auto const& of_tensor = model.tensors[*tensor.scales];
+    auto const scales = byte_size(of_tensor.dtype, of_tensor.shape) / tensor.experts.size();
+    if (!band.empty()) traffic.read += scales;
+    traffic.wanted_alone += scales;
+    traffic.read_alone += scales;
+  }
   for (std::size_t other = 0; other < places; ++other) {
     if (other == place) continue;
     traffic.sent += message(place);
@@ -75,6 +79,7 @@ void add_block(RowTraffic& traffic, BlockShape const& block, std::size_t place, 
 
 RowTraffic operator*(RowTraffic const& traffic, std::uint64_t times) {
   return {.read = traffic.read * times,
+          .wanted_alone = traffic.wanted_alone * times,
           .read_alone = traffic.read_alone * times,
           .sent = traffic.sent * times,
           .received = traffic.received * times};
@@ -82,6 +87,7 @@ RowTraffic operator*(RowTraffic const& traffic, std::uint64_t times) {
 
 RowTraffic operator+(RowTraffic const& a, RowTraffic const& b) {
   return {.read = a.read + b.read,
+          .wanted_alone = a.wanted_alone + b.wanted_alone,
           .read_alone = a.read_alone + b.read_alone,
           .sent = a.sent + b.sent,
           .received = a.received + b.received};
@@ -94,7 +100,7 @@ RowTraffic traffic_of_expert(Model const& model, Parameter const& parameter, std
     auto const& tensor = model.tensors[index];
     if (tensor.experts.begin != 0) continue;
     for (auto const& rows : blocks_of_rows(parameter, stored_rows(tensor))) {
-      add_block(traffic, {parameter, rows, parameter.row_count() / places}, place, places);
+      add_block(traffic, model, tensor, rows, place, places);
     }
   }
   return traffic;
@@ -172,10 +178,8 @@ std::uint64_t row_value_bytes(Model const& model, RowExchangePlan const& plan, R
 
 RowTraffic row_traffic(Model const& model, RowExchangePlan const& plan) {
   RowTraffic traffic;
-  auto const places = plan.group.size();
   for (auto const& block : plan.blocks) {
-    auto const& parameter = model.parameters[block.piece->parameter];
-    add_block(traffic, {parameter, block.rows, parameter.row_count() / places}, plan.place, places);
+    add_block(traffic, model, model.tensors[block.piece->tensor], block.rows, plan.place, plan.group.size());
   }
   return traffic;
 }

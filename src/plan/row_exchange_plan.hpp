@@ -59,14 +59,16 @@ inline constexpr std::uint64_t kRowSumBytes = kRowSums * sizeof(std::uint64_t);
 [[nodiscard]] std::uint64_t row_value_bytes(Model const& model, RowExchangePlan const& plan, RowBlock const& block,
                                             std::size_t from);
 
-/// Bytes of one rank's exchange; without block scales, which every rank reads of all its experts either way.
+/// Bytes of one rank's exchange. Block scales every rank reads of all its experts, whoever reads the rows.
 struct RowTraffic {
-  std::uint64_t read = 0;
-  std::uint64_t read_alone = 0;  ///< What the rank would read of the same parameters by itself.
-  std::uint64_t sent = 0;        ///< Values in the native form, and their digests.
+  std::uint64_t read = 0;          ///< For the group: all of it is wanted by one of its ranks.
+  std::uint64_t wanted_alone = 0;  ///< Without an exchange the rank would want so much of the same parameters …
+  std::uint64_t read_alone = 0;    ///< … and read so much.
+  std::uint64_t sent = 0;          ///< Values in the native form, and their digests.
   std::uint64_t received = 0;
 };
 
+/// Of the rank whose plan it is.
 [[nodiscard]] RowTraffic row_traffic(Model const& model, RowExchangePlan const& plan);
 
 /// By rank, where all of them hold what the mesh says; in time that grows with tensors × `ep_shard` + ranks.

@@ -171,11 +171,13 @@ TEST(RowExchangePlan, ARankReadsItsPartOfWhatItWouldReadAloneAndReceivesWhatItHo
       }
       EXPECT_EQ(traffic.read, read);
       EXPECT_EQ(traffic.read_alone, held_whole);
+      EXPECT_EQ(traffic.wanted_alone, held);
       EXPECT_EQ(traffic.received, held - own + plan.blocks.size() * (places - 1) * kSums);
       EXPECT_EQ(traffic.sent, own * (places - 1) + plan.blocks.size() * (places - 1) * kSums);
       auto const& at_once = all[static_cast<std::size_t>(rank)];
       EXPECT_EQ(at_once.read, traffic.read);
       EXPECT_EQ(at_once.read_alone, traffic.read_alone);
+      EXPECT_EQ(at_once.wanted_alone, traffic.wanted_alone);
       EXPECT_EQ(at_once.sent, traffic.sent);
       EXPECT_EQ(at_once.received, traffic.received);
       sent += traffic.sent;
@@ -233,14 +235,14 @@ TEST(RowExchangePlan, Rule15_RowsThatDoNotDivideAreAnError) {
   EXPECT_THROW((void)plan_row_exchange(storage_of(model), model, {.mesh = make_mesh(5, 1, 5)}, 0), PlanError);
 }
 
-TEST(RowExchangePlan, ALargeExpertTravelsInBlocksOfAtMost16MiB) {
+TEST(RowExchangePlan, ALargeExpertTravelsInBlocksOfAtMost8MiB) {
   Model model;
   test::append_grouped(model, "large", {2, 8192, 3000});
   Job const job{.model = model, .mesh = make_mesh(2, 1, 2)};
   auto const plan = job.plan_of(1);
-  EXPECT_EQ(plan.blocks.size(), 2U * 3);  // 46.9 MiB each
-  for (auto const& block : plan.blocks) EXPECT_EQ(block.rows.size(), 1000U);
-  EXPECT_EQ(row_value_bytes(job.model, plan, plan.blocks.front(), 0), 500U * 4096 * 2);
+  EXPECT_EQ(plan.blocks.size(), 2U * 6);  // 46.9 MiB each
+  for (auto const& block : plan.blocks) EXPECT_EQ(block.rows.size(), 500U);
+  EXPECT_EQ(row_value_bytes(job.model, plan, plan.blocks.front(), 0), 250U * 4096 * 2);
 }
 
 TEST(RowExchangePlan, TheFilesRunsAreTheBandsThatAreReadAndTouchingOnesAreOne) {
