@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <fstream>
 #include <functional>
+#include <map>
+#include <stop_token>
 
 #include "rankslice/load.hpp"
 #include "rankslice/store.hpp"
@@ -59,6 +61,15 @@ class ExpertShards : public JobTest {
       stream.put(byte);
     }
     on_every_rank(world(), [] {});
+  }
+  /// What a rank holds, by name.
+  static std::map<std::string, std::vector<std::byte>> values_of(StateDict const& state) {
+    std::map<std::string, std::vector<std::byte>> held;
+    for (auto const& [fqn, tensor] : state.tensors) {
+      auto const bytes = tensor.data.span();
+      held.emplace(fqn, std::vector(bytes.begin(), bytes.end()));
+    }
+    return held;
   }
   static std::vector<std::string> found(VerifyReport const& report) {
     std::vector<std::string> what;
@@ -157,6 +168,61 @@ TEST_F(ExpertShards, ReadAtMostAsManyTimesAsThereAreShardsAndWantEveryByteOnce) 
       (tensor.parameter.stacked_experts ? wanted : dense) += bytes;
     }
     EXPECT_EQ(read, dense + wanted * static_cast<std::uint64_t>(mesh.ep_shard)) << name(mesh);
+  }
+}
+
+TEST_F(ExpertShards, AreReadOnceByTheRanksThatShareThemAndHeldAsIfEachHadReadThem) {
+  auto const hf = source();
+  for (auto const& mesh : meshes_of(world().size())) {
+    SCOPED_TRACE(name(mesh));
+    std::uint64_t done = 0, total = 0;
+    CallOptions const call{.progress = [&](Progress const& progress) {
+      done = progress.done;
+      total = progress.total;
+    }};
+    auto const alone = load(hf, mesh, world(), {.dense = DenseReading::each_rank});
+    auto const once = load(hf, mesh, world(), {.dense = DenseReading::once, .call = call});
+    EXPECT_EQ(done, total);
+    for (auto const& [fqn, tensor] : alone.tensors) {
+      EXPECT_TRUE(std::ranges::equal(tensor.data.span(), once.tensors.at(fqn).data.span())) << fqn;
+      if (!tensor.parameter.stacked_experts) continue;  // of dense tensors a rank knows only its share
+      for (auto const index : tensor.parameter.tensors) {
+        EXPECT_TRUE(std::ranges::equal(alone.read.source.of(index), once.read.source.of(index))) << fqn;
+      }
+    }
+    for (auto const level : {VerifyLevel::full, VerifyLevel::reread}) {
+      EXPECT_THAT(found(verify(once, world(), {.level = level})), testing::IsEmpty());
+    }
+  }
+}
+
+TEST_F(ExpertShards, ThatAreFilledAreReadOnceByTheRanksThatShareThem) {
+  auto const hf = source();
+  auto state = load(hf, sharded(), world());
+  auto const as_loaded = values_of(state);
+  for (auto const& [fqn, tensor] : state.tensors) std::ranges::fill(tensor.data.span(), std::byte{0x5a});
+  auto const report = fill(state, world(), {.dense = DenseReading::once});
+  EXPECT_EQ(values_of(state), as_loaded);
+  std::vector<std::uint64_t> read{report.bytes_read};
+  world().all_reduce(read, Reduce::sum);
+  std::uint64_t bytes = 0;
+  for (auto const& tensor : hf->catalog.tensors) bytes += tensor.extent.bytes.size();
+  EXPECT_EQ(read.front(), bytes);
+}
+
+TEST_F(ExpertShards, ThatAreReadOnceAreInterruptedOnAllRanksByOne) {
+  std::stop_source stop;
+  std::uint64_t blocks = 0;
+  CallOptions const call{.progress =
+                             [&](Progress const&) {
+                               if (++blocks == 40) stop.request_stop();
+                             },
+                         .stop = world().rank() == 1 ? stop.get_token() : std::stop_token()};
+  try {
+    (void)load(source(), sharded(), world(), {.dense = DenseReading::once, .call = call});
+    FAIL() << "went on";
+  } catch (Interrupted const& error) {
+    EXPECT_EQ(error.rank, 1);
   }
 }
 

@@ -107,6 +107,97 @@ def test_a_rank_asks_the_disk_for_what_its_plan_says(strace, variant, tmp_path):
         assert entry["bytes_wanted"] <= read <= entry["bytes_read"], f"rank {entry['rank']}"
 
 
+# Rows that the ranks of a group read together ------------------------------------------------------------------------
+
+ONCE = ["--dense", "once"]
+TOGETHER = [
+    *STORED["columns"],
+    Variant("qwen3_5_moe", experts=5, split_decoder=True, split_mtp=True, odd=True),
+    Variant("qwen3_5_moe", hidden=272, width=136, split_decoder=True, fp8="decoder", scales="F32"),
+    Variant("qwen3_5_moe", dtype="F16"),
+]
+
+
+@pytest.mark.parametrize("variant", TOGETHER, ids=str)
+@pytest.mark.parametrize("mesh", [Mesh(1, 2, 1), MESH, Mesh(2, 2, 2)], ids=str)
+def test_rows_that_are_read_together_become_what_each_rank_holds(variant, mesh, tmp_path):  # rules 9, 14
+    ckpt, tensors, model = written(variant, tmp_path)
+    shards, report = tmp_path / "shards", tmp_path / "report.json"
+    options = ["--ep", mesh.ep, "--ep-shard", mesh.ep_shard, *ONCE, "--verify", "reread"]
+    run_ok("load", ckpt, *options, "--save-shards", shards, "--report", report, ranks=mesh.ranks)
+    assert_shards(shards, tensors, mesh, model)
+    assert json.loads(report.read_text())["verify"]["mismatches"] == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rows_that_are_read_together_are_converted(dtype, tmp_path):
+    ckpt, tensors, _ = written(STORED["columns"][0], tmp_path)
+    shards = tmp_path / "shards"
+    run_ok("load", ckpt, *OPTIONS, *ONCE, "--dtype", dtype, "--save-shards", shards, ranks=MESH.ranks)
+    assert_shards(shards, tensors, MESH, reference.Model.of(ckpt, dtype=dtype))
+
+
+@pytest.mark.parametrize("variant", STORED["columns"], ids=str)
+@pytest.mark.parametrize("mesh", [MESH, Mesh(2, 2, 2)], ids=str)
+def test_each_replica_reads_every_byte_of_its_experts_once(strace, variant, mesh, tmp_path):
+    ckpt, tensors, model = written(variant, tmp_path)
+    options = ["--ep", mesh.ep, "--ep-shard", mesh.ep_shard, *ONCE]
+    planned = run_ok("plan", ckpt, "--ranks", mesh.ranks, *options, "--json").json
+    on_rank = traced("load", ckpt, *options, folder=tmp_path / "ranks", ranks=mesh.ranks)
+    masks = tensor_bytes(ckpt)
+    of_ranks = [times_read(on_rank, rank, reference.shard_files(ckpt)) for rank in range(mesh.ranks)]
+    for rank, counts in enumerate(of_ranks):
+        read = sum(int(counts[file][mask].sum()) for file, mask in masks.items())
+        assert read == planned["rank"][rank]["bytes_read"] == planned["rank"][rank]["bytes_wanted"]
+    dense = set(reference.dense(tensors, model))
+    for key, (file, begin, end) in reference.extents(ckpt).items():
+        times = sum(counts[file][begin:end].astype(int) for counts in of_ranks)
+        assert (times == (1 if key in dense else mesh.ep_replicate)).all(), key
+
+
+def test_the_plan_says_what_ranks_pass_to_one_another_of_the_rows_that_they_share(tmp_path):
+    ckpt, tensors, model = written(STORED["columns"][0], tmp_path)
+    dense = dense_bytes(tensors, model)
+    experts = sum(value.nbytes for value in tensors.values()) - dense
+    alone = run_ok("plan", ckpt, "--ranks", MESH.ranks, *OPTIONS, "--json").json["rows"]
+    assert alone["reading"] == "each-rank"
+    assert sum(rank["bytes_read"] for rank in alone["rank"]) == MESH.ep_shard * experts
+    assert sum(rank["bytes_sent"] + rank["bytes_received"] for rank in alone["rank"]) == 0
+    planned = run_ok("plan", ckpt, "--ranks", MESH.ranks, *OPTIONS, *ONCE, "--json").json
+    once = planned["rows"]
+    assert once["reading"] == "once"
+    assert sum(rank["bytes_read"] for rank in once["rank"]) == experts
+    sent = sum(rank["bytes_sent"] for rank in once["rank"])
+    assert sent == sum(rank["bytes_received"] for rank in once["rank"])
+    stacked = [value for key, value in tensors.items() if key not in reference.dense(tensors, model)]
+    messages = sum(value.shape[0] for value in stacked) * MESH.ep_shard * (MESH.ep_shard - 1)
+    assert sent == experts * (MESH.ep_shard - 1) // MESH.ep_shard + messages * 24
+    loaded = run_ok("load", ckpt, *OPTIONS, *ONCE, "--json", ranks=MESH.ranks).json
+    assert loaded["choices"]["dense"] == "once"
+    assert loaded["bytes"]["read"] == planned["bytes"]["read"] == experts + dense
+    text = run_ok("plan", ckpt, "--ranks", MESH.ranks, *OPTIONS, *ONCE).stdout
+    assert f"rows of shared experts: {experts} bytes, read once by each group" in text
+
+
+def test_a_plan_of_one_rank_lists_the_rows_that_it_reads_for_its_group(tmp_path):
+    ckpt, _, _ = written(STORED["columns"][0], tmp_path)
+    options = ["--ranks", MESH.ranks, *OPTIONS, *ONCE, "--json"]
+    of_all = run_ok("plan", ckpt, *options).json["rank"]
+    read = {}
+    for rank in range(MESH.ranks):
+        planned = run_ok("plan", ckpt, "--rank", rank, *options).json
+        assert sum(end - begin for begin, end in (each["bytes"] for each in planned["reads"])) == (
+            planned["bytes"]["read"]
+        )
+        assert planned["bytes"]["read"] == of_all[rank]["bytes_read"]
+        for each in planned["reads"]:
+            begin, end = each["bytes"]
+            for byte in range(begin, end):
+                read[each["file"], byte] = read.get((each["file"], byte), 0) + 1
+    every = sum(int(mask.sum()) for mask in tensor_bytes(ckpt).values())
+    assert len(read) == every and set(read.values()) == {1}
+
+
 # Both forms of a store, and changed values --------------------------------------------------------------------------
 
 
