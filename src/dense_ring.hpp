@@ -30,7 +30,7 @@ namespace rankslice {
 /// and receive in steps before its own, so the one that is furthest behind can always go on. Pieces of large tensors
 /// are sent from where they belong, and received there. Several small slices, and memory of a device that the
 /// communicator does not take, pass through buffers. What fails on one rank alone (its device, the caller's callback)
-/// waits until the pieces of the batch are around, as in Note [Gathering to the end].
+/// waits until the pieces of the batch are around, as in Note [To the end].
 class DenseRing {
  public:
   /// `memory`: of every shared parameter, by its index. `model` and `world` outlive the result. Local.

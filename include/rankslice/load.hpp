@@ -13,11 +13,12 @@ namespace rankslice {
 
 class Communicator;
 
-/// Who reads the dense tensors that every rank holds whole.
+/// Who reads what several ranks need: the dense tensors that every rank holds whole, and rows of experts that are short
+/// columns of the file (`Parameter::read_for`), where `ep_shard` divides these among ranks.
 enum class DenseReading : std::uint8_t {
   automatic,  ///< `once` where the ranks are on several hosts, else `each_rank`: those of one host share a page cache.
-  each_rank,  ///< Every rank reads all of them.
-  once,       ///< Every rank reads a share of them and passes it on: all ranks together read each byte once.
+  each_rank,  ///< Every rank reads all of it.
+  once,       ///< Every rank reads a share and passes it on: those that need a byte read it once, together.
 };
 
 /// "auto", "each-rank", "once"
@@ -41,9 +42,9 @@ struct LoadOptions {
 };
 
 /// Load this rank's slice: its experts of every stacked tensor and all dense tensors, in the native form. Reads each
-/// byte that it owns once and no other, but those of dense tensors that others read for it (`LoadOptions::dense`);
+/// byte that it owns once and no other, but what ranks read for one another (`LoadOptions::dense`);
 /// needs the owned bytes and a bounded staging buffer: with a device, a few MiB of it there and as much on the host,
-/// and for what is passed on up to 24 MiB more of the host's. Collective, with the same mesh and options on every rank,
+/// and for what is passed on up to 48 MiB more of the host's. Collective, with the same mesh and options on every rank,
 /// but for the device.
 /// @throws PlanError for a mesh that is not one of these ranks or not the same on all of them, or whose `ep_shard` does
 /// not divide the rows; IoError (also for a file that changes meanwhile), FormatError, DeviceError. The same on every
@@ -66,7 +67,7 @@ struct FillOptions {
 /// Bytes of this rank.
 struct FillReport {
   std::uint64_t bytes_read = 0;      ///< Of the storage.
-  std::uint64_t bytes_received = 0;  ///< Of dense tensors that others read.
+  std::uint64_t bytes_received = 0;  ///< Of what others read.
 };
 
 /// Read the values of a state from its source into the memory that it has, on the host or on devices that do nothing

@@ -114,10 +114,11 @@ void add_mesh_options(CLI::App& app, Options& o) {
 }
 
 void add_dense_option(CLI::App& app, Options& o, std::string const& what_auto_is) {
-  option(app, "--dense", o.dense,
-         "Tensors that every rank holds whole: each-rank reads all of them, or all ranks read each byte once, a share "
-         "each, and pass it on; auto: " +
-             what_auto_is)
+  option(
+      app, "--dense", o.dense,
+      "Tensors that every rank holds whole, and short rows that --ep-shard divides: each-rank reads all it needs, or "
+      "the ranks read each byte once, a share each, and pass it on; auto: " +
+          what_auto_is)
       ->check(CLI::IsMember({"auto", "each-rank", "once"}))
       ->capture_default_str();
 }

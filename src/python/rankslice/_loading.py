@@ -65,8 +65,9 @@ def load(
             that they are what was read, and that what the checkpoint recorded; ``coverage``, only that the ranks
             together have all; ``reread``, also that reading again gives the same; ``off``, nothing. Of a rank alone
             ``coverage`` proves nothing, and rereading is its own.
-        dense: who reads the tensors that every rank has whole: ``each-rank`` all of them, or all ranks each byte
-            ``once``, a share each, which they pass on; ``auto``: once where the ranks are on several hosts.
+        dense: who reads the tensors that every rank has whole, and short rows that ``ep_shard`` divides: ``each-rank``
+            all it needs, or the ranks each byte ``once``, a share each, which they pass on; ``auto``: once where the
+            ranks are on several hosts.
         progress: True for a bar, or a function (phase, bytes done, bytes in all).
 
     Raises:
