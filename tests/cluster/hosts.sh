@@ -89,8 +89,7 @@ on() {
 
 # Pulled first, so that no connection is closed: nobody hears anything of it any more.
 off() {
-  ip link set "$1" nomaster
-  ip link del "$1"
+  if ip link show "$1" >/dev/null 2>&1; then ip link del "$1"; fi
   signal_all "$1" KILL
 }
 
