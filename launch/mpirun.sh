@@ -27,9 +27,10 @@ Usage: launch/mpirun.sh [OPTION…] -- PROGRAM [ARGUMENT…]
 
 PROGRAM and this folder have the same path on all hosts. It gets no standard input. OMPI_MCA_…, PRTE_MCA_…, HYDRA_… and
 UCX_… of the environment are honoured, and win over what is chosen here. Signals: SIGTERM and SIGINT reach the program on
-all ranks, which end in their own way; a second one, or 30 s ($MPIRUN_GRACE_SECONDS) without an end, ends the launcher.
+all ranks, which end in their own way; a second one, or 30 s ($MPIRUN_GRACE_SECONDS) without an end, ends the launcher. It is
+also ended where it waits for a host so long after the ranks of this host have ended.
 
-Exit codes: that of the ranks; 143 and 130 after SIGTERM and SIGINT; 2 wrong usage, 66 FILE is missing, 69 no mpirun of
+Exit codes: that of the ranks; 75 where mpirun waited in vain for a host; 143 and 130 after SIGTERM and SIGINT; 2 wrong usage, 66 FILE is missing, 69 no mpirun of
 that MPI library, 127 no PROGRAM; others as mpirun leaves them, such as 205 where Open MPI lost a host.
 TEXT
 }
@@ -227,7 +228,7 @@ between_hosts_by_openmpi() {
   mca "$of_daemons" oob_tcp_keepalive_time 10
   mca "$of_daemons" oob_tcp_keepalive_intvl 5
   mca "$of_daemons" oob_tcp_keepalive_probes 3
-  for name in LD_LIBRARY_PATH $(compgen -v RANKSLICE_ || true); do
+  for name in LD_LIBRARY_PATH MPIRUN_GRACE_SECONDS $(compgen -v RANKSLICE_ || true); do
     if [[ -n ${!name:-} ]]; then command+=(-x "$name"); fi
   done
 }
@@ -308,13 +309,51 @@ pass_on() {
   fi
 }
 
+# Prints the processes that PID started, and theirs.
+descendants() {
+  local child children
+  read -r -d '' -a children < <(cat "/proc/$1/task/"*/children 2>/dev/null) || true
+  for child in "${children[@]}"; do
+    echo "$child"
+    descendants "$child"
+  done
+}
+
+has_ranks_here() {
+  local process
+  for process in $(descendants "$job"); do
+    if { tr '\0' ' ' <"/proc/$process/cmdline"; } 2>/dev/null | grep -F " $launch/rank.sh " >/dev/null; then return; fi
+  done
+  return 1
+}
+
+# The launcher with what it started here: an ssh to a host that does not answer outlives it.
+kill_launcher() {
+  # shellcheck disable=SC2046 # pids are words
+  kill -s KILL "$job" $(descendants "$job") 2>/dev/null || true
+}
+
+# A launcher outlives its ranks by moments, but where a host stands still, or a link went down after it sent something over
+# it, it waits for that host: for ever, or for as long as the kernel tries to send. Returns 75 when it had to be ended.
+end_launcher_that_waits() {
+  local grace=${MPIRUN_GRACE_SECONDS:-30} since
+  until has_ranks_here; do sleep 0.5; done
+  while has_ranks_here; do sleep 0.5; done
+  since=$SECONDS
+  while ((SECONDS - since < grace)); do sleep 0.5; done
+  trap '' TERM
+  say "all ranks of this host ended $grace s ago, ${launcher##*/} did not: a host does not answer"
+  kill_launcher
+  exit 75
+}
+
 # Until the job ends, which was asked to stop. A launcher that waits for a host behind a dead link ignores SIGTERM.
 see_it_end() {
   local signals=(TERM KILL)
   while kill -0 "$job" 2>/dev/null; do
     if ((${#ends[@]} && SECONDS >= ends[0])); then
       say "the job has not ended: SIG${signals[0]} to ${launcher##*/}"
-      kill -s "${signals[0]}" "$job" 2>/dev/null || true
+      if [[ ${signals[0]} == KILL ]]; then kill_launcher; else kill -s TERM "$job" 2>/dev/null || true; fi
       signals=("${signals[@]:1}")
       if ((${#signals[@]})); then ends=($((SECONDS + 10))); else ends=(); fi
     fi
@@ -324,7 +363,7 @@ see_it_end() {
 
 # Returns the exit code of the launcher, or that of the signal which ended the ranks.
 run_job() {
-  local code=0 of_signal=143 with_us=()
+  local code=0 of_signal=143 with_us=() watch=
   # Where this script is killed, its launcher is not left alone.
   if command -v setpriv >/dev/null; then with_us=(setpriv --pdeathsig TERM --); fi
   trap 'pass_on TERM' TERM HUP
@@ -333,17 +372,22 @@ run_job() {
   "${with_us[@]}" "$@" </dev/null &
   job=$!
   set +m
+  if [[ $where != here ]]; then (trap - TERM INT HUP && end_launcher_that_waits) & watch=$!; fi
   interrupted=true
   while $interrupted && [[ -z $stopped_by ]]; do
     interrupted=false
-    wait "$job" && code=0 || code=$?
+    wait "$job" 2>/dev/null && code=0 || code=$?
   done
   if [[ -n $stopped_by ]]; then
     see_it_end
-    wait "$job" && code=0 || code=$?
+    wait "$job" 2>/dev/null && code=0 || code=$?
     if [[ $stopped_by == INT ]]; then of_signal=130; fi
     # Launchers have codes of their own for this, and MPICH may say 0 where the ranks left with 143.
     if ((code == 1 || code >= 128)) || [[ $code == 0 && $mpi == mpich ]]; then code=$of_signal; fi
+  fi
+  if [[ -n $watch ]]; then
+    kill "$watch" 2>/dev/null || true
+    wait "$watch" 2>/dev/null || if (($? == 75)); then code=75; fi
   fi
   return "$code"
 }

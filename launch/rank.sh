@@ -45,6 +45,18 @@ while $interrupted; do
   code=$?
 done
 
+# A host whose link is down may keep its launcher's daemon for as long as the kernel tries to send what the daemon has to
+# say of this: a quarter of an hour. It has nothing left to do.
+end_daemon_that_waits() {
+  [[ $(cat "/proc/$PPID/comm") =~ ^(orted|prted|hydra_pmi_proxy)$ ]] || return 0
+  while ((SECONDS < ${MPIRUN_GRACE_SECONDS:-30})); do
+    kill -0 "$PPID" || return 0
+    sleep 0.5
+  done
+  kill -s KILL "$PPID"
+}
+if ((code != 0)); then SECONDS=0 && end_daemon_that_waits </dev/null >/dev/null 2>&1 & fi
+
 exec >&- 2>&-
 if ((${#logs[@]})); then wait "${logs[@]}"; fi
 exit "$code"

@@ -11,7 +11,7 @@ readonly enter=(setpriv --pdeathsig KILL unshare --pid --fork --kill-child --mou
 
 obstacle() {
   local program
-  for program in ip unshare nsenter setpriv; do
+  for program in ip unshare nsenter setpriv setsid; do
     command -v "$program" >/dev/null || { echo "$program is not installed"; return; }
   done
   [[ $(id -u) == 0 ]] || { echo "network namespaces need root"; return; }

@@ -4,22 +4,16 @@ from hosts import HERE, Hosts
 
 import program
 
-ENVIRONMENT = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMPI_MCA_plm_rsh_agent": str(HERE / "rsh.py"),
-    "OMPI_MCA_rmaps_base_oversubscribe": "1",
-}
+LAUNCHER = HERE.parents[1] / "launch/mpirun.sh"
+ENVIRONMENT = {"OMPI_MCA_plm_rsh_agent": str(HERE / "rsh.py"), "MPIRUN_GRACE_SECONDS": "3"}
 
 
 def start(hosts, *arguments, per_host=2, **how):
     """`rankslice ARGUMENTS` on all hosts, by mpirun on the first one. Returns a `program.Run`."""
-    slots = ",".join(f"{host}:{per_host}" for host in hosts.names)
-    ranks = str(per_host * len(hosts.names))
     passed_on = how["on_rank"].environment() if how.get("on_rank") else {}
     exports = [word for name, value in passed_on.items() if value for word in ("-x", name)]
-    command = [*Hosts.on(hosts.names[0]), program.MPIEXEC, "--host", slots, "-n", ranks, *exports]
-    return program.Run(*arguments, under=command, env=ENVIRONMENT | how.pop("env", {}), **how)
+    command = [*Hosts.on(hosts.names[0]), LAUNCHER, "--hosts", ",".join(hosts.names), "--per-node", per_host]
+    return program.Run(*arguments, under=[*command, *exports, "--"], env=ENVIRONMENT | how.pop("env", {}), **how)
 
 
 def run_ok(hosts, *arguments, **how):

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """rsh.py [-OPTION]… [USER@]HOST COMMAND…: what mpirun starts its daemons on other hosts with.
 
-As with rsh, the words of the command are joined and read by a shell there, which knows nothing of the environment here.
-What it says comes through this process, so that a host which stands still holds nothing open here. A host that lost its
-power closes no connection: this process then waits until it is ended.
+As with rsh, the words of the command are joined and read by a shell there, which knows nothing of the environment
+here and is no child of this process. What it says comes through this process, so that a host which stands still holds
+nothing open here. A host that lost its power closes no connection: this process then waits until it is ended.
 """
 
 import os
@@ -13,30 +13,38 @@ import sys
 import threading
 from pathlib import Path
 
+REMOTE = 'sh -c "$0"; echo $? >&"$1"'
+
 
 def pass_on(source, target):
-    while data := os.read(source.fileno(), 65536):
+    while data := os.read(source, 65536):
         os.write(target, data)
+    os.close(source)
 
 
 words = sys.argv[1:]
 while words[0].startswith("-"):
     del words[0]
 host = words.pop(0).rpartition("@")[2]
-kept = 'exec env -i PATH="$PATH" HOME="$HOME" TMPDIR="$TMPDIR" sh -c "$0"'
-remote = subprocess.Popen(
-    [Path(__file__).with_name("hosts.sh"), "on", host, "sh", "-c", kept, " ".join(words)],
+pipes = {name: os.pipe() for name in ("stdout", "stderr", "code")}
+write_code = pipes["code"][1]
+hosts = str(Path(__file__).with_name("hosts.sh"))
+subprocess.run(
+    ["setsid", "--fork", hosts, "on", host, "sh", "-c", REMOTE, " ".join(words), str(write_code)],
+    env={name: os.environ[name] for name in ("PATH", "HOME")},
     stdin=subprocess.DEVNULL,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    start_new_session=True,
+    stdout=pipes["stdout"][1],
+    stderr=pipes["stderr"][1],
+    pass_fds=[write_code],
 )
-threads = [threading.Thread(target=pass_on, args=each) for each in ((remote.stdout, 1), (remote.stderr, 2))]
+for _, end in pipes.values():
+    os.close(end)
+threads = [threading.Thread(target=pass_on, args=(pipes[name][0], fd)) for name, fd in (("stdout", 1), ("stderr", 2))]
 for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
-code = remote.wait()
-while code == -signal.SIGKILL:
+code = os.read(pipes["code"][0], 16)
+while not code:
     signal.pause()
-sys.exit(code if code >= 0 else 128 - code)
+sys.exit(int(code))
