@@ -156,13 +156,18 @@ Digests copy_slices(Model const& model, std::vector<PlannedSlice> const& slices,
   return reader.finish();
 }
 
-void check_copies(Model const& model, std::vector<PlannedSlice> const& slices, Storage const& target,
-                  Digests const& copied, BlockDone const& done) {
+Digests digest_copies(Model const& model, std::vector<PlannedSlice> const& slices, Storage const& target,
+                      BlockDone const& done) {
   RunReader reader(model, target, done);
   for (auto const& item : slices) {
     for_each_run(model, target, item, [&](Run const& run) { reader.read(run, [](auto, auto) {}); });
   }
-  auto const found = reader.finish();
+  return reader.finish();
+}
+
+void check_copies(Model const& model, std::vector<PlannedSlice> const& slices, Storage const& target,
+                  Digests const& copied, BlockDone const& done) {
+  auto const found = digest_copies(model, slices, target, done);
   for (std::size_t i = 0; i < model.tensors.size(); ++i) {
     if (std::ranges::equal(found.source.of(i), copied.source.of(i))) continue;
     auto const& key = model.tensors[i].key;

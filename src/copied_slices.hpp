@@ -28,6 +28,10 @@ Digests require_unchanged(Model const& model, std::vector<PlannedSlice> const& s
 [[nodiscard]] Digests copy_slices(Model const& model, std::vector<PlannedSlice> const& slices, Storage const& source,
                                   Storage const& target, BlockDone const& done);
 
+/// The digests of copies as they stand there.
+[[nodiscard]] Digests digest_copies(Model const& model, std::vector<PlannedSlice> const& slices, Storage const& target,
+                                    BlockDone const& done);
+
 /// Read the copies back. @throws VerifyError naming the first tensor that is not what was copied
 void check_copies(Model const& model, std::vector<PlannedSlice> const& slices, Storage const& target,
                   Digests const& copied, BlockDone const& done);

@@ -12,6 +12,7 @@
 #include "checkpoint_parts.hpp"
 #include "model/converted_config.hpp"
 #include "model/converted_model.hpp"
+#include "plan/segments.hpp"
 
 namespace rankslice {
 
@@ -51,17 +52,6 @@ HfTarget converted_files(Checkpoint const& source, Model const& model, std::vect
   auto const dtype = converted_dtype(find_family(source.family, {}), source.model);
   if (dtype) edit_config(files.hf, *dtype);
   return files;
-}
-
-bool takes_any_of(ExportTarget const& target, std::uint32_t parameter) {
-  auto const is_taken = [&](std::uint32_t tensor) { return target.taken[tensor]; };
-  return std::ranges::any_of(target.model.parameters[parameter].tensors, is_taken);
-}
-
-std::vector<PlannedSlice> slices_of(ExportTarget const& target, Holdings const& holdings, int rank) {
-  auto slices = make_save_plan(target.model, holdings, rank);
-  std::erase_if(slices, [&](PlannedSlice const& planned) { return !takes_any_of(target, planned.parameter); });
-  return slices;
 }
 
 /// The fingerprint of what `from` has of the tensors of a model.
@@ -105,21 +95,32 @@ Checkpoint const& copied_from(Checkpoint const& source, ExportOptions const& opt
       from.path);
 }
 
-ExportSlices plan_export(ExportTarget const& target, Holdings const& holdings, int rank) {
+ExportSlices plan_export(ExportTarget const& target, Holdings const& holdings, int rank,
+                         std::vector<PlannedSlice> const& units) {
   auto const& model = target.model;
-  ExportSlices slices{.computed = slices_of(target, holdings, rank), .compared = {}, .copied = {}};
+  ExportSlices slices{.computed = make_save_plan(model, holdings, rank, units), .compared = {}, .copied = {}};
   if (!has_copies(target)) return slices;
   auto const is_copied = [&](PlannedSlice const& planned) { return !model.parameters[planned.parameter].invertible(); };
   std::ranges::copy_if(slices.computed, std::back_inserter(slices.compared), is_copied);
   std::erase_if(slices.computed, is_copied);
   Holdings const all_rows{.mesh = make_mesh(holdings.mesh.ranks())};
-  std::ranges::copy_if(slices_of(target, all_rows, rank), std::back_inserter(slices.copied), is_copied);
+  std::ranges::copy_if(make_save_plan(model, all_rows, rank, units), std::back_inserter(slices.copied), is_copied);
   return slices;
 }
 
 std::vector<bool> tensors_to_read(ExportTarget const& target, Model const& model) {
+  std::vector<std::vector<std::uint8_t>> taken;  // by parameter and expert
+  for (auto const& parameter : model.parameters) {
+    taken.emplace_back(parameter.stacked_experts ? parameter.part_count() : 1, std::uint8_t{0});
+  }
+  auto const experts_of = [&](HfTensor const& tensor) {
+    return std::span(taken[tensor.parameter]).subspan(tensor.experts.begin, tensor.experts.size());
+  };
+  for (std::size_t i = 0; i < target.taken.size(); ++i) {
+    if (target.taken[i]) std::ranges::fill(experts_of(target.model.tensors[i]), std::uint8_t{1});
+  }
   std::vector<bool> read;
-  for (auto const& tensor : model.tensors) read.push_back(takes_any_of(target, tensor.parameter));
+  for (auto const& tensor : model.tensors) read.push_back(std::ranges::count(experts_of(tensor), 1) != 0);
   return read;
 }
 

@@ -37,10 +37,11 @@ struct ExportSlices {
   std::vector<PlannedSlice> copied;    ///< … by all ranks, each whole rows.
 };
 
-/// Pure.
-[[nodiscard]] ExportSlices plan_export(ExportTarget const& target, Holdings const& holdings, int rank);
+/// To write some units of it. Pure.
+[[nodiscard]] ExportSlices plan_export(ExportTarget const& target, Holdings const& holdings, int rank,
+                                       std::vector<PlannedSlice> const& units);
 
-/// Which tensors of `model` belong to parameters of which `target` takes any. Pure.
+/// Which tensors of `model` belong to units of which `target` takes any. Pure.
 [[nodiscard]] std::vector<bool> tensors_to_read(ExportTarget const& target, Model const& model);
 
 }  // namespace rankslice

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <set>
 
 #include "core/fingerprint.hpp"
 #include "core/literals.hpp"
@@ -12,6 +14,8 @@
 namespace rankslice {
 
 namespace {
+
+namespace fs = std::filesystem;
 
 constexpr auto kBlockBytes = 4_MiB;
 
@@ -39,6 +43,37 @@ void require_read_back(std::string const& path, std::string const& name, std::ui
   throw VerifyError(
       fmt::format("{}: reads back differently from what was written: checksum {}, expected {}", name, found, expected),
       name);
+}
+
+/// Whether a file stands there at its full size and has its header.
+bool is_there(std::string const& folder, HfFile const& file, BlockDone const& done) {
+  auto const path = folder + "/" + file.name;
+  std::error_code error;
+  if (fs::symlink_status(path, error).type() != fs::file_type::regular || error) return false;
+  if (fs::file_size(path, error) != file.size || error) return false;
+  return checksum_of(path, {0, file.header.size()}, done) == xxh3_128(file.header);
+}
+
+void create_shard(std::string const& folder, HfFile const& file, BlockDone const& done) {
+  make_parent_folders(folder, file.name);
+  auto const path = folder + "/" + file.name;
+  auto writer = FileWriter::create(path);
+  writer.allocate(file.size);
+  writer.write(file.header, 0);
+  writer.sync();
+  writer.close();
+  require_read_back(path, file.name, file.header.size(), xxh3_128(file.header), done);
+}
+
+/// Folders stay.
+void remove_all_but(std::set<fs::path> const& kept, std::string const& folder) {
+  std::vector<fs::path> others;
+  std::error_code error;
+  for (fs::recursive_directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    if (!entry->is_directory(error) && !kept.contains(entry->path())) others.push_back(entry->path());
+  }
+  for (auto other = others.begin(); !error && other != others.end(); ++other) fs::remove(*other, error);
+  if (error) throw IoError(ExitCode::io, fmt::format("{}: cannot be cleared: {}", folder, error.message()), folder);
 }
 
 void write_whole(std::string const& folder, std::string const& name, std::vector<std::byte> const& bytes,
@@ -74,17 +109,18 @@ void copy_side_file(SideFile const& side, std::string const& folder, BlockDone c
 
 }  // namespace
 
-void create_hf_files(HfLayout const& layout, std::string const& folder, BlockDone const& done) {
+std::vector<bool> create_hf_files(HfLayout const& layout, std::string const& folder, BlockDone const& done) {
+  std::vector<bool> made;
+  std::set<fs::path> kept;
   for (auto const& file : layout.files) {
-    make_parent_folders(folder, file.name);
-    auto const path = folder + "/" + file.name;
-    auto writer = FileWriter::create(path);
-    writer.allocate(file.size);
-    writer.write(file.header, 0);
-    writer.sync();
-    writer.close();
-    require_read_back(path, file.name, file.header.size(), xxh3_128(file.header), done);
+    made.push_back(!is_there(folder, file, done));
+    if (!made.back()) kept.insert(fs::path(folder) / file.name);
   }
+  remove_all_but(kept, folder);
+  for (std::size_t i = 0; i < made.size(); ++i) {
+    if (made[i]) create_shard(folder, layout.files[i], done);
+  }
+  return made;
 }
 
 void add_other_files(HfLayout const& layout, std::string const& folder, BlockDone const& done) {

@@ -2,16 +2,19 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
+#include <optional>
 
 #include "agreed_holdings.hpp"
 #include "format/hdf5_store_writer.hpp"
-#include "io/file.hpp"
-#include "io/staged_output.hpp"
 #include "native_source.hpp"
-#include "plan/plan.hpp"
+#include "plan/segments.hpp"
+#include "recorded_store.hpp"
+#include "resume_key.hpp"
 #include "shared_output.hpp"
 #include "slice_writer.hpp"
 #include "state/consistency.hpp"
+#include "unit_sums.hpp"
 #include "verify/compare.hpp"
 #include "verify/rank_tables.hpp"
 #include "watch.hpp"
@@ -60,7 +63,7 @@ void add_codes(StateDict const& state, Holdings const& holdings, Communicator& w
   if (auto const codes = known_codes(state, holdings, world)) add_codes_of(model, *codes, held);
 }
 
-/// Everything but tensor bytes, offsets and digest values, which are written at the end.
+/// Everything but tensor bytes and offsets.
 StoreContents describe(Checkpoint const& source, Digests const& digests) {
   StoreContents contents;
   contents.family = source.family;
@@ -73,42 +76,63 @@ StoreContents describe(Checkpoint const& source, Digests const& digests) {
   return contents;
 }
 
-/// Make the metadata on rank 0; every rank learns where the tensors go. Collective.
-Storage create_target(Checkpoint const& source, Digests const& digests, std::string const& path, Communicator& world) {
-  std::vector<std::uint64_t> places(source.model.parameters.size() + 1);  // offsets, then the file's size
+struct StoreTarget {
+  Storage storage;
+  bool is_new = true;  ///< Nothing of it has been written yet.
+};
+
+/// Of what an earlier run left the metadata if they are these, else new ones.
+StoreLayout find_or_create(SharedOutput const& output, StoreContents const& contents, bool& is_new) {
+  std::error_code error;  // what cannot be looked at cannot be created either
+  auto const is_there = output.taken_over() && std::filesystem::exists(output.path(), error);
+  if (is_there) {
+    if (auto const layout = find_store(output.path(), contents)) {
+      is_new = false;
+      return *layout;
+    }
+    std::filesystem::remove(output.path(), error);
+  }
+  return create_store(output.path(), contents);
+}
+
+/// The metadata on rank 0; every rank learns where the tensors go. Collective.
+StoreTarget make_target(Checkpoint const& source, Digests const& digests, SharedOutput const& output,
+                        Communicator& world) {
+  auto const& parameters = source.model.parameters;
+  std::vector<std::uint64_t> places(parameters.size() + 2);  // offsets, then the file's size, and whether it is new
   on_every_rank(world, [&] {
     if (world.rank() != 0) return;
-    auto const layout = create_store(path, describe(source, digests));
+    bool is_new = true;
+    auto const layout = find_or_create(output, describe(source, digests), is_new);
     std::ranges::copy(layout.offsets, places.begin());
-    places.back() = layout.file_size;
+    places[parameters.size()] = layout.file_size;
+    places.back() = is_new ? 1 : 0;
   });
   auto const from_rank_0 = std::as_bytes(std::span(places));
   std::vector<std::byte> shared(from_rank_0.begin(), from_rank_0.end());
   broadcast_vector(world, shared, 0);
   std::memcpy(places.data(), shared.data(), shared.size());
-  Storage target{.form = Form::native, .files = {{path, path, places.back()}}, .pieces = {}};
-  for (std::uint32_t i = 0; i < source.model.parameters.size(); ++i) {
-    auto const& parameter = source.model.parameters[i];
-    auto const bytes = byte_size(parameter.dtype, parameter.shape);
-    target.pieces.push_back({.parameter = i,
-                             .tensor = 0,
-                             .slice = parameter.whole(),
-                             .extent = {.file = 0, .bytes = {places[i], places[i] + bytes}}});
+  Storage storage{
+      .form = Form::native, .files = {{output.path(), output.path(), places[parameters.size()]}}, .pieces = {}};
+  for (std::uint32_t i = 0; i < parameters.size(); ++i) {
+    auto const bytes = byte_size(parameters[i].dtype, parameters[i].shape);
+    storage.pieces.push_back({.parameter = i,
+                              .tensor = 0,
+                              .slice = parameters[i].whole(),
+                              .extent = {.file = 0, .bytes = {places[i], places[i] + bytes}}});
   }
-  return target;
+  return {.storage = std::move(storage), .is_new = places.back() != 0};
 }
 
-/// Record the digests, seal the store, and see that it says what it should. On rank 0.
+/// Seal the store, and see that it says what it should. On rank 0.
 void complete(std::string const& path, Checkpoint const& source, Digests const& digests) {
-  auto const of_source = recorded_source(source.model, digests);
-  auto const of_stored = recorded_stored(source.model, digests);
-  write_digests(path, of_source, of_stored);
   complete_store(path);
   auto const found = native_store().read(path);
   auto const same_file = [](HfFile const& a, HfFile const& b) {
     return a.name == b.name && a.size == b.size && a.header == b.header;
   };
-  if (found.source == of_source && found.stored == of_stored && found.hf.index == source.hf.index &&
+  if (found.source == recorded_source(source.model, digests) &&
+      found.stored == recorded_stored(source.model, digests) && found.hf.index == source.hf.index &&
       found.hf.config == source.hf.config && std::ranges::equal(found.hf.files, source.hf.files, same_file)) {
     return;
   }
@@ -116,36 +140,120 @@ void complete(std::string const& path, Checkpoint const& source, Digests const& 
                     path);
 }
 
+/// What a state is stored from, and what all ranks hold of it.
+struct StoreSubject {
+  StateDict const& state;
+  Holdings const& holdings;
+  Digests const& expected;
+};
+
+/// Writes what is held into a store whose metadata stand there.
+class StoreWriter final : public UnitWriter {
+ public:
+  /// All of them outlive the result.
+  StoreWriter(StoreSubject const& subject, NativeSource& held, Storage const& target, Communicator& world,
+              CallOptions const& call)
+      : subject_(subject),
+        model_(subject.state.source->model),
+        held_(held),
+        target_(target),
+        world_(world),
+        call_(call) {}
+
+  /// How much that will be. Collective.
+  void expect(std::vector<PlannedSlice> const& to_read_back, std::vector<PlannedSlice> const& to_write) {
+    on_every_rank(world_, [&] {
+      auto const bytes = [&](std::vector<PlannedSlice> const& units) {
+        return plan_bytes(model_, plan_of(units), Form::native);
+      };
+      done_ = watch(call_, "store", bytes(to_read_back) + 2 * bytes(to_write), &world_);
+    });
+  }
+
+  [[nodiscard]] std::vector<Model const*> models() const override { return {&model_}; }
+  [[nodiscard]] Tables none() const override {
+    Digests written(model_);
+    written.without_codes = true;
+    return {written};
+  }
+  [[nodiscard]] Tables write(std::vector<PlannedSlice> const& units) override {
+    auto const plan = plan_of(units);
+    Digests written;
+    on_every_rank(world_, [&] { written = write_slices(model_, plan, held_, target_, done_); });
+    on_every_rank(world_, [&] { check_read_back(model_, plan, target_, written, done_); });
+    return {std::move(written)};
+  }
+  [[nodiscard]] Tables read_back(std::vector<PlannedSlice> const& units) override {
+    Digests found;
+    on_every_rank(world_, [&] { found = digest_slices(model_, plan_of(units), target_, done_); });
+    return {std::move(found)};
+  }
+  [[nodiscard]] bool compares_sums() const override { return true; }
+  void require_equal(Tables const& tables, std::vector<PlannedSlice> const& units, Whose whose) const override {
+    if (whose == Whose::this_rank) return;
+    auto const expected = of_units(model_, subject_.expected, units);
+    rankslice::require_equal(model_, NamedDigests{"held", expected}, NamedDigests{"written", tables.front()});
+  }
+
+  [[nodiscard]] std::vector<PlannedSlice> plan_of(std::vector<PlannedSlice> const& units) const {
+    return make_save_plan(model_, subject_.holdings, world_.rank(), units);
+  }
+
+ private:
+  StoreSubject const& subject_;
+  Model const& model_;
+  NativeSource& held_;
+  Storage const& target_;
+  Communicator& world_;
+  CallOptions const& call_;
+  BlockDone done_;
+};
+
+/// Collective.
+SaveReport fill_store(StoreSubject const& subject, NativeSource& held, SharedOutput& output, Communicator& world,
+                      SaveOptions const& options, Recording const& recording) {
+  auto const& source = *subject.state.source;
+  auto const target = make_target(source, subject.expected, output, world);
+  StoreWriter writer(subject, held, target.storage, world, options.call);
+  StagedWriting stages(output, divide_into_segments(source.model, target.storage, recording.store_bytes), writer, world,
+                       options.resume ? std::optional(recording) : std::nullopt);
+  stages.find_recorded({target.is_new});
+  writer.expect(stages.units_taken_over(), stages.units_to_write());
+  stages.take_over(options.call);
+  stages.write();
+  on_every_rank(world, [&] {
+    require_equal(source.model, NamedDigests{"held", subject.expected}, NamedDigests{"written", stages.sums().front()});
+    if (world.rank() == 0) complete(output.path(), source, subject.expected);
+  });
+  output.publish();
+  SaveReport report{.bytes_written = 0, .resumed = stages.resumed()};
+  for (auto const& units : stages.stages()) {
+    report.bytes_written += plan_bytes(source.model, writer.plan_of(units), Form::native);
+  }
+  return report;
+}
+
 }  // namespace
+
+SaveReport save_recorded_store(StateDict const& state, std::string const& path, Communicator& world,
+                               SaveOptions const& options, Recording const& recording) {
+  require_agreement(state, world);
+  require_same_options(options.resume ? "resume" : "no resume", world);
+  auto const holdings = agree_on_holdings(state, world);
+  std::optional<HeldTensors> held;
+  on_every_rank(world, [&] { held.emplace(state); });
+  auto expected = digest_all_held(state, holdings, options.call, world);
+  add_codes(state, holdings, world, expected);
+  auto const key = options.resume ? resume_key(expected, *state.source) : std::string();
+  SharedOutput output(path, StagedOutput::Kind::file, options.overwrite, world, key, options.call.notice);
+  SaveReport report;
+  output.fill([&] { report = fill_store({state, holdings, expected}, *held, output, world, options, recording); });
+  return report;
+}
 
 SaveReport save_store(StateDict const& state, std::string const& path, Communicator& world,
                       SaveOptions const& options) {
-  require_agreement(state, world);
-  auto const holdings = agree_on_holdings(state, world);
-  auto const& source = *state.source;
-  std::optional<HeldTensors> held;
-  std::vector<PlannedSlice> plan;
-  on_every_rank(world, [&] {
-    held.emplace(state);
-    plan = make_save_plan(source.model, holdings, world.rank());
-  });
-  auto expected = digest_all_held(state, holdings, options.call, world);
-  add_codes(state, holdings, world, expected);
-  SharedOutput output(path, StagedOutput::Kind::file, options.overwrite, world);
-  auto const target = create_target(source, expected, output.path(), world);
-
-  auto const done = watch(options.call, "store", 2 * plan_bytes(source.model, plan, Form::native), &world);
-  Digests written;
-  on_every_rank(world, [&] { written = write_slices(source.model, plan, *held, target, done); });
-  on_every_rank(world, [&] { check_read_back(source.model, plan, target, written, done); });
-  world.all_reduce(written.source.values(), Reduce::sum);
-  world.all_reduce(written.stored.values(), Reduce::sum);
-  on_every_rank(world, [&] {
-    require_equal(source.model, NamedDigests{"held", expected}, NamedDigests{"written", written});
-    if (world.rank() == 0) complete(output.path(), source, expected);
-  });
-  output.publish();
-  return {.bytes_written = plan_bytes(source.model, plan, Form::native)};
+  return save_recorded_store(state, path, world, options, {});
 }
 
 }  // namespace rankslice

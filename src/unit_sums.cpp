@@ -46,9 +46,8 @@ void combine(DigestTable const& from, DigestTable& to, Combine const& with) {
 std::vector<std::uint64_t> sums_of_units(Model const& model, Digests const& digests,
                                          std::vector<PlannedSlice> const& units) {
   std::vector<std::uint64_t> sums;
-  for_each_part(model, digests, units, [&](std::span<std::uint64_t const> part) {
-    sums.insert(sums.end(), part.begin(), part.end());
-  });
+  for_each_part(model, digests, units,
+                [&](std::span<std::uint64_t const> part) { sums.insert(sums.end(), part.begin(), part.end()); });
   return sums;
 }
 

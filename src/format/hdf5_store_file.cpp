@@ -138,14 +138,6 @@ std::vector<StoreFile::Member> StoreFile::digest_members(char const* group) {
   return found;
 }
 
-std::map<std::string, Range> StoreFile::digest_places(char const* group) {
-  std::map<std::string, Range> places;
-  for (auto const& member : digest_members(group)) {
-    places[member.name] = {member.offset, member.offset + member.form.bytes};
-  }
-  return places;
-}
-
 std::vector<StoreContents::RecordedDigest> StoreFile::read_digests(char const* group) {
   std::vector<StoreContents::RecordedDigest> digests;
   for (auto const& member : digest_members(group)) {

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -26,9 +25,6 @@ class StoreFile {
   /// Everything but the tensor bytes and the side files (config.json apart), checked against file size, types and
   /// checksums. @throws FormatError naming the object.
   [[nodiscard]] StoreContents contents();
-
-  /// The bytes of the file that hold the digests of a group, by HF key.
-  [[nodiscard]] std::map<std::string, Range> digest_places(char const* group);
 
  private:
   struct Member {

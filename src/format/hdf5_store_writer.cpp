@@ -144,17 +144,34 @@ std::uint64_t NewStore::finish() {
   return size;
 }
 
-void replace_digests(FileWriter& disk, std::map<std::string, Range> const& places,
-                     std::vector<StoreContents::RecordedDigest> const& digests) {
-  for (auto const& digest : digests) {
-    auto const place = places.find(digest.hf_key);
-    auto const bytes = std::as_bytes(std::span(digest.values));
-    if (place == places.end() || place->second.size() != bytes.size()) {
-      throw FormatError(
-          fmt::format("{}: no place for {} digests of {}", disk.path(), digest.values.size(), digest.hf_key),
-          disk.path(), digest.hf_key);
-    }
-    disk.write(bytes, place->second.begin);
+auto in_order(std::vector<StoreContents::Tensor> tensors) {
+  std::ranges::sort(tensors, {}, &StoreContents::Tensor::fqn);
+  return tensors;
+}
+
+/// But for what `create_store` decides: offsets and sizes.
+bool are_same(StoreContents const& a, StoreContents const& b) {
+  auto const same_tensor = [](StoreContents::Tensor const& x, StoreContents::Tensor const& y) {
+    return x.fqn == y.fqn && x.dtype == y.dtype && x.shape == y.shape;
+  };
+  auto const same_file = [](HfFile const& x, HfFile const& y) {
+    return x.name == y.name && x.size == y.size && x.header == y.header;
+  };
+  auto const same_side_file = [](SideFile const& x, SideFile const& y) { return x.name == y.name && x.size == y.size; };
+  return a.family == b.family && std::ranges::equal(in_order(a.tensors), in_order(b.tensors), same_tensor) &&
+         a.source == b.source && a.stored == b.stored && a.hf.headers == b.hf.headers &&
+         std::ranges::equal(a.hf.files, b.hf.files, same_file) && a.hf.index_name == b.hf.index_name &&
+         a.hf.index == b.hf.index && a.hf.config == b.hf.config &&
+         std::ranges::equal(a.hf.side_files, b.hf.side_files, same_side_file);
+}
+
+/// Those that were copied are whole, and those that they were copied from still the same.
+void check_side_files(HfLayout const& copied, HfLayout const& from) {
+  for (std::size_t i = 0; i < copied.side_files.size(); ++i) {
+    auto expected = from.side_files[i];
+    expected.checksum = copied.side_files[i].checksum;
+    for (auto const& side : {copied.side_files[i], expected})
+      check_checksum(side, read_pieces(side, [](auto, auto) {}));
   }
 }
 
@@ -172,18 +189,26 @@ StoreLayout create_store(std::string const& path, StoreContents const& contents)
   return layout;
 }
 
-void write_digests(std::string const& path, std::vector<StoreContents::RecordedDigest> const& source,
-                   std::vector<StoreContents::RecordedDigest> const& stored) {
-  StoreFile store(path);
-  auto disk = FileWriter::open(path);
-  replace_digests(disk, store.digest_places(kDigestSourceGroup), source);
-  replace_digests(disk, store.digest_places(kDigestStoredGroup), stored);
-  disk.sync();
-  disk.close();
+std::optional<StoreLayout> find_store(std::string const& path, StoreContents const& contents) {
+  try {
+    StoreFile store(path);
+    auto const found = store.contents();
+    auto const marked = store.seal();
+    if (!are_same(found, contents) || (marked && *marked != seal(found))) return std::nullopt;
+    check_side_files(found.hf, contents.hf);
+    std::map<std::string, std::uint64_t> offsets;
+    for (auto const& tensor : found.tensors) offsets.emplace(tensor.fqn, tensor.offset);
+    StoreLayout layout{.offsets = {}, .file_size = found.file_size};
+    for (auto const& tensor : contents.tensors) layout.offsets.push_back(offsets.at(tensor.fqn));
+    return layout;
+  } catch (FormatError const&) {
+    return std::nullopt;
+  }
 }
 
 void complete_store(std::string const& path) {
   auto const value = seal(StoreFile(path).contents());
+  if (StoreFile(path).seal() == value) return;
   QuietErrors const quiet;
   Subject const root{path, "/", {}, Access::writing};
   auto file = open_file(root);

@@ -113,11 +113,26 @@ GatherPlan plan_gather(Model const& model, std::vector<PlannedSlice> const& want
   return plan;
 }
 
+GatherPlan cut_by_units(Model const& model, GatherPlan const& plan, std::vector<PlannedSlice> const& units,
+                        std::uint64_t batch_bytes) {
+  GatherPlan cut;
+  for (auto const& block : plan.blocks) {
+    auto const has = [&](PlannedSlice const& unit) { return intersection(unit.slice, block.slice) == block.slice; };
+    if (std::ranges::any_of(std::ranges::equal_range(units, block.parameter, {}, &PlannedSlice::parameter), has)) {
+      cut.blocks.push_back(block);
+    }
+  }
+  cut.batches = divide_into_batches(model, cut.blocks, batch_bytes);
+  return cut;
+}
+
 std::vector<PlannedSlice> slices_of(GatherPlan const& plan, Range batch) {
   std::vector<PlannedSlice> slices;
   for (auto i = batch.begin; i < batch.end; ++i) {
     auto const& [parameter, slice, parts] = plan.blocks[i];
-    if (!slices.empty() && slices.back().parameter == parameter) {
+    auto const continues =
+        !slices.empty() && slices.back().parameter == parameter && slices.back().slice.part.end == slice.part.begin;
+    if (continues) {
       slices.back().slice.part.end = slice.part.end;
     } else {
       slices.push_back({parameter, slice});

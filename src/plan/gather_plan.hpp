@@ -49,6 +49,10 @@ struct GatherOwners {
 [[nodiscard]] GatherPlan plan_gather(Model const& model, std::vector<PlannedSlice> const& wanted,
                                      GatherOwners const& owners, std::uint64_t batch_bytes = 1_GiB);
 
+/// Those of its blocks that belong to some units (`plan/segments.hpp`). Pure.
+[[nodiscard]] GatherPlan cut_by_units(Model const& model, GatherPlan const& plan,
+                                      std::vector<PlannedSlice> const& units, std::uint64_t batch_bytes = 1_GiB);
+
 /// The slices that the blocks of a batch make up, in their order. Pure.
 [[nodiscard]] std::vector<PlannedSlice> slices_of(GatherPlan const& plan, Range batch);
 
