@@ -99,29 +99,54 @@ TEST_F(Hdf5Store, IsTheSameFileForTheSameContents) {
   EXPECT_EQ(slurp(path_), slurp(folder_.file("again.h5")));
 }
 
-TEST_F(Hdf5Store, TakesItsDigestsLater) {
-  auto contents = example_contents(folder_);
-  auto const final_source = contents.source;
-  auto const final_stored = contents.stored;
-  for (auto* digests : {&contents.source, &contents.stored}) {
-    for (auto& digest : *digests) std::ranges::fill(digest.values, 0);
+TEST_F(Hdf5Store, IsFoundAgainUnfinishedAndComplete) {
+  auto const contents = example_contents(folder_);
+  auto const made = create_store(path_, contents);
+  for (auto const complete : {false, true}) {
+    if (complete) complete_store(path_);
+    auto const found = find_store(path_, contents);
+    ASSERT_TRUE(found) << complete;
+    EXPECT_EQ(found->offsets, made.offsets);
+    EXPECT_EQ(found->file_size, slurp(path_).size());
   }
-  auto const layout = create_store(path_, contents);
-  write_digests(path_, final_source, final_stored);
   complete_store(path_);
-  auto const read = native_store().read(path_);
-  ASSERT_EQ(read.source.size(), 2U);
-  EXPECT_EQ(read.source[0].values, (std::vector<std::uint64_t>{7, 3, 4}));
-  EXPECT_EQ(read.source[1].values, (std::vector<std::uint64_t>{0xFFFFFFFFFFFFFFFF}));
-  ASSERT_EQ(read.stored.size(), 1U);
-  EXPECT_EQ(read.stored[0].values, (std::vector<std::uint64_t>{1, 2, 3}));
-  EXPECT_EQ(read.tensors[1].offset, layout.offsets[1]);
+  EXPECT_EQ(describe(native_store().read(path_)), describe(make_store(folder_.file("another.h5"), contents)))
+      << "completed once";
 }
 
-TEST_F(Hdf5Store, RefusesDigestsItWasNotMadeFor) {
-  (void)create_store(path_, example_contents(folder_));
-  EXPECT_THROW(write_digests(path_, {{"a.weight", {1, 2}}}, {}), FormatError);
-  EXPECT_THROW(write_digests(path_, {{"unknown", {1}}}, {}), FormatError);
+TEST_F(Hdf5Store, IsNotFoundWhereItIsOfOtherContents) {
+  auto const made_of = [&](std::function<void(StoreContents&)> const& change) {
+    auto contents = example_contents(folder_);
+    change(contents);
+    std::filesystem::remove(path_);
+    (void)create_store(path_, contents);
+    return find_store(path_, example_contents(folder_)).has_value();
+  };
+  EXPECT_TRUE(made_of([](StoreContents&) {}));
+  EXPECT_FALSE(made_of([](StoreContents& contents) { contents.family = "another"; }));
+  EXPECT_FALSE(made_of([](StoreContents& contents) { contents.tensors[0].fqn += "x"; }));
+  EXPECT_FALSE(made_of([](StoreContents& contents) { contents.tensors.pop_back(); }));
+  EXPECT_FALSE(made_of([](StoreContents& contents) { ++contents.source[0].values[1]; }));
+  EXPECT_FALSE(made_of([](StoreContents& contents) { ++contents.stored[0].values[0]; }));
+  EXPECT_FALSE(made_of([](StoreContents& contents) { contents.hf.index.push_back(std::byte{' '}); }));
+  EXPECT_FALSE(made_of([](StoreContents& contents) { contents.hf.files[1].header[0] ^= std::byte{1}; }));
+  EXPECT_FALSE(made_of([](StoreContents& contents) { contents.hf.side_files.pop_back(); }));
+}
+
+TEST_F(Hdf5Store, IsNotFoundWhereItIsDamaged) {
+  auto const contents = example_contents(folder_);
+  (void)create_store(path_, contents);
+  auto const whole = slurp(path_);
+  for (auto const* const text : {"another raw header", "[\"a\", \"b\"]", "layers.0.mask", "weight_map"}) {
+    auto changed = whole;
+    changed.at(changed.find(text)) ^= 1;
+    spill(path_, changed);
+    EXPECT_FALSE(find_store(path_, contents)) << text;
+  }
+  spill(path_, whole.substr(0, whole.size() - 1));
+  EXPECT_FALSE(find_store(path_, contents)) << "cut short";
+  spill(path_, "no store");
+  EXPECT_FALSE(find_store(path_, contents));
 }
 
 TEST_F(Hdf5Store, HoldsSideFilesLargerThanItsCopyBuffer) {
@@ -183,9 +208,6 @@ TEST_F(Hdf5Store, TakesItsWholeSpaceAtOnceOrSaysThatItCannot) {
 TEST_F(Hdf5Store, ThatCannotBeSyncedIsAnError) {
   for (auto const& make : std::vector<std::function<void()>>{
            [&] { (void)create_store(path_, example_contents(folder_)); },
-           [&] {
-             write_digests(path_, {{"a.weight", {7, 3, 4}}}, {});
-           },
            [&] { complete_store(path_); },
        }) {
     auto const outcome = outcome_with_failing(SYS_fsync, EIO, make);

@@ -1,0 +1,201 @@
+// Exports that are interrupted: a later run of the same key, on other ranks, writes only the rest, and the files are
+// those of a run that nobody interrupted.
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <array>
+#include <filesystem>
+#include <map>
+#include <mutex>
+
+#include "rankslice/load.hpp"
+#include "rankslice/to_hf.hpp"
+
+#include "recorded_export.hpp"
+#include "support/raw_checkpoint.hpp"
+#include "support/temp_dir.hpp"
+#include "support/thread_world.hpp"
+#include "synth/synth.hpp"
+
+namespace rankslice::test {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::Contains;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::Not;
+
+/// Every file below a folder: name -> bytes.
+std::map<std::string, Bytes> files_in(std::string const& folder) {
+  std::map<std::string, Bytes> files;
+  for (auto const& entry : fs::directory_iterator(folder)) {
+    files[entry.path().filename().string()] = file_bytes(entry.path().string());
+  }
+  return files;
+}
+
+/// What all ranks of a run did and said.
+struct Seen {
+  std::exception_ptr error;  // of rank 0
+  std::uint64_t written = 0, read = 0, files = 0;
+  std::uint64_t blocks = 0;  // of rank 0's progress
+  std::optional<Resumed> resumed;
+  std::vector<std::string> notices, warnings;
+
+  [[nodiscard]] ExitCode code() const {
+    try {
+      if (error) std::rethrow_exception(error);
+      return ExitCode::done;
+    } catch (Error const& thrown) {
+      return thrown.code;
+    }
+  }
+};
+
+/// Called on rank 0 after each of its blocks, with how many they are by now.
+using AfterBlock = std::function<void(std::uint64_t blocks)>;
+
+AfterBlock interrupt_after(std::uint64_t blocks) {
+  return [blocks](std::uint64_t done) {
+    if (done == blocks) throw Interrupted(ExitCode::terminated);
+  };
+}
+
+constexpr Recording kEachFile{.stage_bytes = 1};
+
+/// A way to export.
+struct Way {
+  std::string name;
+  std::string source;
+  bool of_state = false;
+  ExportOptions options{};
+};
+
+class ResumedExports : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    folder_ = std::make_unique<TempDir>();
+    synthesize(path("bf16"), {.layers = 2, .experts = 5});
+    synthesize(path("split"), {.layers = 2, .experts = 3, .decoder_experts = ExpertForm::split});
+    synthesize(path("fp8"), {.layers = 1, .experts = 3, .quantization = SynthQuantization::fp8});
+  }
+  static void TearDownTestSuite() { folder_.reset(); }
+  void SetUp() override {
+    for (auto const& entry : fs::directory_iterator(folder_->path())) {
+      if (entry.path().filename().string().starts_with("out")) fs::remove_all(entry.path());
+    }
+  }
+
+  static std::string path(std::string const& name) { return folder_->file(name); }
+  static std::vector<Way> ways() {
+    return {
+        {.name = "a checkpoint", .source = "bf16"},
+        {.name = "split experts, gathered", .source = "split", .options = {.gather = true}},
+        {.name = "dequantised", .source = "fp8"},
+        {.name = "dequantised and gathered", .source = "fp8", .options = {.gather = true}},
+        {.name = "as the source has it", .source = "fp8", .options = {.layout = ExportLayout::source}},
+        {.name = "as the source has it, by one",
+         .source = "fp8",
+         .options = {.layout = ExportLayout::source, .gather = true}},
+        {.name = "a state", .source = "split", .of_state = true},
+        {.name = "a state, gathered", .source = "bf16", .of_state = true, .options = {.gather = true}},
+        {.name = "a state and copies", .source = "fp8", .of_state = true, .options = {.layout = ExportLayout::source}}};
+  }
+
+  static Seen run(Way const& way, int ranks, AfterBlock const& after_block = {},
+                  VerifyLevel verify = VerifyLevel::full) {
+    Seen seen;
+    std::mutex mutex;
+    auto const on_rank = [&](Communicator& world) {
+      auto options = way.options;
+      if (world.rank() == 0) {
+        options.call.notice = [&](Notice const& notice) {
+          (notice.warning ? seen.warnings : seen.notices).push_back(notice.text);
+        };
+        options.call.progress = [&](Progress const& progress) {
+          if (progress.phase != "to_hf") return;
+          ++seen.blocks;
+          if (after_block) after_block(seen.blocks);
+        };
+      }
+      auto const source = open_checkpoint(path(way.source), world);
+      auto const mesh = make_mesh(world.size());
+      auto const report = way.of_state ? export_state(load(source, mesh, mesh.coordinate(world.rank())), path("out"),
+                                                      world, options, kEachFile)
+                                       : export_checkpoint(*source, path("out"), world, options, verify, kEachFile);
+      std::lock_guard const lock(mutex);
+      seen.written += report.bytes_written;
+      seen.read += report.bytes_read;
+      seen.files = report.files;
+      seen.resumed = report.resumed;
+    };
+    seen.error = exceptions_of_ranks(ranks, on_rank).front();
+    return seen;
+  }
+  static Seen resume(Way way, int ranks, AfterBlock const& after_block = {}, VerifyLevel verify = VerifyLevel::full) {
+    way.options.resume = true;
+    return run(way, ranks, after_block, verify);
+  }
+
+  /// What stands beside the sources.
+  static std::vector<std::string> outputs() {
+    std::vector<std::string> names;
+    for (auto const& entry : fs::directory_iterator(folder_->path())) {
+      auto const name = entry.path().filename().string();
+      if (name.starts_with("out")) names.push_back(name);
+    }
+    std::ranges::sort(names);
+    return names;
+  }
+  /// The only folder of an unfinished output.
+  static std::string partial() {
+    for (auto const& name : outputs()) {
+      if (name.find(".partial-") != std::string::npos && fs::is_directory(path(name))) return path(name);
+    }
+    return {};
+  }
+
+ private:
+  static inline std::unique_ptr<TempDir> folder_;
+};
+
+TEST_F(ResumedExports, EndInTheFilesOfAWholeRunWhereverTheyWereInterruptedAndOnHoweverManyRanks) {
+  for (auto const& way : ways()) {
+    SCOPED_TRACE(way.name);
+    fs::remove_all(path("out"));
+    auto const whole = run(way, 2);
+    ASSERT_EQ(whole.code(), ExitCode::done);
+    auto const expected = files_in(path("out"));
+    std::array<std::uint64_t, 3> blocks{};  // they depend on the number of ranks
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      fs::remove_all(path("out"));
+      blocks[i] = resume(way, static_cast<int>(i) + 1).blocks;
+    }
+    constexpr std::uint64_t places = 7;
+    std::uint64_t most_segments = 0;
+    for (std::uint64_t place = 0; place <= places; ++place) {
+      fs::remove_all(path("out"));
+      auto const ranks = 1 + place % 3;
+      auto const at = std::max<std::uint64_t>(1, blocks[ranks - 1] * place / places);
+      ASSERT_EQ(resume(way, static_cast<int>(ranks), interrupt_after(at)).code(), ExitCode::terminated) << place;
+      ASSERT_FALSE(fs::exists(path("out")));
+      auto const rest = resume(way, static_cast<int>(1 + (place + 1) % 3));
+      ASSERT_EQ(rest.code(), ExitCode::done) << place;
+      EXPECT_TRUE(files_in(path("out")) == expected) << place;
+      EXPECT_THAT(outputs(), ElementsAre("out")) << place;
+      auto const taken_over = rest.resumed.value_or(Resumed{});
+      constexpr auto scales = 1000.0;  // of dense weights, which count on each rank that copies a part of the weight
+      EXPECT_NEAR(static_cast<double>(rest.written + taken_over.bytes), static_cast<double>(whole.written), scales);
+      EXPECT_GE(taken_over.segments, most_segments) << place;
+      most_segments = std::max(most_segments, taken_over.segments);
+    }
+    EXPECT_EQ(most_segments, whole.files - 1) << "all but the file that was being read back";
+  }
+}
+
+}  // namespace
+}  // namespace rankslice::test
