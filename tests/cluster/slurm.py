@@ -12,6 +12,7 @@ import program
 from skipping import SKIPPED
 
 STEP = ["srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--wait=60"]
+STEP_DAEMON = "slurmstepd: ["
 FOLDER = Path("/run/slurm")
 
 
@@ -25,10 +26,10 @@ def processes_of_jobs():
         except OSError:  # gone
             continue
         jobs = [value[len(b"SLURM_JOB_ID=") :].decode() for value in environment if value.startswith(b"SLURM_JOB_ID=")]
-        if command.startswith("slurmstepd: ["):
-            jobs = [command.removeprefix("slurmstepd: [").split(".")[0]]
+        if command.startswith(STEP_DAEMON):
+            jobs = [command.removeprefix(STEP_DAEMON).split(".")[0]]
         if jobs and command:
-            found[int(folder.name)] = (jobs[0], command)
+            found[int(folder.name)] = (int(jobs[0]), command)
     return found
 
 
@@ -87,7 +88,7 @@ class Slurm:
 
     def submit(self, line, cwd, env=None):
         """A line with sbatch; returns the job's number."""
-        return self.command("sh", "-c", line, cwd=cwd, env=env).removeprefix("Submitted batch job ").strip()
+        return int(self.command("sh", "-c", line, cwd=cwd, env=env).removeprefix("Submitted batch job "))
 
     def job(self, number):
         """What scontrol says of it."""
@@ -95,7 +96,7 @@ class Slurm:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def jobs(self):
-        return set(self.command("squeue", "--noheader", "--format=%i").split())
+        return set(map(int, self.command("squeue", "--noheader", "--format=%i").split()))
 
     def wait_for(self, number, state, seconds=30):
         program.wait_until(
@@ -109,11 +110,21 @@ class Slurm:
         program.wait_until(lambda: number not in self.jobs(), seconds, f"job {number} to end")
         return self.job(number)
 
-    def wait_until_idle(self, seconds=10):
-        """No job is left but those in the background, and no process of any."""
+    def newest_job(self):
+        return max(processes_of_jobs().values())[0]
 
-        def left():
-            return [process for process in processes_of_jobs().values() if process[0] not in self.background]
+    def wait_until_quiet(self, seconds=10):
+        """No process of a job is left but of those in the background. Slurm's own need seconds after a bad end."""
+        program.wait_until(
+            lambda: not [process for process in processes_of_jobs().values() if self._belongs_to_test(*process)],
+            seconds,
+            "all processes of jobs to end",
+        )
 
-        program.wait_until(lambda: not left(), seconds, "all processes of jobs to end")
-        program.wait_until(lambda: not self.jobs() - self.background, seconds, "all jobs to end")
+    def _belongs_to_test(self, job, command):
+        return job not in self.background and not command.startswith(STEP_DAEMON)
+
+    def wait_until_idle(self, seconds=20):
+        """No job is left, and nothing that Slurm started for one."""
+        program.wait_until(lambda: not self.jobs(), seconds, "all jobs to end")
+        program.wait_until(lambda: not processes_of_jobs(), seconds, "all processes of jobs to end")

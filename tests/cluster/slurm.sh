@@ -55,7 +55,7 @@ SelectTypeParameters=CR_Core
 SwitchType=switch/none
 ReturnToService=2
 # Seconds: from SIGTERM to SIGKILL, and until a node that does not answer is down.
-KillWait=3
+KillWait=2
 SlurmdTimeout=10
 # Batch jobs start at once.
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
