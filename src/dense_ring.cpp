@@ -14,8 +14,6 @@ namespace rankslice {
 
 namespace {
 
-constexpr auto kBatchBytes = 1_GiB;
-
 /// Where steps end that are so many before the next one.
 std::uint64_t end_before(Range steps, std::uint64_t next, std::uint64_t distance) {
   return std::max(steps.begin + distance, next + 1) - distance;
@@ -45,7 +43,7 @@ std::vector<int> ring_of(Communicator const& world) {
 }
 
 DenseRing::DenseRing(Model const& model, DenseShares const& shares, std::vector<Buffer> memory, Communicator& world,
-                     std::uint64_t piece_bytes)
+                     std::uint64_t piece_bytes, std::uint64_t batch_bytes)
     : model_(model),
       pieces_(share_pieces(model, shares, piece_bytes)),
       memory_(std::move(memory)),
@@ -53,7 +51,7 @@ DenseRing::DenseRing(Model const& model, DenseShares const& shares, std::vector<
       ring_(ring_of(world)) {
   place_ = static_cast<std::uint64_t>(std::ranges::find(ring_, world.rank()) - ring_.begin());
   auto const group_bytes = kAhead * piece_bytes * ring_.size();
-  batch_ = kAhead * std::max<std::uint64_t>(1, kBatchBytes / group_bytes);
+  batch_ = kAhead * std::max<std::uint64_t>(1, batch_bytes / group_bytes);
   for (auto const& of_rank : pieces_) {
     for (auto const& piece : of_rank) {
       if (!travels_directly(piece)) slot_bytes_ = std::max(slot_bytes_, piece.bytes);

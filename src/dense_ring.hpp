@@ -33,9 +33,10 @@ namespace rankslice {
 /// waits until the pieces of the batch are around, as in Note [To the end].
 class DenseRing {
  public:
-  /// `memory`: of every shared parameter, by its index. `model` and `world` outlive the result. Local.
+  /// `memory`: of every shared parameter, by its index. After every batch the ranks agree. `model` and `world` outlive
+  /// the result. Local.
   DenseRing(Model const& model, DenseShares const& shares, std::vector<Buffer> memory, Communicator& world,
-            std::uint64_t piece_bytes = 4_MiB);
+            std::uint64_t piece_bytes = 4_MiB, std::uint64_t batch_bytes = 1_GiB);
 
   /// What this rank receives.
   [[nodiscard]] std::uint64_t bytes() const;
@@ -76,7 +77,7 @@ class DenseRing {
   Communicator& world_;
   std::vector<int> ring_;
   std::uint64_t place_ = 0;  // of this rank in the ring
-  std::uint64_t batch_ = 0;  // pieces of each rank, after which the ranks agree
+  std::uint64_t batch_ = 0;  // pieces of each rank
   std::uint64_t slot_bytes_ = 0;
   Buffer slots_;  // of what is received in the last steps, and of what is sent of this rank's own
   std::array<Step, 2 * kAhead> steps_;
