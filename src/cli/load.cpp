@@ -40,16 +40,18 @@ void write_outputs(Job& job, StateDict const& state) {
   }
 }
 
-/// Who reads dense tensors, and why.
+std::string why_so(Job const& job) {
+  if (job.options.rank) return "one rank alone";
+  if (job.options.dense_reading() != DenseReading::automatic) return "as asked for";
+  auto const hosts = first_ranks_of_hosts(job.world).size();
+  return hosts == 1 ? "the ranks are on one host" : fmt::format("the ranks are on {} hosts", hosts);
+}
+
+/// Who reads dense tensors. @throws UsageError
 DenseReading choose_dense(Job& job) {
-  auto const asked = job.options.dense_reading();
-  auto const hosts = counted(first_ranks_of_hosts(job.world).size(), "host");
-  auto const chosen = job.options.rank ? DenseReading::each_rank : choose(asked, job.world);
+  auto const chosen = job.options.rank ? DenseReading::each_rank : choose(job.options.dense_reading(), job.world);
   job.report["choices"]["dense"] = name(chosen);
-  job.console.detail(fmt::format("dense    {}: {}", name(chosen),
-                                 asked == chosen    ? "as asked for"
-                                 : job.options.rank ? "one rank alone"
-                                                    : hosts));
+  job.console.detail(fmt::format("dense    {}: {}", name(chosen), why_so(job)));
   return chosen;
 }
 
