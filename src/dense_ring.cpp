@@ -7,7 +7,6 @@
 #include <string>
 #include <utility>
 
-#include "comm/outcome.hpp"
 #include "io/memory.hpp"
 
 namespace rankslice {
@@ -48,7 +47,8 @@ DenseRing::DenseRing(Model const& model, DenseShares const& shares, std::vector<
       pieces_(share_pieces(model, shares, piece_bytes)),
       memory_(std::move(memory)),
       world_(world),
-      ring_(ring_of(world)) {
+      ring_(ring_of(world)),
+      to_the_end_(world) {
   place_ = static_cast<std::uint64_t>(std::ranges::find(ring_, world.rank()) - ring_.begin());
   auto const group_bytes = kAhead * piece_bytes * ring_.size();
   batch_ = kAhead * std::max<std::uint64_t>(1, batch_bytes / group_bytes);
@@ -78,7 +78,7 @@ void DenseRing::hand_around(BlockDone const& received) {
 }
 
 void DenseRing::take_steps(Range steps, BlockDone const& received) {
-  auto const travelled = outcome_of([&] {
+  to_the_end_.carry([&] {
     for (auto step = steps.begin; step < steps.end; ++step) {
       finish_sends(end_before(steps, step, kAhead));
       finish_receives(end_before(steps, step, turn(step).width), received);
@@ -87,9 +87,8 @@ void DenseRing::take_steps(Range steps, BlockDone const& received) {
     finish_receives(steps.end, received);
     finish_sends(steps.end);
   });
-  if (travelled.code != ExitCode::done) world_.abort(travelled.code, travelled.message);
-  attempt([&] { finish_devices(); });
-  if (failed_) std::rethrow_exception(failed_);
+  to_the_end_.attempt([&] { finish_devices(); });
+  to_the_end_.let_out();
 }
 
 /// Both together: a communicator of GPUs then carries them out together, and in a ring none could come first.
@@ -97,7 +96,7 @@ void DenseRing::start(std::uint64_t step) {
   auto const [number, places_back, width] = turn(step);
   auto const& sent = piece(places_back, number);
   auto const bytes = places_back > 0 ? at(step - width).came : place_of(sent, steps_.size() + step % kAhead);
-  if (places_back == 0 && !travels_directly(sent)) attempt([&] { pack(sent, bytes); });
+  if (places_back == 0 && !travels_directly(sent)) to_the_end_.attempt([&] { pack(sent, bytes); });
   auto& here = at(step);
   here.came = place_of(piece(places_back + 1, number), step % steps_.size());
   here.receive = world_.start_receive(here.came, ring_[(place_ + ring_.size() - 1) % ring_.size()]);
@@ -110,7 +109,7 @@ void DenseRing::finish_receives(std::uint64_t end, BlockDone const& received) {
     here.receive->wait();
     auto const [number, places_back, width] = turn(received_);
     auto const& came = piece(places_back + 1, number);
-    attempt([&] {
+    to_the_end_.attempt([&] {
       if (!travels_directly(came)) unpack(came, here.came);
       received(came.bytes);
     });
@@ -183,16 +182,6 @@ void DenseRing::finish_devices() const {
   for (auto const& memory : memory_) devices.insert(memory.device.get());
   for (auto* const device : devices) {
     if (device != nullptr) device->finish();
-  }
-}
-
-/// What can fail on this rank alone; after a failure nothing more is tried.
-void DenseRing::attempt(std::function<void()> const& step) {
-  if (failed_) return;
-  try {
-    step();
-  } catch (...) {
-    failed_ = std::current_exception();
   }
 }
 

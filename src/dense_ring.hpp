@@ -2,8 +2,6 @@
 
 #include <array>
 #include <cstdint>
-#include <exception>
-#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -13,6 +11,7 @@
 #include "rankslice/digest.hpp"
 
 #include "plan/dense_shares.hpp"
+#include "to_the_end.hpp"
 #include "transform/transfer.hpp"
 
 namespace rankslice {
@@ -69,7 +68,6 @@ class DenseRing {
   void pack(SharePiece const& piece, std::span<std::byte> bytes) const;
   void unpack(SharePiece const& piece, std::span<std::byte const> bytes) const;
   void finish_devices() const;
-  void attempt(std::function<void()> const& step);
 
   Model const& model_;
   std::vector<std::vector<SharePiece>> pieces_;  // by rank
@@ -82,7 +80,7 @@ class DenseRing {
   Buffer slots_;  // of what is received in the last steps, and of what is sent of this rank's own
   std::array<Step, 2 * kAhead> steps_;
   std::uint64_t received_ = 0, sent_ = 0;  // steps before these
-  std::exception_ptr failed_;
+  ToTheEnd to_the_end_;
 };
 
 /// The digests of what is shared become those of whole tensors, of which each rank has read its share. Collective.
