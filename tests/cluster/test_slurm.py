@@ -1,5 +1,6 @@
 """Jobs of Slurm on three hosts: README's examples, the job scripts, and what users see when a job is interrupted."""
 
+import json
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import readme
+from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 from slurm import Slurm
 
@@ -29,19 +31,28 @@ def cluster(three_hosts):
 
 
 @pytest.fixture(scope="session")
-def cut_short(cluster, tiny, tmp_path_factory):
-    """(job, folder) of an export that comes to its time limit while other tests run: Slurm looks every 30 s only. It is
-    slow until there is a file `quick`."""
+def large(tmp_path_factory):
+    """A checkpoint of 512 MB in four files. Two ranks write it in stages of 128 MiB or more."""
+    folder = tmp_path_factory.mktemp("large")
+    made, large = folder / "made", folder / "ckpt"
+    program.run_ok("synth", made, "--family", "qwen3_moe", "--preset", "small", "--layers", 2, "--experts", 16)
+    large.mkdir()
+    save_torch_state_dict(tensors(made), large, max_shard_size="145MB")
+    for path in made.iterdir():
+        if ".safetensors" not in path.name:
+            path.rename(large / path.name)
+    return large
+
+
+@pytest.fixture(scope="session")
+def cut_short(large, cluster, tmp_path_factory):
+    """(job, folder) of an export that takes 44 s and comes to its time limit after 30 s, while other tests run: Slurm
+    looks for that every 30 s only, and then sees a minute ahead. It is quick once there is a file `quick`."""
     folder = tmp_path_factory.mktemp("cut_short")
-    script = folder / "slow_rankslice"
-    script.write_text(f"""#!/bin/sh
-[ -e {folder}/quick ] && exec {program.PROGRAM} "$@"
-exec strace --seccomp-bpf -f -qq -o /dev/null -e trace=pwrite64 -e inject=pwrite64:delay_enter=1000ms:when=3+ \\
-  {program.PROGRAM} "$@"
-""")
-    script.chmod(0o755)
-    line = f"sbatch --time=1 --signal=TERM@50 launch/slurm/to_hf.sbatch {tiny} exported"
+    slow = "strace --seccomp-bpf -f -qq -o /dev/null -e trace=pread64 -e inject=pread64:delay_enter=35ms"
+    script = program_script(folder, f'[ -e {folder}/quick ] || set -- {slow} "$@"', 'exec "$@"')
     (folder / "launch").symlink_to(readme.ROOT / "launch")
+    line = f"sbatch --time=1 --signal=TERM@50 --ntasks-per-node=1 launch/slurm/to_hf.sbatch {large} exported"
     job = cluster.submit(line, folder, env={"RANKSLICE": str(script)})
     cluster.background.add(job)
     return job, folder
@@ -59,6 +70,14 @@ def folder(tiny, tmp_path):
     (tmp_path / "launch").symlink_to(readme.ROOT / "launch")
     (tmp_path / NAME).symlink_to(tiny)
     return tmp_path
+
+
+def program_script(folder, *lines):
+    """A program that job scripts start in place of rankslice, which is "$@" in it, with its arguments."""
+    script = folder / "rankslice"
+    script.write_text("\n".join(["#!/bin/sh", f'set -- {program.PROGRAM} "$@"', *lines, ""]))
+    script.chmod(0o755)
+    return script
 
 
 def assert_same_checkpoint(expected, found):
@@ -203,10 +222,8 @@ def test_a_node_that_dies_is_named_by_the_deadline(slurm, three_hosts, folder):
 
 def test_a_job_that_is_cancelled_does_not_come_back(slurm, folder):
     on_rank = program.OnRank(folder / "ranks", traced="all", strace=SLOW_WRITES)
-    script = folder / "slow_rankslice"
-    script.write_text(f'#!/bin/sh\nexec {readme.ROOT}/tests/system/on_rank.sh {program.PROGRAM} "$@"\n')
-    script.chmod(0o755)
     on_rank.folder.mkdir()
+    script = program_script(folder, f'exec {readme.ROOT}/tests/system/on_rank.sh "$@"')
     environment = on_rank.environment() | {"RANKSLICE": str(script)}
     job = slurm.submit(TO_HF.replace("qwen.h5", NAME), folder, env=environment)
     on_rank.wait_for_call(3, INTERRUPTED["to_hf"][2])
@@ -252,14 +269,20 @@ def test_a_script_ends_with_the_code_of_its_ranks(slurm, folder):
 # The time limit -----------------------------------------------------------------------------------------------------
 
 
-def test_a_time_limit_ends_the_step_cleanly_and_the_job_goes_on_in_another_run(slurm, tiny, cut_short):
+def test_a_time_limit_ends_the_step_cleanly_and_the_job_goes_on_in_another_run(slurm, large, cut_short):
     job, folder = cut_short
     slurm.wait_for(job, "PENDING", 60)
     says = script_says(folder)
+    assert re.search(r"rankslice: exported\.partial-\w+ stays: the same command goes on there", says)
     assert "rankslice: error: rank 0: stopped on request" in says
     assert f"job {job} goes back into the queue" in says
     assert not (folder / "exported").exists()
+
     (folder / "quick").touch()
     slurm.command("scontrol", "update", f"jobid={job}", "starttime=now")  # Slurm waits two minutes
     assert slurm.wait_until_over(job)["JobState"] == "COMPLETED", script_says(folder)
-    assert_same_checkpoint(tiny, folder / "exported")
+    assert re.search(r"rankslice: going on in exported\.partial-\w+: [123] of 4 parts", script_says(folder))
+    report = json.loads((folder / "exported.report.json").read_text())
+    assert 0 < report["bytes"]["written"] < 0.8 * sum(path.stat().st_size for path in large.iterdir())
+    assert_same_checkpoint(large, folder / "exported")
+    assert not program.leftovers(folder / "exported")
