@@ -7,6 +7,7 @@
 
 #include "facts/inspection.hpp"
 #include "facts/plan_facts.hpp"
+#include "python/native/arguments.hpp"
 #include "python/native/bindings.hpp"
 
 namespace rankslice::python {
