@@ -32,10 +32,6 @@ std::uint64_t peak_rss_bytes() {
   return static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
 }
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
 std::vector<std::byte> to_bytes(std::string const& text) {
   auto const bytes = std::as_bytes(std::span(text));
   return {bytes.begin(), bytes.end()};
@@ -97,8 +93,9 @@ std::optional<ExitCode> stop_code() {
   return signal_number == SIGTERM ? ExitCode::terminated : ExitCode::interrupted;
 }
 
-Job::Job(Options const& job_options, Communicator& job_world, std::string const& mpi_version)
-    : options(job_options), world(job_world), console(options, world.rank() == 0) {
+Job::Job(Options const& job_options, Communicator& job_world, Console& job_console, std::string const& mpi_version)
+    : options(job_options), world(job_world), console(job_console) {
+  console.join(world);
   report = {{"schema", "rankslice.report/1"},
             {"command", options.command},
             {"ok", false},
@@ -135,6 +132,8 @@ CallOptions Job::call() {
             if (auto const code = stop_code()) throw Interrupted(*code);
             last_block_ = std::chrono::steady_clock::now();
             console.progress(progress);
+            timeline_.add_block(progress);
+            got_on();
           },
       .notice = [this](Notice const& notice) { notice.warning ? console.warn(notice.text) : console.say(notice.text); },
   };
@@ -184,7 +183,8 @@ void Job::expect_free(std::string const& output, StagedOutput::Kind kind, bool o
     for (auto const* input : {&options.input, &options.source, &options.against, &options.manifest}) {
       if (!is_manifest) spare_input(output, *input);
     }
-    for (auto const* other : {&options.store, &options.save_shards, &options.output, &options.report}) {
+    for (auto const* other : {&options.store, &options.save_shards, &options.output, &options.report,
+                              &options.metrics_file, &options.trace}) {
       if (other != &output && !other->empty() && same_place(output, *other)) {
         throw IoError(ExitCode::cannot_create, output + ": is given for two outputs", output);
       }
@@ -194,21 +194,6 @@ void Job::expect_free(std::string const& output, StagedOutput::Kind kind, bool o
     if (resumes) return;
     for (auto const& warning : made_and_removed.warnings()) console.warn(warning);
   });
-}
-
-void Job::prepare_report() {
-  expect_free(options.report, StagedOutput::Kind::file, true);
-  report_ready_ = !options.report.empty();
-}
-
-double Job::timed(std::string const& phase, std::function<void()> const& step) {
-  auto const start = std::chrono::steady_clock::now();
-  step();
-  std::vector<std::uint64_t> nanoseconds{static_cast<std::uint64_t>(seconds_since(start) * 1e9)};
-  world.all_reduce(nanoseconds, Reduce::max);
-  auto const seconds = static_cast<double>(nanoseconds.front()) / 1e9;
-  report["seconds"][phase] = seconds;
-  return seconds;
 }
 
 void Job::report_ranks(RankBytes const& bytes, double seconds_load, Device const* device) {
@@ -299,35 +284,6 @@ void Job::report_written(std::uint64_t bytes, std::optional<Resumed> const& resu
   world.all_reduce(written, Reduce::sum);
   report["bytes"]["written"] = written.front();
   if (resumed) report["resumed"] = {{"segments", resumed->segments}, {"of", resumed->of}, {"bytes", resumed->bytes}};
-}
-
-void Job::finish() {
-  report["ok"] = true;
-  publish();
-}
-
-void Job::fail(Error const& error) {
-  report["ok"] = false;
-  report["error"] = describe_error(error);
-  if (error.rank < 0) report["error"]["rank"] = world.rank();
-  auto& mismatches = report["verify"]["mismatches"];
-  if (error.code == ExitCode::difference && mismatches.empty()) {
-    mismatches.push_back({{"tensor", error.tensor}, {"what", error.what()}});
-  }
-  publish();
-}
-
-void Job::publish() {
-  if (world.rank() != 0) return;
-  report["seconds"]["total"] = seconds_since(start_);
-  auto const text = json_text(report);
-  if (options.json && !listed) print_data(text);
-  if (!std::exchange(report_ready_, false)) return;
-  StagedOutput output(options.report, StagedOutput::Kind::file, true);
-  auto writer = FileWriter::create(output.path());
-  writer.write(std::as_bytes(std::span(text)), 0);
-  writer.close();
-  output.publish();
 }
 
 }  // namespace rankslice::cli

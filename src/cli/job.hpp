@@ -13,6 +13,8 @@
 
 #include "cli/console.hpp"
 #include "cli/options.hpp"
+#include "facts/timeline.hpp"
+#include "facts/trace.hpp"
 #include "facts/words.hpp"
 #include "io/staged_output.hpp"
 #include "plan/plan.hpp"
@@ -22,11 +24,11 @@ namespace rankslice::cli {
 /// One run of a command on this rank: its options, its ranks, what it says and what it reports.
 class Job {
  public:
-  Job(Options const& options, Communicator& world, std::string const& mpi_version);
+  Job(Options const& options, Communicator& world, Console& console, std::string const& mpi_version);
 
   Options const& options;
   Communicator& world;
-  Console console;
+  Console& console;
   Json report;          ///< Complete on rank 0 only.
   bool listed = false;  ///< The command has printed its own data; stdout gets no report beside it.
 
@@ -49,8 +51,11 @@ class Job {
   /// Collective. @throws IoError `cannot_create`
   void expect_free(std::string const& output, StagedOutput::Kind kind, bool overwrite, bool resumes = false);
 
-  /// See that the report can be written before anything is done. Collective. @throws IoError `cannot_create`
-  void prepare_report();
+  /// See that report, metrics and trace can be written before anything is done. Collective.
+  /// @throws IoError `cannot_create`
+  void prepare_records();
+  /// Of the ranks that trace, see how far their clocks are apart. Collective.
+  void start_trace();
 
   /// When this rank finished its last block of work.
   [[nodiscard]] std::chrono::steady_clock::time_point last_block() const { return last_block_; }
@@ -69,15 +74,26 @@ class Job {
   /// The tensor bytes that this rank wrote, and what an earlier run had. Collective.
   void report_written(std::uint64_t bytes, std::optional<Resumed> const& resumed);
 
-  /// Write and print the report. Rank 0 does it.
+  /// What all ranks did when, for the trace. Collective.
+  void gather_trace();
+  /// Write and print the report, and write metrics and trace. Rank 0 does it.
   void finish();
   /// The same for a command that failed.
   void fail(Error const& error);
 
  private:
-  void publish();
+  void publish(ExitCode code);
+  void publish_trace();
+  void publish_metrics(std::optional<ExitCode> code = std::nullopt);
+  void got_on();
+  [[nodiscard]] RankTrace own_trace() const;
 
-  bool report_ready_ = false;
+  bool report_ready_ = false, metrics_ready_ = false, trace_ready_ = false;
+  Timeline timeline_;
+  RankClock clock_;
+  std::vector<RankTrace> traces_;  ///< Of all ranks, once gathered; on rank 0.
+  std::chrono::steady_clock::time_point metrics_written_{};
+  std::chrono::system_clock::time_point began_ = std::chrono::system_clock::now(), got_on_ = began_;
   std::chrono::steady_clock::time_point last_block_ = std::chrono::steady_clock::now();
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };

@@ -19,6 +19,7 @@
 #include "cli/commands.hpp"
 #include "cli/gpu_ranks.hpp"
 #include "cli/launch.hpp"
+#include "comm/last_words.hpp"
 
 namespace rankslice::cli {
 
@@ -27,14 +28,14 @@ namespace {
 /// Ends the process when MPI does not come up in time: a rank that is stopped there would keep all others waiting.
 class StartDeadline {
  public:
-  explicit StartDeadline(std::chrono::milliseconds timeout)
-      : timer_([timeout](std::stop_token const& started) {
+  StartDeadline(std::chrono::milliseconds timeout, Console& console)
+      : timer_([timeout, &console](std::stop_token const& started) {
           std::mutex mutex;
           std::unique_lock lock(mutex);
           std::condition_variable_any().wait_for(lock, started, timeout, [] { return false; });
           if (started.stop_requested()) return;
-          Console().error(fmt::format("MPI did not start within {:.1f} s on this rank; is another rank stopped?",
-                                      std::chrono::duration<double>(timeout).count()));
+          console.error(fmt::format("MPI did not start within {:.1f} s on this rank; is another rank stopped?",
+                                    std::chrono::duration<double>(timeout).count()));
           std::_Exit(static_cast<int>(ExitCode::timeout));
         }) {}
 
@@ -48,10 +49,10 @@ class Ranks {
  public:
   /// @throws CommError `bad_launch` when the launcher speaks of more ranks than MPI knows; DeviceError when they are to
   /// use NCCL and cannot.
-  explicit Ranks(Options const& options) {
+  Ranks(Options const& options, Console& console) {
     auto const env = launch_environment();
     if (env.has_mpi || options.comm == "mpi") {
-      StartDeadline const deadline(options.timeout());
+      StartDeadline const deadline(options.timeout(), console);
       mpi_ = std::make_unique<Mpi>();
       world_ = make_mpi_communicator(MPI_COMM_WORLD, {.timeout = options.timeout()});
     } else {
@@ -125,6 +126,7 @@ void tell(Job& job, Error const& error, bool agreed) {
     job.console.error(job.world.size() > 1 ? fmt::format("rank {}: {}", rank, error.what()) : error.what());
   }
   try {
+    if (agreed) job.gather_trace();
     job.fail(error);
   } catch (Error const& unreported) {
     job.console.error(unreported.what());
@@ -133,14 +135,16 @@ void tell(Job& job, Error const& error, bool agreed) {
 
 /// Run the command, and report how it ended. Returns the exit code. `ranks` is null for a command that does not use
 /// them.
-int run(Options const& options, Communicator& world, Ranks* ranks) {
-  Job job(options, world, ranks != nullptr ? ranks->mpi_version() : "");
+int run(Options const& options, Communicator& world, Ranks* ranks, Console& console) {
+  Job job(options, world, console, ranks != nullptr ? ranks->mpi_version() : "");
   try {
-    job.prepare_report();
+    job.prepare_records();
     if (ranks != nullptr) ranks->tell_why_no_nccl(job);
     on_every_rank(world, [&] { check_options(options); });
     require_same_options(options, world);
+    job.start_trace();
     find_command(options.command)(job);
+    job.gather_trace();
     on_every_rank(world, [&] { job.finish(); });
     return static_cast<int>(ExitCode::done);
   } catch (Error const& error) {
@@ -157,12 +161,12 @@ int run(Options const& options, Communicator& world, Ranks* ranks) {
 }
 
 /// The ranks cannot work together; each process is on its own.
-int fail_alone(Options const& options, Error const& error, bool speaks) {
+int fail_alone(Options const& options, Error const& error, bool speaks, Console& console) {
   auto const world = make_solo_communicator();
-  Job job(options, *world, "");
+  Job job(options, *world, console, "");
   if (!speaks) return static_cast<int>(error.code);
   try {
-    job.prepare_report();
+    job.prepare_records();
   } catch (Error const& unreported) {
     job.console.error(unreported.what());
   }
@@ -170,30 +174,30 @@ int fail_alone(Options const& options, Error const& error, bool speaks) {
   return static_cast<int>(error.code);
 }
 
-int run_alone(Options const& options) {
+int run_alone(Options const& options, Console& console) {
   try {
     if (options.command == "load" && options.ranks) {
       require_own_rank(launch_environment(), *options.rank, *options.ranks);
     }
   } catch (Error const& error) {
-    return fail_alone(options, error, true);  // nobody knows which of the others fail
+    return fail_alone(options, error, true, console);  // nobody knows which of the others fail
   }
   auto const world = make_solo_communicator();
-  return run(options, *world, nullptr);
+  return run(options, *world, nullptr, console);
 }
 
-int start(Options const& options) {
+int start(Options const& options, Console& console) {
   catch_signals();
   allow_many_files();
   disable_hdf5_exit_handler();
-  if (!uses_ranks(options)) return run_alone(options);
+  if (!uses_ranks(options)) return run_alone(options, console);
   std::optional<Ranks> ranks;
   try {
-    ranks.emplace(options);
+    ranks.emplace(options, console);
   } catch (Error const& error) {
-    return fail_alone(options, error, launch_environment().largest.rank == 0);
+    return fail_alone(options, error, launch_environment().largest.rank == 0, console);
   }
-  return run(options, ranks->world(), &*ranks);
+  return run(options, ranks->world(), &*ranks, console);
 }
 
 }  // namespace
@@ -203,11 +207,15 @@ int start(Options const& options) {
 int main(int argc, char** argv) {
   using namespace rankslice;
   // Until the ranks know each other they all fail alike, and the first one speaks for all.
-  auto const speaks = cli::launch_environment().largest.rank == 0;
-  cli::Console console;
+  auto const rank = cli::launch_environment().largest.rank;
+  auto const speaks = rank == 0;
+  cli::Console console(cli::asks_for_json_log(argc, argv), rank);
+  write_last_words_as([&](auto message, bool known_now) { return console.error_line(message, known_now); });
   try {
     auto const options = cli::parse_options(argc, argv);
-    return options ? cli::start(*options) : 0;
+    if (!options) return 0;
+    console.set_options(*options);
+    return cli::start(*options, console);
   } catch (Error const& error) {
     if (speaks) console.error(error.what());
     return static_cast<int>(error.code);

@@ -96,6 +96,10 @@ void add_job_options(CLI::App& app, Options& o, std::string_view keys_of) {
       ->capture_default_str();
   add_rank_options(app, o);
   flag(app, "--overwrite", o.overwrite, "Replace outputs that exist, each in one step at the end");
+  option(app, "--metrics-file", o.metrics_file,
+         "Keep metrics in this file, in the text format of Prometheus, and rewrite it after each phase and every few "
+         "seconds");
+  option(app, "--trace", o.trace, "Write what every rank did when to this file, as Chrome and Perfetto show it");
   add_output_options(app, o);
 }
 

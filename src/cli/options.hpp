@@ -31,7 +31,7 @@ struct Options {
   double timeout_s = 300;
   bool dry_run = false;
   bool json = false;
-  std::string report;
+  std::string report, metrics_file, trace;
   std::string progress = "auto";
   bool quiet = false;
   int verbose = 0;

@@ -44,7 +44,8 @@ std::string describe(Options const& o) {
        std::initializer_list<std::pair<std::string_view, bool>>{{"--text-only", o.text_only},
                                                                 {"--gather", o.gather},
                                                                 {"--dry-run", o.dry_run},
-                                                                {"--overwrite", o.overwrite}}) {
+                                                                {"--overwrite", o.overwrite},
+                                                                {"--trace", !o.trace.empty()}}) {
     say(name, flag);
   }
   say("--write-manifest", o.write_manifest.value_or("not given"));

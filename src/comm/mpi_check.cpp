@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "comm/last_words.hpp"
+
 namespace rankslice {
 
 void MpiCommTraits::close(Handle comm) noexcept {
@@ -15,7 +17,8 @@ void MpiCommTraits::close(Handle comm) noexcept {
 }
 
 void abort_job(MPI_Comm comm, ExitCode code, std::string_view message) {
-  fmt::print(stderr, "rankslice: error: {}\n", message);
+  auto const line = last_words(message, true);
+  std::fwrite(line.data(), 1, line.size(), stderr);
   std::fflush(nullptr);
   MPI_Abort(comm, static_cast<int>(code));
   std::_Exit(static_cast<int>(code));  // MPI_Abort is not declared as one that does not return

@@ -19,7 +19,7 @@ struct MpiCommTraits {
 };
 using UniqueMpiComm = UniqueHandle<MpiCommTraits>;
 
-/// Prints "rankslice: error: MESSAGE" and ends the whole job with `code`.
+/// Prints the message, as `last_words` has it, and ends the whole job with `code`.
 [[noreturn]] void abort_job(MPI_Comm comm, ExitCode code, std::string_view message);
 
 /// Aborts the job unless `rc` is MPI_SUCCESS: after an MPI error nothing is certain about the communicator, and other

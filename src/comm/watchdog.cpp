@@ -6,9 +6,10 @@
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
-#include <utility>
 
 #include "rankslice/error.hpp"
+
+#include "comm/last_words.hpp"
 
 namespace rankslice {
 namespace {
@@ -20,10 +21,10 @@ constexpr milliseconds kLongestTick{1000};
 
 }  // namespace
 
-Watchdog::Watchdog(milliseconds patience, std::string who)
+Watchdog::Watchdog(milliseconds patience, std::string const& who)
     : patience_(patience),
-      message_(fmt::format("rankslice: error: {}: no progress within {:.1f} s\n", std::move(who),
-                           std::chrono::duration<double>(patience).count())),
+      message_(last_words(
+          fmt::format("{}: no progress within {:.1f} s", who, std::chrono::duration<double>(patience).count()), false)),
       thread_([this](std::stop_token const& stop) { watch(stop); }) {}
 
 void Watchdog::arm() noexcept {

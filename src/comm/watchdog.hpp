@@ -12,8 +12,8 @@ namespace rankslice {
 /// rank stuck in a call that cannot time out (a dead NFS server), which therefore cannot give up by itself.
 class Watchdog {
  public:
-  /// `who` starts the message: "rankslice: error: WHO: no progress …".
-  Watchdog(std::chrono::milliseconds patience, std::string who);
+  /// `who` starts the message, "WHO: no progress …", which is made now.
+  Watchdog(std::chrono::milliseconds patience, std::string const& who);
 
   void arm() noexcept;
   [[nodiscard]] bool armed() const noexcept { return armed_.load(std::memory_order_relaxed); }

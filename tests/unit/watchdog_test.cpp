@@ -1,9 +1,12 @@
 #include "comm/watchdog.hpp"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <chrono>
 #include <thread>
+
+#include "comm/last_words.hpp"
 
 namespace rankslice {
 namespace {
@@ -25,6 +28,19 @@ TEST_F(WatchdogDeathTest, EndsAProcessThatIsStuckInAStep) {
         sleep_for(60s);
       },
       testing::ExitedWithCode(75), "^rankslice: error: rank 3 \\(host h\\): no progress within 0\\.2 s\n$");
+}
+
+TEST_F(WatchdogDeathTest, EndsItWithTheLineThatTheProgramWantsSaid) {
+  EXPECT_EXIT(
+      {
+        write_last_words_as([](std::string_view message, bool known_now) {
+          return fmt::format("<{}, {}>\n", message, known_now ? "now" : "one day");
+        });
+        Watchdog dog(200ms, "rank 3");
+        dog.arm();
+        sleep_for(60s);
+      },
+      testing::ExitedWithCode(75), "^<rank 3: no progress within 0\\.2 s, one day>\n$");
 }
 
 TEST(Watchdog, LetsAProcessLiveThatTouchesIt) {
