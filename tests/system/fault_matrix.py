@@ -87,7 +87,9 @@ for operation in ("store", "shards", "to_hf", "gather"):
 class Workshop:
     """A folder with a checkpoint, a store of it, and room for an output."""
 
-    def __init__(self, folder, ckpt, store):
+    def __init__(self, folder, ckpt, store, unfinished=()):
+        """`unfinished`: names beside that of the output under which jobs fill it (`names_of_unfinished`)."""
+        self.unfinished = [folder / name for name in unfinished]
         self.folder, self.ckpt, self.store = folder, folder / "ckpt", folder / "s.h5"
         self.out, self.ranks = folder / "out", folder / "ranks"
         shutil.copytree(ckpt, self.ckpt)
@@ -99,12 +101,22 @@ class Workshop:
 
     def watched(self, folders=True):
         """Options of strace: only calls on the files of the job count, and those on its folders."""
-        partial = f"{self.out}.partial-{HOST}-%PID0%"
+        partials = [f"{self.out}.partial-{HOST}-%PID0%", *self.unfinished]
         inside = [path.name for path in self.ckpt.iterdir()] + [f"rank-{rank:05}.safetensors" for rank in range(RANKS)]
         paths = [self.folder, self.ckpt] if folders else []
-        paths += [self.store, self.out, partial]
-        paths += [self.ckpt / name for name in inside] + [f"{partial}/{name}" for name in inside]
+        paths += [self.store, self.out, *partials]
+        paths += [f"{partial}{suffix}" for partial in self.unfinished for suffix in (".progress", ".progress.new")]
+        paths += [f"{above}/{name}" for above in (self.ckpt, *partials) for name in inside]
         return " ".join(f"-P {path}" for path in paths)
+
+
+def names_of_unfinished(operation, folder, originals):
+    """Under which names a job fills its output where these can be known: the same for all copies of a checkpoint."""
+    workshop = Workshop(folder, *originals)
+    on_rank = OnRank(workshop.ranks, traced="0", strace="-e trace=renameat2")
+    run_ok(*workshop.arguments(operation), ranks=RANKS, on_rank=on_rank)
+    traced = "".join(trace.read_text() for trace in on_rank.traces(0))
+    return set(re.findall(r"/(out\.partial-[0-9a-f]{16})\"", traced))
 
 
 def profile(operation, workshop):

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import checkpoints
@@ -18,20 +19,19 @@ from program import OnRank, leftovers, run, run_ok
 
 DOCUMENTED = {0, 3, 65, 66, 73, 74}
 ERRORS = collections.defaultdict(lambda: "EIO", fallocate="ENOSPC", mkdir="EACCES", ftruncate="EFBIG", openat="EMFILE")
+OPERATIONS = ("load", "verify", "shards", "to_hf", "gather")
 
 
-def failures(every=1):
+def failures(folder, originals, unfinished, every=1):
     """(operation, rank, call, number) of the calls that undisturbed jobs make on their files."""
-    with tempfile.TemporaryDirectory() as folder:
-        originals = make_originals(Path(folder))
-        for operation in ("load", "verify", "shards", "to_hf", "gather"):
-            workshop = Workshop(Path(folder) / operation, *originals)
-            for rank, lines in fault_matrix.profile(operation, workshop).items():
-                counts = collections.Counter(line.split("(")[0] for line in lines)
-                for call, count in sorted(counts.items()):
-                    for number in range(1, count + 1, every):
-                        if rank != 1:
-                            yield operation, rank, call, number
+    for operation in OPERATIONS:
+        workshop = Workshop(folder / operation, *originals, unfinished[operation])
+        for rank, lines in fault_matrix.profile(operation, workshop).items():
+            counts = collections.Counter(line.split("(")[0] for line in lines)
+            for call, count in sorted(counts.items()):
+                for number in range(1, count + 1, every):
+                    if rank != 1:
+                        yield operation, rank, call, number
 
 
 def make_originals(folder):
@@ -42,13 +42,13 @@ def make_originals(folder):
     return ckpt, folder / "s.h5"
 
 
-def complaint(operation, rank, call, number, originals, whole, folder):
+def complaint(make_workshop, operation, rank, call, number, whole):
     """What is wrong with a job in which a call failed; nothing if it ended as it should."""
-    workshop = Workshop(folder, *originals)
+    workshop = make_workshop()
     try:
         return judge(workshop, operation, rank, call, number, whole)
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(workshop.folder)
 
 
 def judge(workshop, operation, rank, call, number, whole):
@@ -73,21 +73,25 @@ def judge(workshop, operation, rank, call, number, whole):
 
 
 def main(every):
-    cases = list(failures(every))
     found = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         originals = make_originals(folder)
+        unfinished = {
+            operation: fault_matrix.names_of_unfinished(operation, folder / f"names-{operation}", originals)
+            for operation in OPERATIONS
+        }
+        cases = list(failures(folder, originals, unfinished, every))
         whole = {}
         for operation in {case[0] for case in cases}:
             workshop = Workshop(folder / f"whole-{operation}", *originals)
             run_ok(*workshop.arguments(operation), ranks=RANKS)
             whole[operation] = fault_matrix.contents(workshop.out)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            jobs = [
-                (case, pool.submit(complaint, *case, originals, whole[case[0]], folder / f"{i}"))
-                for i, case in enumerate(cases)
-            ]
+            jobs = []
+            for i, case in enumerate(cases):
+                make_workshop = partial(Workshop, folder / f"{i}", *originals, unfinished[case[0]])
+                jobs.append((case, pool.submit(complaint, make_workshop, *case, whole[case[0]])))
             for case, job in jobs:
                 if job.result():
                     found += 1

@@ -31,14 +31,16 @@ def originals(tmp_path_factory):
 def outcomes(request, originals, tmp_path_factory):
     """Cell -> what came of it. Two jobs go on at a time: many only wait."""
     cells = [item.callspec.params["cell"] for item in request.session.items if item.originalname == "test_cell"]
-    calls, whole = {}, {}
+    calls, whole, unfinished = {}, {}, {}
     for operation in dict.fromkeys(cell.operation for cell in cells):
-        workshop = Workshop(tmp_path_factory.mktemp("undisturbed"), *originals)
+        folder = tmp_path_factory.mktemp("names")
+        unfinished[operation] = fault_matrix.names_of_unfinished(operation, folder, originals)
+        workshop = Workshop(tmp_path_factory.mktemp("undisturbed"), *originals, unfinished[operation])
         calls[operation] = fault_matrix.profile(operation, workshop)
         whole[operation] = fault_matrix.contents(workshop.out)
 
     def outcome_of(cell):
-        workshop = Workshop(tmp_path_factory.mktemp("cell"), *originals)
+        workshop = Workshop(tmp_path_factory.mktemp("cell"), *originals, unfinished[cell.operation])
         lines = calls[cell.operation]
         when = {rank: fault_matrix.ordinal(PLACES[cell.operation, cell.place], lines[rank]) for rank in cell.struck}
         return fault_matrix.strike(cell, workshop, when, whole[cell.operation])
