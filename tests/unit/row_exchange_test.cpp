@@ -15,8 +15,10 @@
 
 #include "rankslice/error.hpp"
 #include "rankslice/load.hpp"
+#include "rankslice/verify.hpp"
 
 #include "core/rows_before.hpp"
+#include "io/memory.hpp"
 #include "support/counting_communicator.hpp"
 #include "support/device_bytes.hpp"
 #include "support/faulty_reader.hpp"
@@ -206,6 +208,35 @@ TEST_F(RowExchanges, TravelOnMessagesAlone) {
     expect_as_alone(rank);
   };
   run_ranks(4, exchange, {.offers = Offers::messages});
+}
+
+// Among tensors that are exchanged, one whose experts are divided whole.
+TEST_F(RowExchanges, LeaveToEachRankWhatItHoldsOtherwiseThanTheMeshSays) {
+  auto const mesh = make_mesh(2, 1, 2);
+  auto const whole = load(source_, make_mesh(1), MeshCoordinate{});
+  std::string const other = "model.language_model.layers.1.mlp.experts.gate_and_up_projs";
+  auto const all = copy_of(whole.tensors.at(other).data);
+  auto const expert = all.size() / 5;
+  run_ranks(2, [&](Communicator& world) {
+    auto const alone = load(source_, mesh, mesh.coordinate(world.rank()));
+    auto state = load(source_, mesh, mesh.coordinate(world.rank()));
+    auto& divided = state.tensors.at(other);
+    Range const experts = world.rank() == 0 ? Range{0, 2} : Range{2, 5};
+    divided.local_shape = {experts.size(), divided.parameter.shape[1], divided.parameter.shape[2]};
+    divided.offsets = {experts.begin, 0, 0};
+    divided.placements.clear();
+    divided.data = allocate_host(experts.size() * expert);
+    for (auto const& [fqn, tensor] : state.tensors) fill(tensor.data, Bytes(tensor.data.bytes, std::byte{0xa5}));
+    auto const report = rankslice::fill(state, world, {.dense = DenseReading::once});
+    EXPECT_GT(report.bytes_received, 0U);
+    EXPECT_TRUE(std::ranges::equal(divided.data.span(),
+                                   std::span(all).subspan(experts.begin * expert, experts.size() * expert)));
+    for (auto const& [fqn, tensor] : alone.tensors) {
+      if (fqn == other) continue;
+      EXPECT_TRUE(copy_of(tensor.data) == copy_of(state.tensors.at(fqn).data)) << fqn;
+    }
+    for (auto const& mismatch : verify(state, world).mismatches) ADD_FAILURE() << mismatch.what;
+  });
 }
 
 /// What all ranks threw is the one error of one of them.
