@@ -66,6 +66,10 @@ std::vector<PlannedSlice> HfExport::taken_by(int rank) const {
   return taken;
 }
 
+std::vector<PlannedSlice> HfExport::taken_before(int rank) const {
+  return taken_for(part_of(plan_, stages_.units_taken_over(), rank), rank);
+}
+
 std::vector<Model const*> HfExport::models() const {
   auto models = subject_.values.models();
   models.insert(models.end(), 2, &model_);

@@ -40,9 +40,11 @@ class HfExport final : private UnitWriter {
 
   /// Sums over all ranks of what an earlier run saw of the tensors of the source that were taken over.
   [[nodiscard]] Digests const& read_before() const { return stages_.taken_over_sums().front(); }
-  [[nodiscard]] std::vector<PlannedSlice> units_taken_over() const { return stages_.units_taken_over(); }
   /// What a rank took of the source in this run, but for what is compared.
   [[nodiscard]] std::vector<PlannedSlice> taken_by(int rank) const;
+  /// What it would have taken for what was taken over.
+  [[nodiscard]] std::vector<PlannedSlice> taken_before(int rank) const;
+  [[nodiscard]] bool took_over() const { return !stages_.units_taken_over().empty(); }
   /// Of all tensors that are no copies, in all ranks together.
   [[nodiscard]] Digests const& written() const { return stages_.sums()[passes_]; }
 

@@ -86,12 +86,15 @@ void require_recorded(Source const& source, Digests read, HfExport const& output
   });
 }
 
-/// What was streamed is the same when another rank reads it. Collective. @throws VerifyError
+/// What was streamed is the same when another rank reads it, or, in an earlier run, this one. Collective. @throws
+/// VerifyError
 Reread reread_streamed(Source const& source, Digests const& read, HfExport const& output) {
   auto const& [checkpoint, plan, world, call] = source;
   VerifyReport report;
   read_again(
       checkpoint, [&](int rank) { return source.streamed_by(output, rank); }, read, world, call, report);
+  auto const before = output.taken_before(world.rank());
+  if (output.took_over()) read_again_after(checkpoint, before, output.read_before(), world, call, report);
   share_mismatches(report, world);
   on_every_rank(world, [&] { report.throw_if_bad(); });
   return report.reread.value();

@@ -6,12 +6,17 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <chrono>
+#include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <mutex>
 
 #include "rankslice/load.hpp"
+#include "rankslice/manifest.hpp"
 #include "rankslice/to_hf.hpp"
+#include "rankslice/verify.hpp"
 
 #include "recorded_export.hpp"
 #include "support/raw_checkpoint.hpp"
@@ -27,7 +32,6 @@ using testing::Contains;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
-using testing::Not;
 
 /// Every file below a folder: name -> bytes.
 std::map<std::string, Bytes> files_in(std::string const& folder) {
@@ -44,6 +48,7 @@ struct Seen {
   std::uint64_t written = 0, read = 0, files = 0;
   std::uint64_t blocks = 0;  // of rank 0's progress
   std::optional<Resumed> resumed;
+  std::optional<Reread> reread;
   std::vector<std::string> notices, warnings;
 
   [[nodiscard]] ExitCode code() const {
@@ -52,6 +57,14 @@ struct Seen {
       return ExitCode::done;
     } catch (Error const& thrown) {
       return thrown.code;
+    }
+  }
+  [[nodiscard]] std::string message() const {
+    try {
+      if (error) std::rethrow_exception(error);
+      return "no error";
+    } catch (Error const& thrown) {
+      return thrown.what();
     }
   }
 };
@@ -95,8 +108,8 @@ class ResumedExports : public testing::Test {
     return {
         {.name = "a checkpoint", .source = "bf16"},
         {.name = "split experts, gathered", .source = "split", .options = {.gather = true}},
-        {.name = "dequantised", .source = "fp8"},
-        {.name = "dequantised and gathered", .source = "fp8", .options = {.gather = true}},
+        {.name = "dequantised", .source = "fp8", .options = {.max_file_bytes = 2'000'000}},
+        {.name = "dequantised and gathered", .source = "fp8", .options = {.max_file_bytes = 2'000'000, .gather = true}},
         {.name = "as the source has it", .source = "fp8", .options = {.layout = ExportLayout::source}},
         {.name = "as the source has it, by one",
          .source = "fp8",
@@ -132,6 +145,7 @@ class ResumedExports : public testing::Test {
       seen.read += report.bytes_read;
       seen.files = report.files;
       seen.resumed = report.resumed;
+      seen.reread = report.reread;
     };
     seen.error = exceptions_of_ranks(ranks, on_rank).front();
     return seen;
@@ -175,7 +189,7 @@ TEST_F(ResumedExports, EndInTheFilesOfAWholeRunWhereverTheyWereInterruptedAndOnH
       fs::remove_all(path("out"));
       blocks[i] = resume(way, static_cast<int>(i) + 1).blocks;
     }
-    constexpr std::uint64_t places = 7;
+    constexpr std::uint64_t places = 4;
     std::uint64_t most_segments = 0;
     for (std::uint64_t place = 0; place <= places; ++place) {
       fs::remove_all(path("out"));
@@ -193,8 +207,178 @@ TEST_F(ResumedExports, EndInTheFilesOfAWholeRunWhereverTheyWereInterruptedAndOnH
       EXPECT_GE(taken_over.segments, most_segments) << place;
       most_segments = std::max(most_segments, taken_over.segments);
     }
+    ASSERT_GT(whole.files, 1U);
     EXPECT_EQ(most_segments, whole.files - 1) << "all but the file that was being read back";
   }
+}
+
+/// As a run leaves it that is stopped when all is written and read back.
+class AllWritten : public ResumedExports {
+ protected:
+  void SetUp() override {
+    ResumedExports::SetUp();
+    auto const whole = run(way_, 1);
+    ASSERT_EQ(whole.code(), ExitCode::done);
+    files_ = whole.files;
+    expected_ = files_in(path("out"));
+    fs::remove_all(path("out"));
+    // The last file is not recorded when its last block is read back.
+    ASSERT_EQ(resume(way_, 1, interrupt_after(whole.blocks)).code(), ExitCode::terminated);
+    ASSERT_FALSE(partial().empty());
+  }
+  /// What a run says that finds `damaged` parts of the output.
+  static void expect_written_again(std::uint64_t damaged) {
+    auto const rest = resume(way_, 2);
+    ASSERT_EQ(rest.code(), ExitCode::done);
+    EXPECT_EQ(rest.resumed.value().segments, files_ - 1 - damaged);
+    EXPECT_TRUE(files_in(path("out")) == expected_);
+    EXPECT_THAT(outputs(), ElementsAre("out"));
+  }
+  static std::string first_file() { return partial() + "/" + expected_.upper_bound("model-")->first; }
+
+  static inline Way const way_{.name = "a checkpoint", .source = "bf16"};
+  static inline std::uint64_t files_ = 0;
+  static inline std::map<std::string, Bytes> expected_;
+};
+
+TEST_F(AllWritten, TheRunThatGoesOnSaysSo) {
+  auto const place = partial();
+  auto const rest = resume(way_, 2);
+  EXPECT_THAT(rest.warnings, IsEmpty());
+  EXPECT_THAT(rest.notices,
+              ElementsAre(HasSubstr(fmt::format("going on in {}: {} of {} parts", place, files_ - 1, files_))));
+  EXPECT_EQ(rest.resumed.value().of, files_);
+}
+
+TEST_F(AllWritten, APartWithAChangedBitIsWrittenAgain) {
+  flip_byte(first_file(), fs::file_size(first_file()) - 1);
+  auto const name = fs::path(first_file()).filename().string();
+  auto const rest = resume(way_, 2);
+  ASSERT_EQ(rest.code(), ExitCode::done);
+  EXPECT_THAT(rest.warnings,
+              ElementsAre(HasSubstr("not what an earlier run wrote there, so it is written again: " + name)));
+  EXPECT_EQ(rest.resumed.value().segments, files_ - 2);
+  EXPECT_TRUE(files_in(path("out")) == expected_);
+}
+
+TEST_F(AllWritten, AFileWithAnotherHeaderIsMadeAnew) {
+  flip_byte(first_file(), 12);
+  expect_written_again(1);
+}
+
+TEST_F(AllWritten, AFileOfAnotherSizeIsMadeAnew) {
+  fs::resize_file(first_file(), fs::file_size(first_file()) - 1);
+  expect_written_again(1);
+}
+
+TEST_F(AllWritten, AFileThatIsGoneIsMadeAnew) {
+  fs::remove(first_file());
+  expect_written_again(1);
+}
+
+TEST_F(AllWritten, WhatElseIsThereIsRemoved) {
+  for (auto const* const name : {"config.json", "model.safetensors.index.json", "foreign.txt"}) {
+    std::ofstream(partial() + "/" + name) << "half of";
+  }
+  expect_written_again(0);
+}
+
+TEST_F(AllWritten, ARunOfOtherValuesLeavesItAlone) {
+  auto const left = outputs();
+  auto const file = path("bf16") + "/" + expected_.upper_bound("model-")->first;
+  auto const time = fs::last_write_time(file);
+  fs::last_write_time(file, time + std::chrono::seconds(1));
+  auto const other = resume(way_, 1);
+  fs::last_write_time(file, time);
+  ASSERT_EQ(other.code(), ExitCode::done);
+  EXPECT_FALSE(other.resumed);
+  EXPECT_TRUE(files_in(path("out")) == expected_);
+  EXPECT_THAT(other.warnings, Contains(HasSubstr(partial())));
+  for (auto const& name : left) EXPECT_THAT(outputs(), Contains(name));
+}
+
+TEST_F(AllWritten, ARunOfOtherOptionsLeavesItAlone) {
+  auto other = way_;
+  other.options.keys = [](std::string_view key) { return key.find("layers.0") != std::string_view::npos; };
+  auto const selected = resume(other, 1);
+  ASSERT_EQ(selected.code(), ExitCode::done);
+  EXPECT_FALSE(selected.resumed);
+  EXPECT_FALSE(partial().empty());
+}
+
+TEST_F(AllWritten, ARunThatDoesNotResumeLeavesItAlone) {
+  auto const other = run(way_, 1);
+  ASSERT_EQ(other.code(), ExitCode::done);
+  EXPECT_FALSE(other.resumed);
+  EXPECT_FALSE(partial().empty());
+}
+
+TEST_F(AllWritten, RereadingCoversWhatIsTakenOver) {
+  auto const whole = run(way_, 2, {}, VerifyLevel::reread);
+  fs::remove_all(path("out"));
+  auto const rest = resume(way_, 2, {}, VerifyLevel::reread);
+  ASSERT_EQ(rest.code(), ExitCode::done);
+  EXPECT_LT(rest.read, whole.read);
+  EXPECT_EQ(rest.reread.value().bytes, whole.reread.value().bytes);
+  EXPECT_TRUE(files_in(path("out")) == expected_);
+}
+
+TEST_F(AllWritten, ASourceThatReadsDifferentlyNowIsFoundByRereading) {
+  auto const file = path("bf16") + "/" + expected_.upper_bound("model-")->first;
+  auto const time = fs::last_write_time(file);
+  auto const last = fs::file_size(file) - 1;
+  flip_byte(file, last);
+  fs::last_write_time(file, time);  // what lies at the disk itself does not tell
+  auto const rest = resume(way_, 2, {}, VerifyLevel::reread);
+  flip_byte(file, last);
+  fs::last_write_time(file, time);
+  EXPECT_EQ(rest.code(), ExitCode::difference);
+  EXPECT_THAT(rest.message(), HasSubstr("read again"));
+  EXPECT_THAT(outputs(), IsEmpty());
+}
+
+TEST_F(ResumedExports, LeaveNothingOfARunThatFailsOrDoesNotResume) {
+  Way const way{.name = "a checkpoint", .source = "bf16"};
+  auto const blocks = resume(way, 1).blocks;
+  fs::remove_all(path("out"));
+  EXPECT_EQ(run(way, 1, interrupt_after(blocks)).code(), ExitCode::terminated);
+  EXPECT_THAT(outputs(), IsEmpty());
+  auto const fail = [&](std::uint64_t done) {
+    if (done == blocks) throw VerifyError("something is wrong with the last file");
+  };
+  EXPECT_EQ(resume(way, 1, fail).code(), ExitCode::difference);
+  EXPECT_THAT(outputs(), IsEmpty());
+}
+
+TEST_F(ResumedExports, FindWhatIsWrittenWrongAtItsStage) {
+  Way const way{.name = "a checkpoint", .source = "bf16"};
+  auto const blocks = resume(way, 1).blocks;
+  fs::remove_all(path("out"));
+  auto const damage_first_block = [&](std::uint64_t done) {
+    if (done != 1) return;
+    auto const file = partial() + "/model-00001-of-00003.safetensors";
+    std::uint64_t header = 0;
+    std::memcpy(&header, file_bytes(file).data(), sizeof header);
+    flip_byte(file, sizeof header + header);
+  };
+  auto const stopped = resume(way, 1, damage_first_block);
+  EXPECT_EQ(stopped.code(), ExitCode::difference);
+  EXPECT_THAT(stopped.message(), HasSubstr("model-00001-of-00003.safetensors"));
+  EXPECT_LT(stopped.blocks, blocks * 2 / 3) << "before the other files";
+}
+
+TEST_F(ResumedExports, AreProvedByTheDigestsOfAManifestWithWhatWasTakenOver) {
+  Way const way{.name = "with digests", .source = "manifest"};
+  synthesize(path("manifest"), {.layers = 1, .experts = 3});
+  auto const world = make_solo_communicator();
+  auto const checkpoint = open_checkpoint(path("manifest"));
+  write_manifest(*checkpoint, digest(*checkpoint, *world), path("manifest/rankslice.manifest.json"), *world);
+  auto const whole = run(way, 1);
+  fs::remove_all(path("out"));
+  ASSERT_EQ(resume(way, 1, interrupt_after(whole.blocks)).code(), ExitCode::terminated);
+  auto const rest = resume(way, 2);
+  EXPECT_EQ(rest.code(), ExitCode::done) << rest.message();
+  EXPECT_EQ(rest.resumed.value().segments, whole.files - 1);
 }
 
 }  // namespace
