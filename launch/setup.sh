@@ -30,6 +30,8 @@ readonly build_packages=(
   libgtest-dev libgmock-dev)
 readonly test_packages=(python3-dev strace hdf5-tools)
 readonly optional_test_packages=(shellcheck iproute2 slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge)
+# Beside Open MPI, whose programs keep the plain names: Debian ranks them higher.
+readonly mpich_packages=(mpich libmpich-dev)
 # Clang before 16 cannot compile the ranges of libstdc++ 12. llvm: names in the stack traces of findings.
 readonly fuzz_packages=(clang-19 libclang-rt-19-dev llvm-19)
 
@@ -83,6 +85,7 @@ setup_packages() {
   if [[ $mode == tests ]]; then
     install_packages "${optional_test_packages[@]}" ||
       say "without ShellCheck, iproute2 or Slurm: their tests will be skipped"
+    install_packages "${mpich_packages[@]}" || say "without MPICH: its tests will be skipped"
     install_packages "${fuzz_packages[@]}" || say "without ${fuzz_packages[0]}: nothing will be fuzzed"
   fi
 }

@@ -12,6 +12,7 @@ Usage: tests/run.sh [--all] [CTEST-OPTION…]
   CTEST-OPTION…   to ctest: -R REGEX, -L LABEL (unit, mpi, system, cluster, python, package, check, gpu,
                   fuzz), --rerun-failed, …
 
+Where MPICH is there, what uses MPI runs once with it, before all runs with Open MPI.
 Tests that cannot run here are skipped, with the reason, and do not count as failures.
 TEXT
 }
@@ -38,54 +39,75 @@ configure_and_build() {
 run_ctest() {
   local folder=$1
   shift
-  ctest --test-dir "$folder" --output-on-failure --no-tests=error --parallel "$(nproc)" \
+  ctest --test-dir "$folder" --output-on-failure --parallel "$(nproc)" \
     --output-junit "$PWD/$folder/junit.xml" "$@" "${ctest_options[@]}" 2>&1 |
     tests/support/explain_skips.py "$folder/junit.xml"
 }
 
-# show_cuda_tests_as_skipped FOLDER: what the cuda preset would run.
-show_cuda_tests_as_skipped() {
-  mkdir -p "$1"
-  local test name
-  for test in tests/gpu/*_test.cpp tests/unit/nccl_*_test.cpp; do
-    name=$(basename "$(dirname "$test")").$(basename "$test" .cpp)
-    echo "add_test(\"$name\" sh -c \"echo skipped: there is no nvcc; exit 77\")"
+# run_stage PRESET LABELS: some of the tests in another build. Those that were asked for may not be among them.
+run_stage() {
+  local without_tests=error
+  if ((${#ctest_options[@]})); then without_tests=ignore; fi
+  configure_and_build "$1"
+  echo "== testing: $1"
+  run_ctest "build/$1" --no-tests="$without_tests" -L "$2"
+}
+
+# show_as_skipped REASON FOLDER TEST…: as tests of a folder that the last run includes.
+show_as_skipped() {
+  local reason=$1 folder=$2 name
+  shift 2
+  mkdir -p "$folder"
+  for name; do
+    echo "add_test(\"$name\" sh -c \"echo skipped: $reason; exit 77\")"
     echo "set_tests_properties(\"$name\" PROPERTIES SKIP_RETURN_CODE 77 LABELS \"${name%%.*}\")"
-  done >"$1/CTestTestfile.cmake"
+  done >"$folder/CTestTestfile.cmake"
+  folders+=("$PWD/$folder")
+}
+
+cuda_tests() {
+  local test
+  for test in tests/gpu/*_test.cpp tests/unit/nccl_*_test.cpp; do
+    echo "$(basename "$(dirname "$test")").$(basename "$test" .cpp)"
+  done
 }
 
 launch/setup.sh --tests
 
 if $all; then
   export SYSTEM_TEST_LONG=1
-  configure_and_build asan
-  echo "== testing: asan"
-  run_ctest build/asan -L 'unit|mpi'
+  run_stage asan 'unit|mpi'
   if command -v clang++-19 >/dev/null; then
     configure_and_build fuzz
     echo "== fuzzing"
-    run_ctest build/fuzz -L fuzz
+    run_ctest build/fuzz --no-tests=error -L fuzz
   else
     echo "== without fuzzing: there is no clang++-19"
   fi
 fi
 
+folders=("$PWD/build/release")
+if command -v mpicxx.mpich >/dev/null && command -v mpiexec.hydra >/dev/null; then
+  run_stage mpich launcher
+else
+  show_as_skipped "MPICH is not installed" build/without-mpich mpi.all_with_mpich
+fi
+
 configure_and_build release
 
 # The GPU tests are one target of the cuda preset. Together with the others they make one run, with one summary.
-folders=("$PWD/build/release")
 if command -v nvcc >/dev/null || [[ -x /usr/local/cuda/bin/nvcc ]]; then
   configure_and_build cuda --target gpu_tests
   folders+=("$PWD/build/cuda/tests/gpu")
 else
-  folders+=("$PWD/build/without-cuda")
-  show_cuda_tests_as_skipped build/without-cuda
+  mapfile -t names < <(cuda_tests)
+  show_as_skipped "there is no nvcc" build/without-cuda "${names[@]}"
 fi
 mkdir -p build/all
 printf 'subdirs("%s")\n' "${folders[@]}" >build/all/CTestTestfile.cmake
 
 echo "== testing"
-run_ctest build/all
+run_ctest build/all --no-tests=error
 
 if ((${#ctest_options[@]} == 0)); then
   echo "== which tests hold to which rule of the model adapters"

@@ -78,14 +78,18 @@ class Ranks {
     std::_Exit(static_cast<int>(code));
   }
 
-  /// "Open MPI v4.1.4", or nothing without MPI.
+  /// "Open MPI v4.1.4", "MPICH 4.0.2", or nothing without MPI.
   [[nodiscard]] std::string mpi_version() const {
     if (!mpi_) return {};
     std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
     int length = 0;
     MPI_Get_library_version(text.data(), &length);
     std::string const version(text.data(), static_cast<std::size_t>(length));
-    return version.substr(0, version.find(','));
+    // "Open MPI v4.1.4, package: …", or in lines "MPICH Version:  4.0.2", "MPICH Release date: …"
+    auto const first = version.substr(0, version.find_first_of(",\n"));
+    auto const name_end = first.find(" Version");
+    if (name_end == std::string::npos) return first;
+    return fmt::format("{} {}", first.substr(0, name_end), first.substr(first.find_last_of(" \t:") + 1));
   }
 
  private:

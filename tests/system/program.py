@@ -13,6 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PROGRAM = Path(os.environ.get("SYSTEM_TEST_PROGRAM", HERE.parents[1] / "build/release/bin/rankslice"))
 MPIEXEC = os.environ.get("SYSTEM_TEST_MPIEXEC", "mpirun")
+MPIEXEC_OPTIONS = os.environ.get("SYSTEM_TEST_MPIEXEC_OPTIONS", "--oversubscribe --allow-run-as-root").split()
 MARK = "SYSTEM_TEST_RUN"  # in the environment of every process of one run
 
 
@@ -105,7 +106,7 @@ class Run:
             on_rank.folder.mkdir(parents=True, exist_ok=True)
             command = [str(HERE / "on_rank.sh"), *command]
         if ranks is not None:
-            command = [MPIEXEC, "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), *command]
+            command = [MPIEXEC, *MPIEXEC_OPTIONS, "-n", str(ranks), *command]
         command = [*map(str, under), *command]
         self.started = time.monotonic()
         self.process = subprocess.Popen(

@@ -11,7 +11,7 @@ import pytest
 import checkpoints
 import reference
 from checkpoints import edit_header, edit_json, file_of
-from program import MPIEXEC, PROGRAM, OnRank, expect, leftovers, run, run_ok
+from program import MPIEXEC, MPIEXEC_OPTIONS, PROGRAM, OnRank, expect, leftovers, run, run_ok
 
 INDEX = "model.safetensors.index.json"
 GATE_UP = "model.language_model.layers.2.mlp.experts.gate_up_proj"
@@ -344,9 +344,10 @@ def test_nccl_without_gpus_is_refused_on_every_rank_and_said_once(mini, tmp_path
 
 
 def test_nccl_for_some_ranks_only_is_refused_on_all(mini):
-    rank = [PROGRAM, "load", mini, "-q"]
-    told = [MPIEXEC, "--allow-run-as-root", "--oversubscribe", "-n", "1", "-x", "RANKSLICE_COMM=nccl", *rank]
-    result = subprocess.run([*told, ":", "-n", "1", *rank], capture_output=True, text=True, timeout=60)
+    rank = ["-n", "1", "env", PROGRAM, "load", mini, "-q"]
+    told = [*rank[:3], "RANKSLICE_COMM=nccl", *rank[3:]]
+    command = [MPIEXEC, *MPIEXEC_OPTIONS, *told, ":", *rank]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 69
     assert result.stderr.count("--comm nccl was given to some of the ranks only") == 1
 
