@@ -431,7 +431,7 @@ if [[ ${1:-} == -- ]]; then shift; fi
 [[ $bind =~ ^(auto|core|numa|none)$ ]] || fail 2 "--bind is auto, core, numa or none, not $bind"
 [[ $mpi =~ ^(|openmpi|mpich)$ ]] || fail 2 "--mpi is openmpi or mpich, not $mpi"
 
-program=$(command -v "$1" || true)
+program=$(type -P "$1" || true)
 [[ -x $program ]] || fail 127 "$1: there is no such program"
 program=$(realpath -s "$program")
 shift

@@ -158,7 +158,7 @@ def test_a_program_is_started_by_the_mpirun_of_its_own_mpi():
 
 def test_the_command_that_is_printed_does_the_same(tmp_path):
     out = script(
-        "--dry-run", "--mpi", MPI, "-n", 2, "--", "bash", "-c", "echo it  runs >>$0", tmp_path / "a file"
+        "--dry-run", "--mpi", MPI, "-n", 2, "--", "bash", "-c", 'echo it  runs >>"$0"', tmp_path / "a file"
     ).stdout
     subprocess.run(["bash", "-c", out], check=True, timeout=60)
     assert (tmp_path / "a file").read_text() == "it runs\n" * 2
@@ -326,8 +326,8 @@ TOLD = 'trap "echo $rank has SIGTERM; exit 143" TERM; trap "echo $rank has SIGIN
 WAITING = ' touch "$DIR/$rank"; while true; do sleep 0.05; done'
 
 
-def started(folder, ranks):
-    wait_until(lambda: len(list(folder.iterdir())) == ranks, 30, "all ranks to start")
+def started(folder, files):
+    wait_until(lambda: len(list(folder.iterdir())) == files, 30, f"{files} files of the ranks")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -361,10 +361,11 @@ def test_the_program_stops_cleanly_and_the_job_says_so(number, tiny, tmp_path):
 
 def test_a_second_signal_ends_ranks_that_do_not_care(tmp_path):
     env = {"DIR": str(tmp_path), "MPIRUN_GRACE_SECONDS": "600"}
-    with job("-n", 2, shell="trap : TERM INT;" + WAITING, env=env) as running:
+    with job("-n", 2, shell="trap 'touch \"$DIR/told.$rank\"' TERM;" + WAITING, env=env) as running:
         started(tmp_path, 2)
-        for _ in range(2):
-            running.signal_launcher(signal.SIGTERM)
+        running.signal_launcher(signal.SIGTERM)
+        started(tmp_path, 4)  # two signals at a time are one
+        running.signal_launcher(signal.SIGTERM)
         assert running.finish().code == 143
 
 
