@@ -48,6 +48,12 @@ done
 # A host whose link is down may keep its launcher's daemon for as long as the kernel tries to send what the daemon has to
 # say of this: a quarter of an hour. It has nothing left to do.
 end_daemon_that_waits() {
+  local fd
+  # MPICH's daemon leaves the ends of its pipes to all ranks of a host, and waits until nobody has them any more.
+  for fd in "/proc/$BASHPID/fd"/*; do
+    fd=${fd##*/}
+    if ((fd < 255)); then exec {fd}>&-; fi
+  done
   [[ $(cat "/proc/$PPID/comm") =~ ^(orted|prted|hydra_pmi_proxy)$ ]] || return 0
   while ((SECONDS < ${MPIRUN_GRACE_SECONDS:-30})); do
     kill -0 "$PPID" || return 0
@@ -55,7 +61,7 @@ end_daemon_that_waits() {
   done
   kill -s KILL "$PPID"
 }
-if ((code != 0)); then SECONDS=0 && end_daemon_that_waits </dev/null >/dev/null 2>&1 & fi
+if ((code != 0)); then (SECONDS=0 && exec 2>/dev/null && end_daemon_that_waits) & fi
 
 exec >&- 2>&-
 if ((${#logs[@]})); then wait "${logs[@]}"; fi

@@ -5,12 +5,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
   cat <<'TEXT'
-Usage: launch/setup.sh [--lean | --tests]
+Usage: launch/setup.sh [--lean | --tests | --runtime]
 
   --lean    what it takes to build and run the program (default; LibTorch is 1.3 GB)
   --tests   and what the tests need: the whole of torch for the Python reference (5.7 GB), what the Python package is
             built with, strace, HDF5 tools, and, only where they can be had, ShellCheck for one test, iproute2 and Slurm
             for those on clusters, and Clang for fuzzing
+  --runtime only what a program that was built elsewhere needs to run, on Debian 12
 
 Safe to repeat: what is there is left alone, and when all is there the network is not used. Needs root or sudo only
 for missing packages. LibTorch comes from, in this order: LIBTORCH_ROOT, the torch of the python3 on PATH (an active
@@ -28,6 +29,8 @@ readonly build_packages=(
   libopenmpi-dev openmpi-bin libhdf5-dev libsimdjson-dev nlohmann-json3-dev libcli11-dev libfmt-dev libxxhash-dev libpcre2-dev
   libssl-dev
   libgtest-dev libgmock-dev)
+# What the program is linked with, and ssh, by which mpirun starts the ranks of other hosts.
+readonly runtime_packages=(libfmt9 libhdf5-103-1 libpcre2-8-0 libsimdjson14 libssl3 openmpi-bin openssh-client)
 readonly test_packages=(python3-dev strace hdf5-tools)
 readonly optional_test_packages=(shellcheck iproute2 slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge)
 # Beside Open MPI, whose programs keep the plain names: Debian ranks them higher.
@@ -79,6 +82,7 @@ setup_packages() {
     return 0
   fi
   local packages=("${build_packages[@]}")
+  if [[ $mode == runtime ]]; then packages=("${runtime_packages[@]}"); fi
   if [[ $mode == tests ]]; then packages+=("${test_packages[@]}"); fi
   install_packages "${packages[@]}"
   say "packages are there"
@@ -152,11 +156,13 @@ for argument in "$@"; do
   case $argument in
     --lean) mode=lean ;;
     --tests) mode=tests ;;
+    --runtime) mode=runtime ;;
     -h | --help) usage && exit 0 ;;
     *) usage >&2 && exit 2 ;;
   esac
 done
 
 setup_packages
+if [[ $mode == runtime ]]; then exit; fi
 setup_python
 if [[ $mode == tests ]]; then setup_automodel || say "without NeMo Automodel: its tests will be skipped"; fi
