@@ -32,7 +32,8 @@ class Scenario:
 
 
 def under_mpich(scenario):
-    """MPICH's launcher says 9 of ranks that SIGKILL ended, and after MPI_Abort at times, too, as it ends the others by it.
+    """MPICH's launcher says 9 of ranks that SIGKILL ended, and at times after MPI_Abort, as it ends the others by it.
+
     And MPI_Abort waits for the first rank of a host: where that one is stopped, all others have the time to say so."""
     status = {9 if code == 137 else code for code in scenario.status}
     if 75 not in status:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# check_style.sh shell|format|python [PYTHON]: ShellCheck over every script, clang-format over every C++ file, or over every
+# check_style.sh shell|format|python|dockerfile [PYTHON]: ShellCheck over every script, clang-format over every C++ file, or over every
 # Python file the Ruff of a PYTHON (python3), as pyproject.toml says.
 # Exits 77 when the tool is not there.
 set -euo pipefail
@@ -35,9 +35,17 @@ check_python() {
   "$python" -m ruff format --no-cache --diff src tests
 }
 
+check_dockerfile() {
+  local hadolint
+  hadolint=$(dirname "$1")/hadolint
+  [[ -x $hadolint ]] || skip "there is no hadolint beside $1 (tests/requirements.txt)"
+  "$hadolint" Dockerfile
+}
+
 case ${1:-} in
   shell) check_shell ;;
   format) check_format ;;
   python) check_python "${2:-python3}" ;;
-  *) echo "usage: check_style.sh shell|format|python [PYTHON]" >&2 && exit 2 ;;
+  dockerfile) check_dockerfile "${2:-python3}" ;;
+  *) echo "usage: check_style.sh shell|format|python|dockerfile [PYTHON]" >&2 && exit 2 ;;
 esac

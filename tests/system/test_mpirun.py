@@ -221,6 +221,18 @@ def test_ranks_load_together(tiny, ranks, tmp_path):
     assert name == (f"MPICH {number}" if MPI == "mpich" else f"Open MPI v{number}")
 
 
+def test_the_example_of_the_readme(tiny, tmp_path):
+    readme = (MPIRUN.parents[1] / "README.md").read_text()
+    (example,) = re.findall(r"^    (launch/mpirun.sh .*)$", readme, re.MULTILINE)
+    (tmp_path / "hosts.txt").write_text("localhost slots=8\n")
+    (tmp_path / "Qwen3.6-35B-A3B").symlink_to(tiny)
+    (tmp_path / "launch").symlink_to(MPIRUN.parent)
+    path = f"{PROGRAM.parent}:{os.environ['PATH']}"
+    subprocess.run(["bash", "-c", example], cwd=tmp_path, check=True, timeout=60, env=os.environ | {"PATH": path})
+    assert (tmp_path / "qwen.h5").exists()
+    assert len(list((tmp_path / "logs").iterdir())) == 8
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_a_missing_checkpoint_ends_with_66(tmp_path, ranks):
     with rankslice("load", tmp_path / "none", options=["-n", ranks]) as running:
