@@ -3,8 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
 #include <optional>
+#include <tuple>
+#include <utility>
 
 #include "rankslice/error.hpp"
 
@@ -14,10 +15,10 @@
 #include "plan/dense_shares.hpp"
 #include "plan/plan.hpp"
 #include "plan/row_exchange_plan.hpp"
+#include "read_values.hpp"
 #include "row_exchange.hpp"
 #include "state/consistency.hpp"
 #include "state/local_tensor.hpp"
-#include "storage_reader.hpp"
 #include "watch.hpp"
 
 namespace rankslice {
@@ -42,75 +43,12 @@ StateDict allocate_slice(std::shared_ptr<Checkpoint const> const& source, Mesh c
   return state;
 }
 
-/// A transfer to each device that tensors are on, and to host memory.
-class Transfers {
- public:
-  Transfers(Model const& model, Form form, BlockDone done) : model_(model), form_(form), done_(std::move(done)) {}
-
-  [[nodiscard]] Transfer& to(Device* device) {
-    return by_device_.try_emplace(device, model_, form_, done_, device).first->second;
-  }
-  /// Wait until what was started is done.
-  void finish() {
-    for (auto& [device, transfer] : by_device_) {
-      if (device != nullptr) device->finish();
-    }
-  }
-  /// The same after an error: the memory is the caller's again, and nothing may still be on its way there.
-  void abandon() noexcept {
-    for (auto& [device, transfer] : by_device_) {
-      try {
-        if (device != nullptr) device->finish();
-      } catch (...) {  // the first error says more
-      }
-    }
-  }
-
- private:
-  Model const& model_;
-  Form form_;
-  BlockDone done_;
-  std::map<Device*, Transfer> by_device_;
-};
-
 /// What is read how: what the ranks have alike of `LoadOptions` and `FillOptions`.
 struct Reading {
   VerifyLevel level;
   DenseReading dense;
   CallOptions const& call;
 };
-
-/// By parameter; null for those that a state lacks.
-std::vector<ShardedTensor const*> tensors_of(StateDict const& state) {
-  std::vector<ShardedTensor const*> tensors(state.source->model.parameters.size());
-  for (auto const& [fqn, tensor] : state.tensors) tensors[tensor.index] = &tensor;
-  return tensors;
-}
-
-/// The pipeline: some of what a state holds is read in the order of the files, digested, converted and turned on its
-/// way. Returns the digests.
-Digests read_values(StateDict const& state, std::vector<PlannedSlice> const& slices, VerifyLevel level,
-                    BlockDone const& done) {
-  auto const& model = state.source->model;
-  auto const& storage = state.source->storage;
-  auto const tensors = tensors_of(state);
-  auto read = digests(level) ? Digests(model) : Digests();
-  read.without_codes = storage.form == Form::native;
-
-  Transfers transfers(model, storage.form, done);
-  try {
-    read_pieces(storage, model, slices, digests(level) ? &read : nullptr, [&](PieceRead const& piece) {
-      auto const& tensor = *tensors[slices[piece.item].parameter];
-      NativeBox<std::byte> const box{.data = tensor.data.data.get(), .slice = tensor.slice()};
-      transfers.to(tensor.data.device.get()).read(piece.piece, piece.slice, piece.files, box, piece.sink);
-    });
-    transfers.finish();
-  } catch (...) {
-    transfers.abandon();
-    throw;
-  }
-  return read;
-}
 
 std::uint64_t bytes_to_read(StateDict const& state, std::vector<PlannedSlice> const& slices) {
   return stored_bytes(state.source->storage, state.source->model, slices).read;
@@ -131,33 +69,47 @@ std::vector<Buffer> memory_of(StateDict const& state) {
   return memory;
 }
 
+/// What the ranks read together, each byte once.
+struct SharedReading {
+  DenseShares dense;
+  RowExchangePlan rows;
+  std::vector<PlannedSlice> own;  ///< What this rank reads, but for the rows.
+};
+
+SharedReading share_reading(StateDict const& state, Holdings const& holdings, Communicator const& world) {
+  auto const& [model, storage] = std::tie(state.source->model, state.source->storage);
+  SharedReading shared{.dense = share_dense(model, storage.form, holdings, world.size()),
+                       .rows = plan_row_exchange(storage, model, holdings, world.rank()),
+                       .own = {}};
+  shared.own = slices_read(shared.dense, slices_held(state), world.rank());
+  std::erase_if(shared.own, [&](PlannedSlice const& item) {
+    return std::ranges::binary_search(shared.rows.parameters, item.parameter);
+  });
+  return shared;
+}
+
 /// Every rank reads a share of the dense tensors that all hold, and of the short rows of experts that it shares with
 /// others, and hands on what others need of it. Collective.
 FillReport read_once(StateDict& state, Holdings const& holdings, Reading const& reading, Communicator& world) {
   auto const& model = state.source->model;
-  DenseShares shares;
-  RowExchangePlan rows;
+  SharedReading shared;
   std::optional<DenseRing> ring;
+  FillReport report;
   BlockDone done;
   Digests read;
-  FillReport report;
   state.read = {};
   on_every_rank(world, [&] {
-    shares = share_dense(model, state.source->storage.form, holdings, world.size());
-    ring.emplace(model, shares, memory_of(state), world);
-    rows = plan_row_exchange(state.source->storage, model, holdings, world.rank());
-    auto slices = slices_read(shares, slices_held(state), world.rank());
-    std::erase_if(slices,
-                  [&](auto const& item) { return std::ranges::binary_search(rows.parameters, item.parameter); });
-    auto const exchanged = row_traffic(model, rows);
-    report = {.bytes_read = bytes_to_read(state, slices) + exchanged.read,
-              .bytes_received = ring->bytes() + exchanged.received};
+    shared = share_reading(state, holdings, world);
+    ring.emplace(model, shared.dense, memory_of(state), world);
+    auto const rows = row_traffic(model, shared.rows);
+    report = {.bytes_read = bytes_to_read(state, shared.own) + rows.read,
+              .bytes_received = ring->bytes() + rows.received};
     done = watch(reading.call, "load", report.bytes_read + report.bytes_received, &world);
-    read = read_values(state, slices, reading.level, done);
+    read = read_values(state, shared.own, reading.level, done);
   });
-  exchange_rows(state, rows, digests(reading.level) ? &read : nullptr, done, world);
+  exchange_rows(state, shared.rows, digests(reading.level) ? &read : nullptr, done, world);
   ring->hand_around(done);
-  if (digests(reading.level)) add_shares_of_all(read, model, shares, world);
+  if (digests(reading.level)) add_shares_of_all(read, model, shared.dense, world);
   state.read = std::move(read);
   return report;
 }

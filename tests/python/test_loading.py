@@ -111,6 +111,18 @@ def test_dtensors_of_a_mesh_are_placed_by_its_dims_and_make_up_the_checkpoint(ti
     run_ranks("load_over_mesh.py", ranks, tiny, *(f"{name}={size}" for name, size in dims.items()))
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_that_read_dense_tensors_once_have_the_same_and_read_less(tiny, ranks):
+    run_ranks("load_dense_once.py", ranks, tiny)
+
+
+def test_a_rank_alone_shares_no_reading(tiny):
+    with pytest.raises(rankslice.errors.UsageError, match="not by one alone"):
+        rankslice.load(tiny, rank=0, world_size=2, dense="once")
+    with pytest.raises(rankslice.errors.UsageError, match="dense: expected one of auto, each-rank, once, got 'all'"):
+        rankslice.load(tiny, rank=0, world_size=2, dense="all")
+
+
 def test_experts_that_a_dtensor_cannot_divide_are_refused_on_every_rank_with_advice(tiny):
     run_ranks("load_uneven.py", 3, tiny)
 

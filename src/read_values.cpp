@@ -1,0 +1,75 @@
+#include "read_values.hpp"
+
+#include <map>
+#include <utility>
+
+#include "storage_reader.hpp"
+
+namespace rankslice {
+
+namespace {
+
+/// A transfer to each device that tensors are on, and to host memory.
+class Transfers {
+ public:
+  Transfers(Model const& model, Form form, BlockDone done) : model_(model), form_(form), done_(std::move(done)) {}
+
+  [[nodiscard]] Transfer& to(Device* device) {
+    return by_device_.try_emplace(device, model_, form_, done_, device).first->second;
+  }
+  /// Wait until what was started is done.
+  void finish() {
+    for (auto& [device, transfer] : by_device_) {
+      if (device != nullptr) device->finish();
+    }
+  }
+  /// The same after an error: the memory is the caller's again, and nothing may still be on its way there.
+  void abandon() noexcept {
+    for (auto& [device, transfer] : by_device_) {
+      try {
+        if (device != nullptr) device->finish();
+      } catch (...) {  // the first error says more
+      }
+    }
+  }
+
+ private:
+  Model const& model_;
+  Form form_;
+  BlockDone done_;
+  std::map<Device*, Transfer> by_device_;
+};
+
+/// By parameter; null for those that a state lacks.
+std::vector<ShardedTensor const*> tensors_of(StateDict const& state) {
+  std::vector<ShardedTensor const*> tensors(state.source->model.parameters.size());
+  for (auto const& [fqn, tensor] : state.tensors) tensors[tensor.index] = &tensor;
+  return tensors;
+}
+
+}  // namespace
+
+Digests read_values(StateDict const& state, std::vector<PlannedSlice> const& slices, VerifyLevel level,
+                    BlockDone const& done) {
+  auto const& model = state.source->model;
+  auto const& storage = state.source->storage;
+  auto const tensors = tensors_of(state);
+  auto read = digests(level) ? Digests(model) : Digests();
+  read.without_codes = storage.form == Form::native;
+
+  Transfers transfers(model, storage.form, done);
+  try {
+    read_pieces(storage, model, slices, digests(level) ? &read : nullptr, [&](PieceRead const& piece) {
+      auto const& tensor = *tensors[slices[piece.item].parameter];
+      NativeBox<std::byte> const box{.data = tensor.data.data.get(), .slice = tensor.slice()};
+      transfers.to(tensor.data.device.get()).read(piece.piece, piece.slice, piece.files, box, piece.sink);
+    });
+    transfers.finish();
+  } catch (...) {
+    transfers.abandon();
+    throw;
+  }
+  return read;
+}
+
+}  // namespace rankslice
