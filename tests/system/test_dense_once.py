@@ -1,4 +1,4 @@
-"""`--dense once`: every dense byte is asked of the disk once by all ranks together, and every rank holds all of them."""
+"""`--dense once`: all ranks together ask the disk for every dense byte once, and every rank holds all of them."""
 
 import numpy as np
 import pytest
