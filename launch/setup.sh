@@ -10,8 +10,9 @@ Usage: launch/setup.sh [--lean | --tests | --runtime]
   --lean    what it takes to build and run the program (default; LibTorch is 1.3 GB)
   --tests   and what the tests need: the whole of torch for the Python reference (5.7 GB), what the Python package is
             built with, strace, HDF5 tools, and, only where they can be had, ShellCheck for one test, iproute2 and Slurm
-            for those on clusters, and Clang for fuzzing
-  --runtime only what a program that was built elsewhere needs to run, on Debian 12
+            for those on clusters, MPICH to run some once more, and Clang for fuzzing
+  --runtime
+            only what a program that was built elsewhere needs to run, on Debian 12
 
 Safe to repeat: what is there is left alone, and when all is there the network is not used. Needs root or sudo only
 for missing packages. LibTorch comes from, in this order: LIBTORCH_ROOT, the torch of the python3 on PATH (an active
