@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,21 @@ class Slurm:
         """Returns what scontrol says of it then."""
         program.wait_until(lambda: number not in self.jobs(), seconds, f"job {number} to end")
         return self.job(number)
+
+    def start_now(self, number, seconds=30):
+        """A job that was put back into the queue, where Slurm lets it wait for two minutes, and says so more than once.
+        Before all of its last run is gone it would fail."""
+        program.wait_until(
+            lambda: number not in [job for job, _ in processes_of_jobs().values()], seconds, f"job {number} to be gone"
+        )
+        update = f"scontrol update jobid={number} starttime=now || true"  # refused once it has started
+
+        def is_started():
+            time.sleep(1)
+            self.command("sh", "-c", update)
+            return self.job(number)["JobState"] != "PENDING"
+
+        program.wait_until(is_started, seconds, f"job {number} to start")
 
     def newest_job(self):
         return max(processes_of_jobs().values())[0]
