@@ -9,6 +9,7 @@
 #include "facts/model_facts.hpp"
 #include "plan/dense_shares.hpp"
 #include "plan/gather_plan.hpp"
+#include "plan/plan.hpp"
 #include "plan/row_exchange_plan.hpp"
 #include "verify/traffic.hpp"
 
@@ -50,6 +51,18 @@ Json most_of_any_rank(Model const& model, GatherOwners const& owners, GatherRout
   return {{"sent_bytes", most.sent}, {"received_bytes", most.received}};
 }
 
+/// What each rank sends and receives when a checkpoint that all ranks read is exported by rank 0 alone.
+Json gather_of_checkpoint(Model const& model, int ranks) {
+  auto const all = make_save_plan(model, {.mesh = make_mesh(1)}, 0);
+  auto const plan =
+      plan_gather(model, all, {.holdings = {.mesh = make_mesh(ranks)}, .dense_everywhere = false, .receiver = 0});
+  Json each = Json::array();
+  for (auto const& rank : gather_traffic(model, plan, route_to(0, ranks))) {
+    each.push_back({{"rank", each.size()}, {"bytes_sent", rank.sent}, {"bytes_received", rank.received}});
+  }
+  return {{"rank", each}};
+}
+
 /// What gathering passes between ranks. Which of them share a host no plan can know.
 Json gather_json(Model const& model, Mesh const& mesh) {
   constexpr int kRanksPerHost = 8;
@@ -59,7 +72,8 @@ Json gather_json(Model const& model, Mesh const& mesh) {
   to_hosts["ranks_per_host"] = kRanksPerHost;
   return {{"to_one", most_of_any_rank(model, {.holdings = {.mesh = mesh}, .receiver = 0}, route_to(0, mesh.ranks()))},
           {"to_hosts", to_hosts},
-          {"to_all", most_of_any_rank(model, {.holdings = {.mesh = mesh}}, route_to_all(mesh.ranks()))}};
+          {"to_all", most_of_any_rank(model, {.holdings = {.mesh = mesh}}, route_to_all(mesh.ranks()))},
+          {"of_checkpoint", gather_of_checkpoint(model, mesh.ranks())}};
 }
 
 /// What the ranks of each group pass to one another of the short rows that they share, when they read them so.

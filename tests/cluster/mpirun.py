@@ -1,5 +1,8 @@
 """Jobs of mpirun over the hosts."""
 
+import os
+import subprocess
+
 from hosts import HERE, Hosts
 
 import program
@@ -22,3 +25,16 @@ def run_ok(hosts, *arguments, **how):
     assert result.code == 0, f"{arguments}: exit code {result.code}\n{result.stderr}"
     hosts.wait_until_idle()
     return result
+
+
+def shell(hosts, line, folder):
+    """A line as people type it on the first host, in a folder with a `hostfile`."""
+    env = os.environ | {
+        "PATH": f"{program.PROGRAM.parent}:{os.environ['PATH']}",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMPI_MCA_plm_rsh_agent": str(HERE / "rsh.py"),
+        "OMPI_MCA_orte_default_hostfile": str(folder / "hostfile"),
+    }
+    command = ["timeout", "-k", "5", "60", *Hosts.on(hosts.names[0]), "bash", "-c", line]
+    return subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)

@@ -185,8 +185,19 @@ def test_plan_says_what_gathering_passes_between_ranks(mini, mini_tensors, ranks
     experts = 6
     of_expert = sum(t.bits.nbytes for key, t in mini_tensors.items() if ".mlp.experts." in key) // experts
     found = run_ok("plan", mini, *ranks.split(), "--json").json["gather"]
+    del found["of_checkpoint"]
     assert found["to_hosts"].pop("ranks_per_host") == 8
     assert found == {
         route: {"sent_bytes": sent * of_expert, "received_bytes": received * of_expert}
         for route, (sent, received) in TRAFFIC[ranks].items()
     }
+
+
+def test_plan_says_what_each_rank_sends_when_a_checkpoint_is_exported(mini, tmp_path):
+    """What they read of it, which is what they send; here all of it has the dtype in memory that it has in the file."""
+    planned = run_ok("plan", mini, "--ranks", 3, "--json").json["gather"]["of_checkpoint"]["rank"]
+    read = run_ok("to-hf", mini, tmp_path / "out", "--gather", "--json", ranks=3).json["rank"]
+    assert [rank["rank"] for rank in planned] == [0, 1, 2]
+    assert [rank["bytes_sent"] for rank in planned] == [0, read[1]["bytes_read"], read[2]["bytes_read"]]
+    received = read[1]["bytes_read"] + read[2]["bytes_read"]
+    assert [rank["bytes_received"] for rank in planned] == [received, 0, 0]
