@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <stop_token>
+#include <string_view>
 #include <thread>
 
 #include "rankslice/error.hpp"
@@ -25,16 +26,18 @@ namespace rankslice::cli {
 
 namespace {
 
-/// Ends the process when MPI does not come up in time: a rank that is stopped there would keep all others waiting.
-class StartDeadline {
+/// Ends the process when MPI does not come up, or to its end, in time: a rank that is stopped there would keep all
+/// others waiting.
+class MpiDeadline {
  public:
-  StartDeadline(std::chrono::milliseconds timeout, Console& console)
-      : timer_([timeout, &console](std::stop_token const& started) {
+  /// `does`: "start", for people.
+  MpiDeadline(std::string_view does, std::chrono::milliseconds timeout, Console& console)
+      : timer_([does, timeout, &console](std::stop_token const& done) {
           std::mutex mutex;
           std::unique_lock lock(mutex);
-          std::condition_variable_any().wait_for(lock, started, timeout, [] { return false; });
-          if (started.stop_requested()) return;
-          console.error(fmt::format("MPI did not start within {:.1f} s on this rank; is another rank stopped?",
+          std::condition_variable_any().wait_for(lock, done, timeout, [] { return false; });
+          if (done.stop_requested()) return;
+          console.error(fmt::format("MPI did not {} within {:.1f} s on this rank; is another rank stopped?", does,
                                     std::chrono::duration<double>(timeout).count()));
           std::_Exit(static_cast<int>(ExitCode::timeout));
         }) {}
@@ -52,8 +55,8 @@ class Ranks {
   Ranks(Options const& options, Console& console) {
     auto const env = launch_environment();
     if (env.has_mpi || options.comm == "mpi") {
-      StartDeadline const deadline(options.timeout(), console);
-      mpi_ = std::make_unique<Mpi>();
+      MpiDeadline const deadline("start", options.timeout(), console);
+      mpi_ = std::make_unique<Mpi>(options.timeout(), console);
       world_ = make_mpi_communicator(MPI_COMM_WORLD, {.timeout = options.timeout()});
     } else {
       world_ = make_solo_communicator();
@@ -94,13 +97,20 @@ class Ranks {
 
  private:
   struct Mpi {
-    Mpi() {
+    Mpi(std::chrono::milliseconds timeout, Console& console) : timeout_(timeout), console_(console) {
       int provided = 0;
       MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
     }
-    ~Mpi() { MPI_Finalize(); }
+    ~Mpi() {
+      MpiDeadline const deadline("end", timeout_, console_);
+      MPI_Finalize();
+    }
     Mpi(Mpi const&) = delete;
     Mpi& operator=(Mpi const&) = delete;
+
+   private:
+    std::chrono::milliseconds timeout_;
+    Console& console_;
   };
 
   std::unique_ptr<Mpi> mpi_;  // outlives the communicator

@@ -11,7 +11,7 @@ import pytest
 
 import checkpoints
 import reference
-from program import OnRank, wait_until
+from program import OnRank, leftovers, run_ok, wait_until
 
 pytestmark = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 
@@ -20,6 +20,7 @@ RANK = 2  # the one there
 PHASES = {  # what is going on: (arguments, slowed call, a call by which it is known to go on)
     "load": (["load", "CKPT", "--store", "OUT"], "pread64", r"pread64\(\d+<[^>]*\.safetensors>"),
     "to_hf": (["to-hf", "CKPT", "OUT"], "pwrite64", r"pwrite64\(\d+<[^>]*\.partial-"),
+    "sync": (["to-hf", "CKPT", "OUT"], "fsync,fdatasync", r"sync\(\d+<[^>]*\.partial-"),
 }
 
 
@@ -29,9 +30,8 @@ class Struck:
     def __init__(self, phase, hosts, ckpt, out, folder, **how):
         arguments, call, self._pattern = PHASES[phase]
         paths = reference.shard_files(ckpt.resolve()) if call == "pread64" else []
-        strace = " ".join(
-            [f"-e trace={call} -e inject={call}:delay_enter=500ms:when=1..4", *(f"-P {path}" for path in paths)]
-        )
+        delay = how.pop("delay", "500ms:when=1..4")
+        strace = " ".join([f"-e trace={call} -e inject={call}:delay_enter={delay}", *(f"-P {path}" for path in paths)])
         self.on_rank = OnRank(folder, traced=str(RANK), strace=strace)
         arguments = [{"CKPT": ckpt, "OUT": out}.get(argument, argument) for argument in arguments]
         deadline = how.pop("deadline", 2)
@@ -91,11 +91,31 @@ def test_without_the_host_of_mpirun_the_ranks_of_the_others_end(hosts, tiny, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_that_lost_a_host_is_done_by_the_same_command(hosts, tiny, tmp_path):
+@pytest.fixture(scope="module")
+def several_stages(tmp_path_factory):
+    """What three ranks export in more than one stage: at least 64 MiB for each of them."""
+    folder = tmp_path_factory.mktemp("synth") / "stages"
+    run_ok("synth", folder, "--preset", "small", "--layers", 2, "--experts", 8)
+    return folder
+
+
+def recorded(out):
+    """How many files of an export are recorded as done: a line each, after that of the format."""
+    records = [path for path in leftovers(out) if path.name.endswith(".progress")]
+    return sum(len(path.read_text().splitlines()) - 1 for path in records)
+
+
+def test_an_export_that_lost_a_host_is_finished_by_the_same_command(hosts, several_stages, tmp_path):
     out = tmp_path / "out"
-    with Struck("to_hf", hosts, tiny, out, tmp_path / "ranks") as struck:
+    with Struck("sync", hosts, several_stages, out, tmp_path / "ranks", delay="1500ms", deadline=6) as struck:
+        wait_until(lambda: recorded(out) > 0, 30, "the first stage to be done")
         hosts.off(LOST)
-        assert struck.job.finish().code == 75
+        lost = struck.job.finish()
+    assert lost.code == 75, lost.stderr
+    done = recorded(out)
     hosts.boot(LOST)
-    mpirun.run_ok(hosts, "to-hf", tiny, out, per_host=1)
-    assert not checkpoints.folder_differences(tiny, out)
+    resumed = mpirun.run_ok(hosts, "to-hf", several_stages, out, "--json", per_host=1)
+    assert "rankslice: going on in " in resumed.stderr
+    assert resumed.json["resumed"]["segments"] == done
+    assert not checkpoints.folder_differences(several_stages, out)
+    assert not leftovers(out)

@@ -5,11 +5,12 @@ import os
 import re
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
 import reference
-from program import OnRank, Run, expect, leftovers, run, run_ok
+from program import OnRank, Run, expect, leftovers, run, run_ok, wait_until
 
 TENSOR_READ = r"pread64\(\d+<[^>]*\.safetensors>"
 LARGE_READ = TENSOR_READ + r', ""\.\.\., \d{5,}'
@@ -64,6 +65,26 @@ def test_a_slow_rank_is_waited_for(tiny, tmp_path):
     on_rank = OnRank(tmp_path / "ranks", traced="1", strace=slow("pread64", 150, shards(tiny)))
     result = run_ok("load", tiny, "--timeout", 2, ranks=2, on_rank=on_rank)
     assert result.seconds > 3, "the reads were not slow enough for this test to prove anything"
+
+
+def test_a_rank_that_stops_at_the_very_end_is_not_waited_for_for_ever(tiny, tmp_path):
+    on_rank = OnRank(tmp_path / "ranks", rank_1_sets=f"LD_PRELOAD={os.environ['NEVER_ENDS']}")
+    result = run("load", tiny, "--timeout", 2, ranks=2, on_rank=on_rank)
+    assert result.code == 75, result.stderr
+    assert "MPI did not end within 2.0 s" in result.stderr
+
+
+def test_a_rank_ends_although_its_launcher_stands_still(tiny, tmp_path):
+    """Aborting waits for the launcher; the deadline does not."""
+    job, on_rank, pattern = in_the_middle(
+        "load", tiny, tmp_path / "out", tmp_path / "ranks", traced="1", ranks=2, options=["--timeout", 2]
+    )
+    with job:
+        on_rank.wait_for_call(1, pattern)
+        job.signal_launcher(signal.SIGSTOP)
+        os.kill(on_rank.pid(1), signal.SIGSTOP)
+        state = Path(f"/proc/{on_rank.pid(0)}/stat")
+        wait_until(lambda: state.read_text().rsplit(")", 1)[1].split()[0] == "Z", 30, "rank 0 to end")
 
 
 # Told to stop -------------------------------------------------------------------------------------------------------
