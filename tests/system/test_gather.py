@@ -193,10 +193,11 @@ def test_plan_says_what_gathering_passes_between_ranks(mini, mini_tensors, ranks
     }
 
 
-def test_plan_says_what_each_rank_sends_when_a_checkpoint_is_exported(mini, tmp_path):
+def test_plan_says_what_each_rank_sends_when_a_checkpoint_is_exported(tmp_path):
     """What they read of it, which is what they send; here all of it has the dtype in memory that it has in the file."""
-    planned = run_ok("plan", mini, "--ranks", 3, "--json").json["gather"]["of_checkpoint"]["rank"]
-    read = run_ok("to-hf", mini, tmp_path / "out", "--gather", "--json", ranks=3).json["rank"]
+    ckpt = VARIANTS["qwen3_moe"].write(tmp_path / "ckpt")
+    planned = run_ok("plan", ckpt, "--ranks", 3, "--json").json["gather"]["of_checkpoint"]["rank"]
+    read = run_ok("to-hf", ckpt, tmp_path / "out", "--gather", "--json", ranks=3).json["rank"]
     assert [rank["rank"] for rank in planned] == [0, 1, 2]
     assert [rank["bytes_sent"] for rank in planned] == [0, read[1]["bytes_read"], read[2]["bytes_read"]]
     received = read[1]["bytes_read"] + read[2]["bytes_read"]
