@@ -287,3 +287,12 @@ def test_progress_is_told_in_bytes(saved_models, tmp_path):
     for phase in ("verify", "to_hf"):
         done = [(done, total) for of, done, total in told if of == phase]
         assert done[-1][0] == done[-1][1] > 0
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_an_export_that_may_be_resumed_says_in_the_log_what_it_found(resume, tiny, tmp_path, caplog):
+    left = tmp_path / "out.partial-0123456789abcdef"
+    left.mkdir()
+    rankslice.to_hf(rankslice.load(tiny), tmp_path / "out", resume=resume)
+    logged = [(record.name, record.levelname) for record in caplog.records if str(left) in record.getMessage()]
+    assert logged == ([("rankslice", "WARNING")] if resume else [])

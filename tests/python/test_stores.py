@@ -33,6 +33,16 @@ def test_a_store_gives_back_tensors_and_files(tiny, tmp_path):
 
 
 @with_hdf5
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_store_that_may_be_resumed_says_in_the_log_what_it_found(resume, tiny, tmp_path, caplog):
+    left = tmp_path / "tiny.h5.partial-0123456789abcdef"
+    left.touch()
+    rankslice.save_store(rankslice.load(tiny), tmp_path / "tiny.h5", resume=resume)
+    logged = [(record.name, record.levelname) for record in caplog.records if str(left) in record.getMessage()]
+    assert logged == ([("rankslice", "WARNING")] if resume else [])
+
+
+@with_hdf5
 def test_ranks_save_one_store_together_and_load_their_parts_of_it(run_ranks, tiny, tmp_path):
     run_ranks("storing.py", 2, tiny, tmp_path)
     assert_files_equal(tiny, tmp_path / "back")
