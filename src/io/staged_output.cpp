@@ -211,7 +211,8 @@ void StagedOutput::publish() {
 // What is replaced comes to the temporary name for a moment, and must not be taken for a part of this output then.
 void StagedOutput::leave_name_of_key() {
   auto const own = own_name(final_);
-  rename_to_free_name(temporary_, own, Found::nothing);
+  if (find(own) != Found::nothing) refuse(own, "is left over from an earlier run: remove it first");
+  check(::rename(temporary_.c_str(), own.c_str()), fmt::format("rename to {}", own), temporary_);
   temporary_ = own;
 }
 
