@@ -14,7 +14,7 @@ namespace rankslice::cli {
 
 void check_options(Options const& o) {
   if (o.comm == "nccl" && o.rank) throw UsageError("--comm nccl: a rank-local load talks to nobody");
-  if (o.device == "cuda" && o.command != "load") {
+  if (o.device == "cuda" && o.command != "load" && o.command != "doctor") {
     throw UsageError(
         fmt::format("--device cuda: only load brings tensors to a GPU; {} moves them between files", o.command));
   }

@@ -99,8 +99,8 @@ void add_load(CLI::App& app, Options& o) {
   auto& sub =
       *app.add_subcommand("load", "Every rank reads its experts and the dense tensors, transposes, and all prove it");
   add_input(sub, o, "CKPT", "Folder of safetensors files, native store, or folder of shards");
-  option(sub, "--store", o.store, "Write a native store (HDF5), all ranks in parallel");
-  option(sub, "--save-shards", o.save_shards, "Write each rank's local tensors into this folder");
+  option(sub, "--store", o.store, "Write a native store (HDF5), all ranks in parallel")->type_name("FILE");
+  option(sub, "--save-shards", o.save_shards, "Write each rank's local tensors into this folder")->type_name("DIR");
   option(sub, "--rank", o.rank, "Rank-local: load as this rank of --ranks, alone and without MPI")
       ->check(whole_number(0, kMostRanks));
   option(sub, "--ranks", o.ranks, "Rank-local: of so many ranks")->check(whole_number(1, kMostRanks));
@@ -118,16 +118,18 @@ void add_verify(CLI::App& app, Options& o) {
   auto& sub =
       *app.add_subcommand("verify", "Read every byte once, the ranks sharing the work, and compare the digests");
   add_input(sub, o, "CKPT", "Folder of safetensors files, native store, or folder of shards");
-  option(sub, "--against", o.against, "Checkpoint or store that must hold the same tensors");
+  option(sub, "--against", o.against, "Checkpoint or store that must hold the same tensors")->type_name("PATH");
   option(sub, "--write-manifest", o.write_manifest,
          "Write the digests to this file [CKPT/rankslice.manifest.json] when nothing differs. One that is there and "
          "still holds is left alone; any other needs --overwrite, which compares with none that it replaces")
+      ->type_name("FILE")
       ->expected(0, 1);
   add_manifest_option(sub, o);
   option(
       sub, "--sha256", o.sha256,
       "First read whole files, too, and compare them with this list, as sha256sum writes it [CKPT/SHA256SUMS, or else "
       "the names of the blobs to which the files lead in a Hub cache]")
+      ->type_name("FILE")
       ->expected(0, 1);
   add_job_options(sub, o);
   sub.footer(
@@ -142,7 +144,8 @@ void add_to_hf(CLI::App& app, Options& o) {
   sub.add_option("OUT_DIR", o.output, "Folder to make")->required();
   option(sub, "--source", o.source,
          "For shards: take headers and side files from here, not from the recorded source; with --export-layout source "
-         "also for stores: copy from here");
+         "also for stores: copy from here")
+      ->type_name("PATH");
   option(sub, "--export-layout", o.export_layout,
          "auto: values that were converted go as they are held, under fresh headers; source: as the checkpoint had "
          "them, copied from it where they cannot be computed back")
@@ -165,7 +168,8 @@ void add_bench(CLI::App& app, Options& o) {
   sub.add_option("CKPT", o.input, "Folder of safetensors files, native store, or folder of shards [a synthetic one]");
   option(sub, "--preset", o.preset, "Without CKPT: the synthetic checkpoint to make, as of `rankslice synth` [small]");
   option(sub, "--scratch", o.scratch,
-         "Folder that all ranks share; what is written goes below it and is removed [$TMPDIR, or the working folder]");
+         "Folder that all ranks share; what is written goes below it and is removed [$TMPDIR, or the working folder]")
+      ->type_name("DIR");
   option(sub, "--repeats", o.repeats, "How often each run is timed")->check(CLI::Range(1, 1000))->capture_default_str();
   std::vector<std::string> steps;
   for (auto const& step : bench_steps()) steps.emplace_back(step.name);
@@ -179,6 +183,29 @@ void add_bench(CLI::App& app, Options& o) {
   sub.footer(
       "Examples:\n  mpirun -n 2 rankslice bench --preset tiny --repeats 3\n"
       "  mpirun -n 8 rankslice bench Qwen3.6-35B-A3B --steps load,verify --report bench.json");
+}
+
+void add_doctor(CLI::App& app, Options& o) {
+  auto& sub = *app.add_subcommand(
+      "doctor", "What jobs will find here: launch, MPI, GPUs, limits and paths, and where hosts differ, with advice");
+  sub.add_option("PATH", o.paths, "Folders and files to look at; in a folder a small file is made and removed");
+  option(sub, "--device", o.device, "cuda: a missing GPU is a problem")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  add_rank_options(sub, o);
+  add_output_options(sub, o);
+  sub.footer("Examples:\n  rankslice doctor /data\n  mpirun -n 4 rankslice doctor /data /scratch");
+}
+
+void add_man(CLI::App& app, Options&) {
+  auto& sub = *app.add_subcommand("man", "Print the manual page");
+  sub.footer("Example:\n  rankslice man | man -l -");
+}
+
+void add_completion(CLI::App& app, Options& o) {
+  auto& sub = *app.add_subcommand("completion", "Print the script with which a shell completes these commands");
+  sub.add_option("SHELL", o.shell, "Whose")->required()->check(CLI::IsMember({"bash", "zsh"}));
+  sub.footer("Example:\n  source <(rankslice completion bash)");
 }
 
 }  // namespace
@@ -201,6 +228,9 @@ void define_commands(CLI::App& app, std::map<std::string, Options>& of_command) 
   add_verify(app, of_command["verify"]);
   add_to_hf(app, of_command["to-hf"]);
   add_bench(app, of_command["bench"]);
+  add_doctor(app, of_command["doctor"]);
+  add_man(app, of_command["man"]);
+  add_completion(app, of_command["completion"]);
 }
 
 }  // namespace rankslice::cli

@@ -12,5 +12,11 @@ void load(Job& job);
 void verify(Job& job);
 void to_hf(Job& job);
 void bench(Job& job);
+/// What a job on these ranks would find: launch, MPI, GPUs, limits, paths.
+void doctor(Job& job);
+
+// Of one process: print what the parser's definitions make.
+void man(Job& job);
+void completion(Job& job);
 
 }  // namespace rankslice::cli

@@ -6,15 +6,15 @@
 #include <cstdlib>
 #include <vector>
 
-#include "rankslice/cuda.hpp"
-
 namespace rankslice::cli {
-
-namespace {
 
 #ifdef RANKSLICE_WITH_CUDA
 
+namespace {
+
 std::shared_ptr<Device> open(int index, std::chrono::milliseconds timeout) { return open_gpu(index, timeout); }
+
+}  // namespace
 
 VisibleGpus find_gpus() {
   auto gpus = visible_gpus();
@@ -25,7 +25,11 @@ VisibleGpus find_gpus() {
 
 #else
 
+namespace {
+
 std::shared_ptr<Device> open(int, std::chrono::milliseconds) { return nullptr; }
+
+}  // namespace
 
 VisibleGpus find_gpus() {
   return {.count = 0,
@@ -33,6 +37,8 @@ VisibleGpus find_gpus() {
 }
 
 #endif
+
+namespace {
 
 bool every_rank_has_one(Communicator& world, VisibleGpus const& gpus) {
   std::vector<std::uint64_t> count{static_cast<std::uint64_t>(gpus.count)};

@@ -1,5 +1,7 @@
 #include "cli/gpu_ranks.hpp"
 
+#include <fmt/format.h>
+
 #include <cstdint>
 #include <cstdlib>
 #include <string>
@@ -51,6 +53,8 @@ NcclOptions nccl_options(Communicator const& base, Wish wish) {
 
 }  // namespace
 
+std::string why_not_nccl(Communicator& base) { return why_no_nccl(base, nccl_options(base, Wish::nccl)); }
+
 GpuRanks connect_gpus(Options const& options, Communicator& base) {
   auto const wish = agree_on_wish(options, base);
   if (wish == Wish::not_nccl || (wish == Wish::nccl_if_it_serves && base.size() == 1)) return {};
@@ -70,11 +74,14 @@ GpuRanks connect_gpus(Options const& options, Communicator& base) {
 
 #else
 
+std::string why_not_nccl(Communicator&) {
+  return "this program was built without NCCL: build it with `cmake --preset cuda`, which needs the CUDA toolkit and "
+         "NCCL";
+}
+
 GpuRanks connect_gpus(Options const& options, Communicator& base) {
   if (agree_on_wish(options, base) != Wish::nccl) return {};
-  throw DeviceError(
-      "--comm nccl: this program was built without NCCL: build it with `cmake --preset cuda`, which needs the CUDA "
-      "toolkit and NCCL, or use --comm mpi");
+  throw DeviceError(fmt::format("--comm nccl: {}, or use --comm mpi", why_not_nccl(base)));
 }
 
 #endif

@@ -20,4 +20,7 @@ struct GpuRanks {
 /// @throws DeviceError on every rank, with advice, when NCCL was asked for and cannot be had.
 [[nodiscard]] GpuRanks connect_gpus(Options const& options, Communicator& base);
 
+/// Why NCCL cannot serve these ranks, with advice; empty when it can. Collective.
+[[nodiscard]] std::string why_not_nccl(Communicator& base);
+
 }  // namespace rankslice::cli

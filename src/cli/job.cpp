@@ -93,8 +93,8 @@ std::optional<ExitCode> stop_code() {
   return signal_number == SIGTERM ? ExitCode::terminated : ExitCode::interrupted;
 }
 
-Job::Job(Options const& job_options, Communicator& job_world, Console& job_console, std::string const& mpi_version)
-    : options(job_options), world(job_world), console(job_console) {
+Job::Job(Options const& job_options, Communicator& job_world, Console& job_console, MpiFacts job_mpi)
+    : options(job_options), world(job_world), console(job_console), mpi(std::move(job_mpi)) {
   console.join(world);
   report = {{"schema", "rankslice.report/1"},
             {"command", options.command},
@@ -122,7 +122,7 @@ Job::Job(Options const& job_options, Communicator& job_world, Console& job_conso
               {"comm", world.kind()}}},
             {"dry_run", options.dry_run},
             {"versions", {{"rankslice", kVersion}}}};
-  if (!mpi_version.empty()) report["versions"]["mpi"] = mpi_version;
+  if (!mpi.version.empty()) report["versions"]["mpi"] = mpi.version;
 }
 
 CallOptions Job::call() {

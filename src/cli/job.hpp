@@ -12,6 +12,7 @@
 #include "rankslice/verify.hpp"
 
 #include "cli/console.hpp"
+#include "cli/launch.hpp"
 #include "cli/options.hpp"
 #include "facts/timeline.hpp"
 #include "facts/trace.hpp"
@@ -24,11 +25,12 @@ namespace rankslice::cli {
 /// One run of a command on this rank: its options, its ranks, what it says and what it reports.
 class Job {
  public:
-  Job(Options const& options, Communicator& world, Console& console, std::string const& mpi_version);
+  Job(Options const& options, Communicator& world, Console& console, MpiFacts mpi);
 
   Options const& options;
   Communicator& world;
   Console& console;
+  MpiFacts mpi;
   Json report;          ///< Complete on rank 0 only.
   bool listed = false;  ///< The command has printed its own data; stdout gets no report beside it.
 

@@ -20,6 +20,12 @@ struct LaunchEnvironment {
 };
 [[nodiscard]] LaunchEnvironment launch_environment();
 
+/// What this program knows of its MPI library; empty without MPI.
+struct MpiFacts {
+  std::string version;  ///< "Open MPI v4.1.4"
+  std::string threads;  ///< "funneled", as MPI grants it; empty where it was not started.
+};
+
 /// Refuse to be one of several one-rank jobs that believe they are ranks of one. `mpi`: whether MPI was started.
 /// @throws CommError `bad_launch`, with the likely cause.
 void require_one_job(LaunchEnvironment const& env, int world_size, bool mpi);

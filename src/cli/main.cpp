@@ -61,6 +61,7 @@ class Ranks {
     } else {
       world_ = make_solo_communicator();
     }
+    if (options.command == "doctor") return;  // which tells what is wrong, with all the rest
     require_one_job(env, world_->size(), mpi_ != nullptr);
     gpus_ = connect_gpus(options, *world_);
   }
@@ -81,9 +82,16 @@ class Ranks {
     std::_Exit(static_cast<int>(code));
   }
 
-  /// "Open MPI v4.1.4", "MPICH 4.0.2", or nothing without MPI.
-  [[nodiscard]] std::string mpi_version() const {
-    if (!mpi_) return {};
+  [[nodiscard]] bool has_mpi() const { return mpi_ != nullptr; }
+
+  /// Also before MPI is started.
+  [[nodiscard]] MpiFacts mpi_facts() const {
+    return {.version = mpi_version(), .threads = mpi_ ? granted_threads() : ""};
+  }
+
+ private:
+  /// "Open MPI v4.1.4", "MPICH 4.0.2"
+  static std::string mpi_version() {
     std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
     int length = 0;
     MPI_Get_library_version(text.data(), &length);
@@ -95,7 +103,6 @@ class Ranks {
     return fmt::format("{} {}", first.substr(0, name_end), first.substr(first.find_last_of(" \t:") + 1));
   }
 
- private:
   struct Mpi {
     Mpi(std::chrono::milliseconds timeout, Console& console) : timeout_(timeout), console_(console) {
       int provided = 0;
@@ -113,6 +120,14 @@ class Ranks {
     Console& console_;
   };
 
+  static std::string granted_threads() {
+    int granted = 0;
+    MPI_Query_thread(&granted);
+    if (granted == MPI_THREAD_SINGLE) return "single";
+    if (granted == MPI_THREAD_FUNNELED) return "funneled";
+    return granted == MPI_THREAD_SERIALIZED ? "serialized" : "multiple";
+  }
+
   std::unique_ptr<Mpi> mpi_;  // outlives the communicator
   std::unique_ptr<Communicator> world_;
   GpuRanks gpus_;  ///< NCCL over `world_`, where it is used.
@@ -121,16 +136,16 @@ class Ranks {
 using Command = void (*)(Job&);
 
 Command find_command(std::string const& name) {
-  static std::map<std::string, Command> const commands{{"inspect", inspect}, {"plan", plan},     {"synth", synth},
-                                                       {"load", load},       {"verify", verify}, {"to-hf", to_hf},
-                                                       {"bench", bench}};
+  static std::map<std::string, Command> const commands{
+      {"inspect", inspect}, {"plan", plan},   {"synth", synth},   {"load", load}, {"verify", verify},
+      {"to-hf", to_hf},     {"bench", bench}, {"doctor", doctor}, {"man", man},   {"completion", completion}};
   return commands.at(name);
 }
 
 /// Commands that ranks share. The others do their work in one process, whoever starts it.
 bool uses_ranks(Options const& options) {
   return options.command == "verify" || options.command == "to-hf" || options.command == "bench" ||
-         (options.command == "load" && !options.rank);
+         options.command == "doctor" || (options.command == "load" && !options.rank);
 }
 
 /// Tell and report an error. One that the ranks agreed on is told by rank 0, any other by the rank that has it.
@@ -150,7 +165,9 @@ void tell(Job& job, Error const& error, bool agreed) {
 /// Run the command, and report how it ended. Returns the exit code. `ranks` is null for a command that does not use
 /// them.
 int run(Options const& options, Communicator& world, Ranks* ranks, Console& console) {
-  Job job(options, world, console, ranks != nullptr ? ranks->mpi_version() : "");
+  // Without MPI nobody but the doctor asks which one it would be.
+  auto const names_mpi = ranks != nullptr && (ranks->has_mpi() || options.command == "doctor");
+  Job job(options, world, console, names_mpi ? ranks->mpi_facts() : MpiFacts{});
   try {
     job.prepare_records();
     if (ranks != nullptr) ranks->tell_why_no_nccl(job);
@@ -177,7 +194,7 @@ int run(Options const& options, Communicator& world, Ranks* ranks, Console& cons
 /// The ranks cannot work together; each process is on its own.
 int fail_alone(Options const& options, Error const& error, bool speaks, Console& console) {
   auto const world = make_solo_communicator();
-  Job job(options, *world, console, "");
+  Job job(options, *world, console, {});
   if (!speaks) return static_cast<int>(error.code);
   try {
     job.prepare_records();
@@ -211,6 +228,8 @@ int start(Options const& options, Console& console) {
   } catch (Error const& error) {
     return fail_alone(options, error, launch_environment().largest.rank == 0, console);
   }
+  // Of processes that should be one job and are not, one tells it; and a launcher might end them all with the first.
+  if (options.command == "doctor" && ranks->world().size() == 1 && launch_environment().largest.rank != 0) return 0;
   return run(options, ranks->world(), &*ranks, console);
 }
 

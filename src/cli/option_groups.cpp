@@ -37,7 +37,7 @@ CLI::Option* flag(CLI::App& app, std::string const& flags, bool& value, std::str
 
 void add_output_options(CLI::App& app, Options& o) {
   flag(app, "--dry-run", o.dry_run, "Say what would be done, and do nothing");
-  option(app, "--report", o.report, "Write the report (JSON) to this file");
+  option(app, "--report", o.report, "Write the report (JSON) to this file")->type_name("FILE");
   flag(app, "--json", o.json, "Print the report, or the listing, as JSON on stdout");
   option(app, "--progress", o.progress, "Progress on stderr")
       ->check(CLI::IsMember({"auto", "on", "off"}))
@@ -69,8 +69,8 @@ void add_model_options(CLI::App& app, Options& o) {
 void add_selection_options(CLI::App& app, Options& o, std::string_view keys_of) {
   auto const rule =
       fmt::format("tensors whose HF key in the {} matches this regex, from its first character on", keys_of);
-  option(app, "--include", o.include, "Only " + rule);
-  option(app, "--exclude", o.exclude, "No " + rule);
+  option(app, "--include", o.include, "Only " + rule)->type_name("REGEX");
+  option(app, "--exclude", o.exclude, "No " + rule)->type_name("REGEX");
 }
 
 void add_rank_options(CLI::App& app, Options& o) {
@@ -78,6 +78,7 @@ void add_rank_options(CLI::App& app, Options& o) {
       ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
       ->capture_default_str();
   option(app, "--timeout", o.timeout_s, "Seconds that a rank may go without progress before all give up")
+      ->type_name("SECONDS")
       ->check(CLI::Range(1e-3, 1e7))
       ->capture_default_str();
 }
@@ -98,15 +99,18 @@ void add_job_options(CLI::App& app, Options& o, std::string_view keys_of) {
   flag(app, "--overwrite", o.overwrite, "Replace outputs that exist, each in one step at the end");
   option(app, "--metrics-file", o.metrics_file,
          "Keep metrics in this file, in the text format of Prometheus, and rewrite it after each phase and every few "
-         "seconds");
-  option(app, "--trace", o.trace, "Write what every rank did when to this file, as Chrome and Perfetto show it");
+         "seconds")
+      ->type_name("FILE");
+  option(app, "--trace", o.trace, "Write what every rank did when to this file, as Chrome and Perfetto show it")
+      ->type_name("FILE");
   add_output_options(app, o);
 }
 
 void add_manifest_option(CLI::App& app, Options& o) {
   option(app, "--manifest", o.manifest,
          "Compare with the digests in this file; without it with those in CKPT/rankslice.manifest.json, if the files "
-         "still match it");
+         "still match it")
+      ->type_name("FILE");
 }
 
 void add_mesh_options(CLI::App& app, Options& o) {

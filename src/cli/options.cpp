@@ -44,7 +44,7 @@ void check_command_name(CLI::App const& app, int argc, char** argv) {
   if (argc < 2 || argv[1][0] == '-') return;
   std::string const word = argv[1];
   // Names that are promised for later: asking for them is no typing error.
-  for (auto const* reserved : {"doctor", "serve", "ctl"}) refuse(word == reserved, word);
+  for (auto const* reserved : {"serve", "ctl"}) refuse(word == reserved, word);
   std::string known;
   for (auto const* const command : app.get_subcommands({})) {
     if (command->get_name() == word) return;

@@ -64,6 +64,9 @@ struct Options {
   int repeats = 5;
   std::vector<std::string> steps;  ///< Empty: all
 
+  std::vector<std::string> paths;  ///< For `doctor` to look at.
+  std::string shell;               ///< For whose completion.
+
   [[nodiscard]] std::chrono::milliseconds timeout() const;
   [[nodiscard]] VerifyLevel verify_level() const;
   [[nodiscard]] bool resumes() const { return resume == "on"; }

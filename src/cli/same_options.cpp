@@ -53,6 +53,7 @@ std::string describe(Options const& o) {
   say("--ep", o.ep);
   say("--ep-shard", o.ep_shard);
   say("--repeats", o.repeats);
+  say("PATH", fmt::format("{}", fmt::join(o.paths, " ")));
   say("--steps", fmt::format("{}", fmt::join(o.steps, ",")));
   return lines;
 }
