@@ -79,7 +79,7 @@ std::optional<MemoryLimit> memory_limit(std::string const& root) {
     auto const first = line.find(':');
     auto const second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
-    auto const controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    auto const controllers = fmt::format(",{},", line.substr(first + 1, second - first - 1));
     auto const group = line.substr(second + 1);
     if (controllers == ",,") lower_by_groups(limit, root + "/sys/fs/cgroup", group, "memory.max");
     if (controllers.find(",memory,") != std::string::npos) {
