@@ -22,11 +22,11 @@ _rankslice_list() { # some of the words, with commas between them
 }
 _rankslice_files() {
   compopt -o filenames 2>/dev/null
-  mapfile -t COMPREPLY < <(compgen -f -- "$1")
+  mapfile -t COMPREPLY < <(compgen -f -- "${1//\\/}")
 }
 _rankslice_folders() {
   compopt -o filenames 2>/dev/null
-  mapfile -t COMPREPLY < <(compgen -d -- "$1")
+  mapfile -t COMPREPLY < <(compgen -d -- "${1//\\/}")
 }
 _rankslice() {
   local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} options
