@@ -64,7 +64,8 @@ ExportPlan agree_on_export(Checkpoint const& source, GatherOwners const& owners,
     originals = checkpoint_fingerprint(from);
   });
   require_same(fmt::format("{} {:d} {:d}", fingerprint(plan.target.files.hf), options.gather, options.resume),
-               "would write other files than rank 0, or otherwise; options must be the same on every rank", world);
+               "would write other files than rank 0, or write them otherwise; options must be the same on every rank",
+               world);
   require_same(xxh3_128(std::as_bytes(std::span(originals))),
                fmt::format("would copy from another checkpoint than rank 0, or knows other digests of it: {}, {}",
                            plan.copied_from, plan.recorded ? plan.recorded_by : "no recorded digests"),

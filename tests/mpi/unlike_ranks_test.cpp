@@ -130,7 +130,8 @@ TEST_F(UnlikeRanks, ThatWouldExportOtherFilesAreRefused) {
   ExportOptions const other_sizes{.keys = key_selection(".*", "lm_head"),
                                   .max_file_bytes = odd ? 1'000'000U : 400'000U};
   for (auto const& options : {other_keys, other_sizes}) {
-    constexpr auto kProblem = "rank 1: would write other files than rank 0; options must be the same";
+    constexpr auto kProblem =
+        "rank 1: would write other files than rank 0, or write them otherwise; options must be the same";
     expect_refused<UsageError>([&] { to_hf(state, path("never"), world(), options); }, 1, kProblem);
     expect_refused<UsageError>([&] { to_hf(*source(), path("never"), world(), options); }, 1, kProblem);
   }
