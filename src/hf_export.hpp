@@ -53,6 +53,7 @@ class HfExport final : private UnitWriter {
   [[nodiscard]] Tables none() const override;
   [[nodiscard]] Tables write(std::vector<PlannedSlice> const& units) override;
   [[nodiscard]] Tables read_back(std::vector<PlannedSlice> const& units) override;
+  [[nodiscard]] int writers() const override { return plan_.gather ? 1 : world_.size(); }
   [[nodiscard]] bool compares_sums() const override;
   void require_equal(Tables const& tables, std::vector<PlannedSlice> const& units, Whose whose) const override;
 

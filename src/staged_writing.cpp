@@ -85,11 +85,15 @@ void StagedWriting::take_over(CallOptions const& call) {
 }
 
 void StagedWriting::write() {
-  constexpr auto everything = std::numeric_limits<std::uint64_t>::max();
-  auto const ranks = static_cast<std::uint64_t>(world_.size());
-  auto const stages =
-      divide_into_stages(segments_, to_write(), recording_ ? recording_->stage_bytes * ranks : everything);
-  for (auto const& stage : stages) write_stage(stage);
+  for (auto const& stage : divide_into_stages(segments_, to_write(), stage_bytes())) write_stage(stage);
+}
+
+/// So much that all who write have something to do, and so little that not much is lost with it.
+std::uint64_t StagedWriting::stage_bytes() const {
+  if (!recording_) return std::numeric_limits<std::uint64_t>::max();
+  std::uint64_t all = 0;
+  for (auto const& segment : segments_) all += segment.bytes;
+  return std::min(recording_->stage_bytes * static_cast<std::uint64_t>(writer_.writers()), all / 100);
 }
 
 std::optional<Resumed> StagedWriting::resumed() const {

@@ -17,8 +17,8 @@ namespace rankslice {
 
 /// How an output is cut up, so that little of it is lost when it is interrupted.
 struct Recording {
-  std::uint64_t stage_bytes = 64_MiB;  ///< Of each rank: what is written at least before it is recorded.
-  std::uint64_t store_bytes = 1_GiB;   ///< Of a store, what is recorded together.
+  std::uint64_t stage_bytes = 64_MiB;   ///< Of each rank that writes: what is written at most before it is recorded.
+  std::uint64_t store_bytes = 256_MiB;  ///< Of a store, what is recorded together at least.
 };
 
 /// Whose passes over tensors are compared.
@@ -39,6 +39,8 @@ class UnitWriter {
   [[nodiscard]] virtual Tables write(std::vector<PlannedSlice> const& units) = 0;
   /// The last of the tables, those of what is written, of what stands there. Collective.
   [[nodiscard]] virtual Tables read_back(std::vector<PlannedSlice> const& units) = 0;
+  /// How many ranks write to the output.
+  [[nodiscard]] virtual int writers() const = 0;
   /// Whether passes can be compared in all ranks together only.
   [[nodiscard]] virtual bool compares_sums() const = 0;
   /// The passes over some units agree with each other, and with all that is known of them. Local. @throws VerifyError
@@ -74,6 +76,7 @@ class StagedWriting {
 
  private:
   [[nodiscard]] std::vector<std::size_t> to_write() const;
+  [[nodiscard]] std::uint64_t stage_bytes() const;
   void add_recorded();
   [[nodiscard]] std::vector<std::size_t> damaged(UnitWriter::Tables const& found) const;
   void forget(std::vector<std::size_t> const& lost, CallOptions const& call);

@@ -188,6 +188,7 @@ class StoreWriter final : public UnitWriter {
     on_every_rank(world_, [&] { found = digest_slices(model_, plan_of(units), target_, done_); });
     return {std::move(found)};
   }
+  [[nodiscard]] int writers() const override { return world_.size(); }
   [[nodiscard]] bool compares_sums() const override { return true; }
   void require_equal(Tables const& tables, std::vector<PlannedSlice> const& units, Whose whose) const override {
     if (whose == Whose::this_rank) return;

@@ -61,13 +61,9 @@ void append(std::vector<PlannedSlice>& units, std::uint32_t parameter, Slice con
   }
 }
 
-}  // namespace
-
-std::vector<Segment> divide_into_segments(Model const& model, Storage const& target, std::uint64_t store_bytes) {
-  auto const piece_at = [&](Extent const& first) {
-    return std::pair(first.file, target.form == Form::native ? first.bytes.begin / store_bytes : 0);
-  };
-  std::map<std::pair<std::uint32_t, std::uint64_t>, Filling> fillings;
+/// Of each file what begins in it.
+std::vector<Segment> segments_of_files(Model const& model, Storage const& target) {
+  std::map<std::uint32_t, Filling> fillings;
   for (std::uint32_t i = 0; i < model.parameters.size(); ++i) {
     auto const& parameter = model.parameters[i];
     auto const pieces = std::ranges::equal_range(target.pieces, i, {}, &StoredPiece::parameter);
@@ -75,20 +71,44 @@ std::vector<Segment> divide_into_segments(Model const& model, Storage const& tar
     auto const parts = unit_parts(parameter);
     for (std::size_t unit = 0; unit < parts.size(); ++unit) {
       if (!places[unit].first) continue;
-      auto& filling = fillings[piece_at(*places[unit].first)];
+      auto& filling = fillings[places[unit].first->file];
       append(filling.units, i, {.part = parts[unit], .rows = parameter.whole().rows});
       filling.files.insert(places[unit].files.begin(), places[unit].files.end());
     }
   }
   std::vector<Segment> segments;
-  for (auto& [where, filling] : fillings) {
-    auto const& file = target.files[where.first].name;
-    segments.push_back({.name = target.form == Form::native ? fmt::format("piece {}", where.second) : file,
+  for (auto& [file, filling] : fillings) {
+    segments.push_back({.name = target.files[file].name,
                         .units = std::move(filling.units),
-                        .files = {filling.files.begin(), filling.files.end()},
-                        .bytes = 0});
-    segments.back().bytes = stored_bytes(target, model, segments.back().units).wanted;
+                        .files = {filling.files.begin(), filling.files.end()}});
   }
+  return segments;
+}
+
+/// Whole parameters, of which all ranks have their part: the experts of a rank are a contiguous block of each.
+std::vector<Segment> segments_of_store(Model const& model, Storage const& target, std::uint64_t least_bytes) {
+  auto pieces = target.pieces;
+  std::ranges::sort(pieces, {}, &StoredPiece::extent);
+  std::vector<Segment> segments;
+  auto in_segment = least_bytes;
+  for (auto const& piece : pieces) {
+    if (in_segment >= least_bytes) {
+      segments.push_back({.name = fmt::format("piece {}", segments.size()), .units = {}, .files = {piece.extent.file}});
+      in_segment = 0;
+    }
+    segments.back().units.push_back({piece.parameter, model.parameters[piece.parameter].whole()});
+    in_segment += piece.extent.bytes.size();
+  }
+  for (auto& segment : segments) std::ranges::sort(segment.units, {}, &PlannedSlice::parameter);
+  return segments;
+}
+
+}  // namespace
+
+std::vector<Segment> divide_into_segments(Model const& model, Storage const& target, std::uint64_t store_bytes) {
+  auto segments =
+      target.form == Form::native ? segments_of_store(model, target, store_bytes) : segments_of_files(model, target);
+  for (auto& segment : segments) segment.bytes = stored_bytes(target, model, segment.units).wanted;
   return segments;
 }
 
@@ -117,9 +137,9 @@ std::vector<PlannedSlice> cut_by_units(std::vector<PlannedSlice> const& plan, st
 std::vector<std::vector<std::size_t>> divide_into_stages(std::vector<Segment> const& segments,
                                                          std::vector<std::size_t> const& to_do, std::uint64_t bytes) {
   std::vector<std::vector<std::size_t>> stages;
-  auto in_stage = bytes;
+  std::uint64_t in_stage = 0;
   for (auto const number : to_do) {
-    if (in_stage >= bytes) {
+    if (stages.empty() || in_stage + segments[number].bytes > bytes) {
       stages.emplace_back();
       in_stage = 0;
     }

@@ -20,10 +20,11 @@ struct Segment {
   std::uint64_t bytes = 0;           ///< Of the units in the target.
 };
 
-/// The segments of a target in the order of its bytes: the units that begin in one file, or in a piece of so many bytes
-/// of a store. Every unit of which the target has something is in one of them. Pure, as are the others.
+/// The segments of a target in the order of its bytes: of files the units that begin in each; of a store consecutive
+/// whole parameters of together at least so many bytes, but for the last, so that every rank has its part of each
+/// stacked one. Every unit of which the target has something is in one of them. Pure, as are the others.
 [[nodiscard]] std::vector<Segment> divide_into_segments(Model const& model, Storage const& target,
-                                                        std::uint64_t store_bytes = 1_GiB);
+                                                        std::uint64_t store_bytes = 256_MiB);
 
 /// The units of several segments, by parameter; neighbouring experts are one slice.
 [[nodiscard]] std::vector<PlannedSlice> units_of(std::vector<Segment> const& segments,
@@ -38,8 +39,8 @@ struct Segment {
 [[nodiscard]] std::vector<PlannedSlice> make_save_plan(Model const& model, Holdings const& holdings, int rank,
                                                        std::vector<PlannedSlice> const& units);
 
-/// What is written between two agreements: consecutive ones of the segments `to_do`, of together at least `bytes`, but
-/// for the last.
+/// What is written between two agreements: consecutive ones of the segments `to_do`, of together at most `bytes`, but
+/// at least one.
 [[nodiscard]] std::vector<std::vector<std::size_t>> divide_into_stages(std::vector<Segment> const& segments,
                                                                        std::vector<std::size_t> const& to_do,
                                                                        std::uint64_t bytes);

@@ -119,8 +119,8 @@ class ResumedExports : public testing::Test {
         {.name = "a state and copies", .source = "fp8", .of_state = true, .options = {.layout = ExportLayout::source}}};
   }
 
-  static Seen run(Way const& way, int ranks, AfterBlock const& after_block = {},
-                  VerifyLevel verify = VerifyLevel::full) {
+  static Seen run(Way const& way, int ranks, AfterBlock const& after_block = {}, VerifyLevel verify = VerifyLevel::full,
+                  Recording const& recording = kEachFile) {
     Seen seen;
     std::mutex mutex;
     auto const on_rank = [&](Communicator& world) {
@@ -138,8 +138,8 @@ class ResumedExports : public testing::Test {
       auto const source = open_checkpoint(path(way.source), world);
       auto const mesh = make_mesh(world.size());
       auto const report = way.of_state ? export_state(load(source, mesh, mesh.coordinate(world.rank())), path("out"),
-                                                      world, options, kEachFile)
-                                       : export_checkpoint(*source, path("out"), world, options, verify, kEachFile);
+                                                      world, options, recording)
+                                       : export_checkpoint(*source, path("out"), world, options, verify, recording);
       std::lock_guard const lock(mutex);
       seen.written += report.bytes_written;
       seen.read += report.bytes_read;
@@ -348,6 +348,14 @@ TEST_F(ResumedExports, LeaveNothingOfARunThatFailsOrDoesNotResume) {
   };
   EXPECT_EQ(resume(way, 1, fail).code(), ExitCode::difference);
   EXPECT_THAT(outputs(), IsEmpty());
+}
+
+TEST_F(ResumedExports, LoseNoMoreThanAHundredthOrOneFileOfASmallOutput) {
+  Way way{.name = "a checkpoint", .source = "bf16", .options = {.resume = true}};
+  auto const whole = run(way, 2, {}, VerifyLevel::full, {});
+  fs::remove_all(path("out"));
+  ASSERT_EQ(run(way, 2, interrupt_after(whole.blocks), VerifyLevel::full, {}).code(), ExitCode::terminated);
+  EXPECT_EQ(resume(way, 2).resumed.value().segments, whole.files - 1) << "all but the file that was being read back";
 }
 
 TEST_F(ResumedExports, FindWhatIsWrittenWrongAtItsStage) {
