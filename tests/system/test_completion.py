@@ -32,7 +32,9 @@ def commands():
 
 def documented_options(command):
     lines = run_ok(command, "--help").stdout.splitlines()
-    return {name for line in lines if line.startswith("  -") for name in re.findall(r"--?[a-z][a-z0-9-]*", line.split()[0])}
+    return {
+        name for line in lines if line.startswith("  -") for name in re.findall(r"--?[a-z][a-z0-9-]*", line.split()[0])
+    }
 
 
 @pytest.fixture

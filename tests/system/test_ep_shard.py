@@ -186,8 +186,9 @@ def test_a_plan_of_one_rank_lists_the_rows_that_it_reads_for_its_group(tmp_path)
     read = {}
     for rank in range(MESH.ranks):
         planned = run_ok("plan", ckpt, "--rank", rank, *options).json
-        assert sum(end - begin for begin, end in (each["bytes"] for each in planned["reads"])) == (
-            planned["bytes"]["read"]
+        assert (
+            sum(end - begin for begin, end in (each["bytes"] for each in planned["reads"]))
+            == (planned["bytes"]["read"])
         )
         assert planned["bytes"]["read"] == of_all[rank]["bytes_read"]
         for each in planned["reads"]:

@@ -9,7 +9,7 @@ import socket
 import pytest
 
 import checkpoints
-from program import OnRank, Run, expect, run, run_ok
+from program import OnRank, Run, expect, run_ok
 
 JSON_LOG = ["--log-format", "json"]
 LEVELS = {"debug", "info", "warning", "error"}
@@ -70,7 +70,9 @@ def test_a_command_that_does_not_exist_is_told_in_that_form():
 
 
 def test_text_stays_text_whatever_else_says_json():
-    assert expect(2, "load", "--log-format", "text", env={"RANKSLICE_LOG_FORMAT": "json"}).stderr.startswith("rankslice: ")
+    assert expect(2, "load", "--log-format", "text", env={"RANKSLICE_LOG_FORMAT": "json"}).stderr.startswith(
+        "rankslice: "
+    )
 
 
 def test_an_error_of_all_ranks_names_the_phase(broken):

@@ -14,7 +14,7 @@ LABEL = re.compile(rf'({NAME})="((?:[^"\\\n]|\\["\\n])*)"')
 
 
 def parse(text):
-    """{name: {labels: value}} of the text exposition format, where every metric has HELP and TYPE before its samples."""
+    """{name: {labels: value}} of the text exposition format; every metric has HELP and TYPE before its samples."""
     assert text.endswith("\n")
     metrics, typed, helped = {}, {}, set()
     for line in text.splitlines():
@@ -130,7 +130,9 @@ def test_metrics_of_a_killed_run_say_when_it_last_got_on(tiny, tmp_path):
 @pytest.mark.parametrize("option", ["--metrics-file", "--trace"])
 def test_where_a_record_cannot_be_written_nothing_is_begun(option, mini, tmp_path):
     store = tmp_path / "s.h5"
-    result = expect(73, "load", mini, "--store", store, option, tmp_path / "no" / "such" / "file", ranks=2, says="no/such")
+    result = expect(
+        73, "load", mini, "--store", store, option, tmp_path / "no" / "such" / "file", ranks=2, says="no/such"
+    )
     assert not store.exists() and "load     " not in result.stderr
 
 

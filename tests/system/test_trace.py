@@ -90,9 +90,7 @@ def test_waiting_for_a_slow_rank_shows_on_the_others(mini, tmp_path, strace):
     slow = OnRank(tmp_path / "on_rank", strace={1: "-e trace=pread64 -e inject=pread64:delay_enter=20000"})
     run_ok("load", mini, "--trace", path, ranks=2, on_rank=slow)
     events, _, _ = read(path)
-    blocks = {
-        rank: next(event for event in events[rank] if event["name"] == "load blocks")["dur"] for rank in events
-    }
+    blocks = {rank: next(event for event in events[rank] if event["name"] == "load blocks")["dur"] for rank in events}
     assert blocks[1] > blocks[0]
 
 
