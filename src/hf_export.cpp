@@ -32,28 +32,18 @@ HfExport::HfExport(ExportPlan const& plan, ExportSubject subject, std::string co
       files_(target_storage(plan.target.files, model_, output_.path())),
       stages_(output_, plan.segments, *this, world, recording_of(options, recording)) {}
 
-void HfExport::write() {
-  stages_.find_recorded(create_files());
-  std::uint64_t bytes = 0;
-  on_every_rank(world_, [&] { bytes = bytes_to_move(); });
-  done_ = watch(options_.call, "to_hf", bytes, &world_);
-  stages_.take_over(options_.call);
-  stages_.write();
-}
+void HfExport::write() { stages_.run(create_files(), options_.call); }
 
 ExportReport HfExport::publish(std::uint64_t streamed) {
   auto const& hf = plan_.target.files.hf;
+  ExportReport report{.headers = hf.headers, .bytes_read = streamed, .files = hf.files.size()};
   on_every_rank(world_, [&] {
     if (world_.rank() == 0) add_other_files(hf, output_.path(), alive_);
+    report.bytes_read += originals_read();
+    report.bytes_written = bytes_written();
+    report.resumed = stages_.resumed();
   });
   output_.publish();
-  ExportReport report{.headers = hf.headers, .bytes_read = streamed + originals_read(), .files = hf.files.size()};
-  for (auto const& units : stages_.stages()) {
-    auto const slices = part_of(plan_, units, world_.rank()).slices;
-    report.bytes_written +=
-        stored_bytes(files_, model_, slices.computed).wanted + stored_bytes(files_, model_, slices.copied).wanted;
-  }
-  report.resumed = stages_.resumed();
   return report;
 }
 
@@ -83,22 +73,37 @@ UnitWriter::Tables HfExport::none() const {
   return tables;
 }
 
+void HfExport::expect(std::vector<PlannedSlice> const& to_read_back, std::vector<PlannedSlice> const& to_write) {
+  done_ = watch(options_.call, "to_hf", bytes_to_move(to_read_back, to_write), &world_);
+}
+
 UnitWriter::Tables HfExport::write(std::vector<PlannedSlice> const& units) {
-  auto const part = part_of(plan_, units, world_.rank());
-  auto const before = subject_.values.passes();
+  ExportPart part;
+  Tables before;
+  Digests copied;
+  on_every_rank(world_, [&] {
+    part = part_of(plan_, units, world_.rank());
+    before = subject_.values.passes();
+    copied = Digests(model_);
+  });
   auto written = part.gather ? write_gathered(*part.gather) : write_own(part.slices.computed);
-  on_every_rank(world_, [&] { check_read_back(model_, part.slices.computed, files_, written, done_); });
-  auto tables = subject_.values.passes();
-  for (std::size_t i = 0; i < passes_; ++i) tables[i] = without(before[i], std::move(tables[i]));
-  tables.push_back(std::move(written));
-  tables.push_back(plan_.originals ? write_copies(part.slices.copied) : Digests(model_));
+  if (plan_.originals) copied = write_copies(part.slices.copied);
+  Tables tables;
+  on_every_rank(world_, [&] {
+    check_read_back(model_, part.slices.computed, files_, written, done_);
+    tables = subject_.values.passes();
+    for (std::size_t i = 0; i < passes_; ++i) tables[i] = without(before[i], std::move(tables[i]));
+    tables.push_back(std::move(written));
+    tables.push_back(std::move(copied));
+  });
   return tables;
 }
 
 UnitWriter::Tables HfExport::read_back(std::vector<PlannedSlice> const& units) {
-  auto const slices = part_of(plan_, units, world_.rank()).slices;
-  Tables found(2, Digests(model_));
+  Tables found;
   on_every_rank(world_, [&] {
+    auto const slices = part_of(plan_, units, world_.rank()).slices;
+    found.assign(2, Digests(model_));
     found[0] = digest_slices(model_, slices.computed, files_, done_);
     found[1] = digest_copies(model_, slices.copied, files_, done_);
   });
@@ -126,19 +131,24 @@ void HfExport::require_equal(Tables const& tables, std::vector<PlannedSlice> con
 
 /// All but the tensors; says which are new.
 std::vector<bool> HfExport::create_files() {
-  std::vector<std::uint64_t> made(plan_.target.files.hf.files.size(), 0);
+  std::vector<std::uint64_t> made;
+  std::vector<bool> known;
   on_every_rank(world_, [&] {
+    made.resize(plan_.target.files.hf.files.size());
+    known.resize(made.size());
     if (world_.rank() == 0)
       std::ranges::copy(create_hf_files(plan_.target.files.hf, output_.path(), alive_), made.begin());
   });
   if (output_.taken_over()) world_.all_reduce(made, Reduce::sum);
-  return {made.begin(), made.end()};
+  known.assign(made.begin(), made.end());
+  return known;
 }
 
 /// Of all passes over tensors; of one that only sends, those that it sends.
-std::uint64_t HfExport::bytes_to_move() const {
-  auto const to_write = part_of(plan_, stages_.units_to_write(), world_.rank());
-  auto const there = part_of(plan_, stages_.units_taken_over(), world_.rank()).slices;
+std::uint64_t HfExport::bytes_to_move(std::vector<PlannedSlice> const& units_there,
+                                      std::vector<PlannedSlice> const& units_to_write) const {
+  auto const to_write = part_of(plan_, units_to_write, world_.rank());
+  auto const there = part_of(plan_, units_there, world_.rank()).slices;
   auto const copied = [&](ExportSlices const& slices) { return stored_bytes(files_, model_, slices.copied).wanted; };
   auto const again = stored_bytes(files_, model_, there.computed).read + copied(there);
   if (plan_.gather && world_.rank() != kWriter) {
@@ -146,6 +156,15 @@ std::uint64_t HfExport::bytes_to_move() const {
   }
   auto const written = stored_bytes(files_, model_, to_write.slices.computed);
   return written.wanted + written.read + 2 * copied(to_write.slices) + again;
+}
+
+std::uint64_t HfExport::bytes_written() const {
+  std::uint64_t bytes = 0;
+  for (auto const& units : stages_.stages()) {
+    auto const slices = part_of(plan_, units, world_.rank()).slices;
+    bytes += stored_bytes(files_, model_, slices.computed).wanted + stored_bytes(files_, model_, slices.copied).wanted;
+  }
+  return bytes;
 }
 
 Digests HfExport::write_own(std::vector<PlannedSlice> const& computed) {

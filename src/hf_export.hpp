@@ -51,6 +51,8 @@ class HfExport final : private UnitWriter {
  private:
   [[nodiscard]] std::vector<Model const*> models() const override;
   [[nodiscard]] Tables none() const override;
+  [[nodiscard]] std::size_t first_written() const override { return passes_; }
+  void expect(std::vector<PlannedSlice> const& to_read_back, std::vector<PlannedSlice> const& to_write) override;
   [[nodiscard]] Tables write(std::vector<PlannedSlice> const& units) override;
   [[nodiscard]] Tables read_back(std::vector<PlannedSlice> const& units) override;
   [[nodiscard]] int writers() const override { return plan_.gather ? 1 : world_.size(); }
@@ -58,7 +60,9 @@ class HfExport final : private UnitWriter {
   void require_equal(Tables const& tables, std::vector<PlannedSlice> const& units, Whose whose) const override;
 
   [[nodiscard]] std::vector<bool> create_files();
-  [[nodiscard]] std::uint64_t bytes_to_move() const;
+  [[nodiscard]] std::uint64_t bytes_to_move(std::vector<PlannedSlice> const& to_read_back,
+                                            std::vector<PlannedSlice> const& to_write) const;
+  [[nodiscard]] std::uint64_t bytes_written() const;
   [[nodiscard]] Digests write_own(std::vector<PlannedSlice> const& computed);
   [[nodiscard]] Digests write_gathered(GatherPlan const& gather);
   [[nodiscard]] Digests write_copies(std::vector<PlannedSlice> const& copied);

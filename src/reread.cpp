@@ -119,15 +119,16 @@ void read_again(Checkpoint const& source, std::vector<PlannedSlice> const& slice
   compare(source.model, read, second.digests, "read again", rank, report);
 }
 
-void read_again_after(Checkpoint const& source, std::vector<PlannedSlice> const& slices, Digests const& before,
-                      Communicator& world, CallOptions const& call, VerifyReport& report) {
+void read_again_after(Checkpoint const& source, ReadByRank const& slices_of, Digests const& before, Communicator& world,
+                      CallOptions const& call, VerifyReport& report) {
   SecondReading second;
-  on_every_rank(world, [&] { second = read_slices(source, slices, true, call, &world); });
+  on_every_rank(world, [&] { second = read_slices(source, slices_of(world.rank()), true, call, &world); });
   world.all_reduce(second.digests.source.values(), Reduce::sum);
   world.all_reduce(second.digests.stored.values(), Reduce::sum);
   auto const how = agree(second.how, world);
   report.reread->bytes += how.bytes;
   report.reread->past_page_cache = report.reread->past_page_cache && how.past_page_cache;
+  report.reread->another_rank = report.reread->another_host = false;  // who read it then is not known
   if (world.rank() == 0) compare(source.model, before, second.digests, "read again", -1, report);
 }
 

@@ -24,8 +24,9 @@ void read_again(Checkpoint const& source, std::vector<PlannedSlice> const& slice
                 CallOptions const& call, VerifyReport& report);
 
 /// Read once more what an earlier run has read, each rank the slices that are its part of that now; `before` is what
-/// all ranks together made of it then. Adds to what was read again already. Collective. @throws IoError, FormatError
-void read_again_after(Checkpoint const& source, std::vector<PlannedSlice> const& slices, Digests const& before,
-                      Communicator& world, CallOptions const& call, VerifyReport& report);
+/// all ranks together made of it then. Adds to what was read again already, of which the report then no longer says
+/// that other ranks did it: who reads again may be who read then. Collective. @throws IoError, FormatError
+void read_again_after(Checkpoint const& source, ReadByRank const& slices_of, Digests const& before, Communicator& world,
+                      CallOptions const& call, VerifyReport& report);
 
 }  // namespace rankslice

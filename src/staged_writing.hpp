@@ -35,9 +35,13 @@ class UnitWriter {
   [[nodiscard]] virtual std::vector<Model const*> models() const = 0;
   /// The tables of no units.
   [[nodiscard]] virtual Tables none() const = 0;
+  /// Which of the tables is the first of those of what is written.
+  [[nodiscard]] virtual std::size_t first_written() const = 0;
+  /// What will be read back and written. Local.
+  virtual void expect(std::vector<PlannedSlice> const& to_read_back, std::vector<PlannedSlice> const& to_write) = 0;
   /// Write units, every rank its part, and see that they read back so. The tables of this rank. Collective.
   [[nodiscard]] virtual Tables write(std::vector<PlannedSlice> const& units) = 0;
-  /// The last of the tables, those of what is written, of what stands there. Collective.
+  /// The tables of what is written, of what stands there. Collective.
   [[nodiscard]] virtual Tables read_back(std::vector<PlannedSlice> const& units) = 0;
   /// How many ranks write to the output.
   [[nodiscard]] virtual int writers() const = 0;
@@ -55,16 +59,12 @@ class StagedWriting {
   StagedWriting(SharedOutput& output, std::vector<Segment> segments, UnitWriter& writer, Communicator& world,
                 std::optional<Recording> recording);
 
-  /// Which of the recorded segments are there, so that only the others are written, if `files_made` says which files of
-  /// the output are new.
-  void find_recorded(std::vector<bool> const& files_made);
-  /// Read these back. What is not as it was recorded is written again, with a warning to `call`.
-  void take_over(CallOptions const& call);
-  /// Write all others. @throws VerifyError, at the stage that has the units
-  void write();
+  /// Take over the segments that are recorded and stand there, and write all others; `files_made` says which files of
+  /// the output are new. What is not as it was recorded is written again, with a warning to `call`. The results below
+  /// are of this. @throws VerifyError, at the stage that has the units
+  void run(std::vector<bool> const& files_made, CallOptions const& call);
 
   [[nodiscard]] std::vector<PlannedSlice> units_taken_over() const { return units_of(segments_, taken_over_); }
-  [[nodiscard]] std::vector<PlannedSlice> units_to_write() const { return units_of(segments_, to_write()); }
   /// The units of each stage of this run.
   [[nodiscard]] std::vector<std::vector<PlannedSlice>> const& stages() const { return stages_; }
   /// Sums over all ranks of the tables of what was taken over.
@@ -75,13 +75,17 @@ class StagedWriting {
   [[nodiscard]] std::optional<Resumed> resumed() const;
 
  private:
+  void find_recorded(std::vector<bool> const& files_made);
+  void take_over(CallOptions const& call);
+  void write();
   [[nodiscard]] std::vector<std::size_t> to_write() const;
   [[nodiscard]] std::uint64_t stage_bytes() const;
   void add_recorded();
   [[nodiscard]] std::vector<std::size_t> damaged(UnitWriter::Tables const& found) const;
   void forget(std::vector<std::size_t> const& lost, CallOptions const& call);
-  void write_stage(std::vector<std::size_t> const& numbers);
-  void record(std::vector<std::size_t> const& numbers, UnitWriter::Tables const& tables);
+  void write_stage(std::vector<std::size_t> const& numbers, std::vector<PlannedSlice> const& units);
+  [[nodiscard]] std::vector<SegmentRecord> records_of(std::vector<std::size_t> const& numbers,
+                                                      UnitWriter::Tables const& tables) const;
   void sum_over_ranks(UnitWriter::Tables& tables);
 
   SharedOutput& output_;

@@ -78,6 +78,7 @@ StoreContents describe(Checkpoint const& source, Digests const& digests) {
 
 struct StoreTarget {
   Storage storage;
+  std::vector<Segment> segments;
   bool is_new = true;  ///< Nothing of it has been written yet.
 };
 
@@ -95,25 +96,10 @@ StoreLayout find_or_create(SharedOutput const& output, StoreContents const& cont
   return create_store(output.path(), contents);
 }
 
-/// The metadata on rank 0; every rank learns where the tensors go. Collective.
-StoreTarget make_target(Checkpoint const& source, Digests const& digests, SharedOutput const& output,
-                        Communicator& world) {
-  auto const& parameters = source.model.parameters;
-  std::vector<std::uint64_t> places(parameters.size() + 2);  // offsets, then the file's size, and whether it is new
-  on_every_rank(world, [&] {
-    if (world.rank() != 0) return;
-    bool is_new = true;
-    auto const layout = find_or_create(output, describe(source, digests), is_new);
-    std::ranges::copy(layout.offsets, places.begin());
-    places[parameters.size()] = layout.file_size;
-    places.back() = is_new ? 1 : 0;
-  });
-  auto const from_rank_0 = std::as_bytes(std::span(places));
-  std::vector<std::byte> shared(from_rank_0.begin(), from_rank_0.end());
-  broadcast_vector(world, shared, 0);
-  std::memcpy(places.data(), shared.data(), shared.size());
-  Storage storage{
-      .form = Form::native, .files = {{output.path(), output.path(), places[parameters.size()]}}, .pieces = {}};
+/// `places`: of each parameter the offset, then the size of the file.
+Storage storage_at(std::vector<std::uint64_t> const& places, Model const& model, std::string const& path) {
+  auto const& parameters = model.parameters;
+  Storage storage{.form = Form::native, .files = {{path, path, places[parameters.size()]}}, .pieces = {}};
   for (std::uint32_t i = 0; i < parameters.size(); ++i) {
     auto const bytes = byte_size(parameters[i].dtype, parameters[i].shape);
     storage.pieces.push_back({.parameter = i,
@@ -121,7 +107,35 @@ StoreTarget make_target(Checkpoint const& source, Digests const& digests, Shared
                               .slice = parameters[i].whole(),
                               .extent = {.file = 0, .bytes = {places[i], places[i] + bytes}}});
   }
-  return {.storage = std::move(storage), .is_new = places.back() != 0};
+  return storage;
+}
+
+/// The metadata on rank 0; every rank learns where the tensors go. Collective.
+StoreTarget make_target(Checkpoint const& source, Digests const& digests, SharedOutput const& output,
+                        Communicator& world, Recording const& recording) {
+  auto const& parameters = source.model.parameters;
+  std::vector<std::uint64_t> places;  // offsets, then the file's size, and whether it is new
+  std::vector<std::byte> shared;
+  on_every_rank(world, [&] {
+    places.resize(parameters.size() + 2);
+    shared.resize(places.size() * sizeof(std::uint64_t));
+    if (world.rank() != 0) return;
+    bool is_new = true;
+    auto const layout = find_or_create(output, describe(source, digests), is_new);
+    std::ranges::copy(layout.offsets, places.begin());
+    places[parameters.size()] = layout.file_size;
+    places.back() = is_new ? 1 : 0;
+    std::memcpy(shared.data(), places.data(), shared.size());
+  });
+  broadcast_vector(world, shared, 0);
+  StoreTarget target;
+  on_every_rank(world, [&] {
+    std::memcpy(places.data(), shared.data(), shared.size());
+    target.storage = storage_at(places, source.model, output.path());
+    target.segments = divide_into_segments(source.model, target.storage, recording.store_bytes);
+    target.is_new = places.back() != 0;
+  });
+  return target;
 }
 
 /// Seal the store, and see that it says what it should. On rank 0.
@@ -160,33 +174,33 @@ class StoreWriter final : public UnitWriter {
         world_(world),
         call_(call) {}
 
-  /// How much that will be. Collective.
-  void expect(std::vector<PlannedSlice> const& to_read_back, std::vector<PlannedSlice> const& to_write) {
-    on_every_rank(world_, [&] {
-      auto const bytes = [&](std::vector<PlannedSlice> const& units) {
-        return plan_bytes(model_, plan_of(units), Form::native);
-      };
-      done_ = watch(call_, "store", bytes(to_read_back) + 2 * bytes(to_write), &world_);
-    });
-  }
-
   [[nodiscard]] std::vector<Model const*> models() const override { return {&model_}; }
   [[nodiscard]] Tables none() const override {
     Digests written(model_);
     written.without_codes = true;
     return {written};
   }
+  [[nodiscard]] std::size_t first_written() const override { return 0; }
+  void expect(std::vector<PlannedSlice> const& to_read_back, std::vector<PlannedSlice> const& to_write) override {
+    auto const bytes = [&](std::vector<PlannedSlice> const& units) {
+      return plan_bytes(model_, plan_of(units), Form::native);
+    };
+    done_ = watch(call_, "store", bytes(to_read_back) + 2 * bytes(to_write), &world_);
+  }
   [[nodiscard]] Tables write(std::vector<PlannedSlice> const& units) override {
-    auto const plan = plan_of(units);
-    Digests written;
-    on_every_rank(world_, [&] { written = write_slices(model_, plan, held_, target_, done_); });
-    on_every_rank(world_, [&] { check_read_back(model_, plan, target_, written, done_); });
-    return {std::move(written)};
+    std::vector<PlannedSlice> plan;
+    Tables written;
+    on_every_rank(world_, [&] {
+      plan = plan_of(units);
+      written.push_back(write_slices(model_, plan, held_, target_, done_));
+    });
+    on_every_rank(world_, [&] { check_read_back(model_, plan, target_, written.front(), done_); });
+    return written;
   }
   [[nodiscard]] Tables read_back(std::vector<PlannedSlice> const& units) override {
-    Digests found;
-    on_every_rank(world_, [&] { found = digest_slices(model_, plan_of(units), target_, done_); });
-    return {std::move(found)};
+    Tables found;
+    on_every_rank(world_, [&] { found.push_back(digest_slices(model_, plan_of(units), target_, done_)); });
+    return found;
   }
   [[nodiscard]] int writers() const override { return world_.size(); }
   [[nodiscard]] bool compares_sums() const override { return true; }
@@ -214,23 +228,21 @@ class StoreWriter final : public UnitWriter {
 SaveReport fill_store(StoreSubject const& subject, NativeSource& held, SharedOutput& output, Communicator& world,
                       SaveOptions const& options, Recording const& recording) {
   auto const& source = *subject.state.source;
-  auto const target = make_target(source, subject.expected, output, world);
+  auto target = make_target(source, subject.expected, output, world, recording);
   StoreWriter writer(subject, held, target.storage, world, options.call);
-  StagedWriting stages(output, divide_into_segments(source.model, target.storage, recording.store_bytes), writer, world,
+  StagedWriting stages(output, std::move(target.segments), writer, world,
                        options.resume ? std::optional(recording) : std::nullopt);
-  stages.find_recorded({target.is_new});
-  writer.expect(stages.units_taken_over(), stages.units_to_write());
-  stages.take_over(options.call);
-  stages.write();
+  stages.run({target.is_new}, options.call);
+  SaveReport report;
   on_every_rank(world, [&] {
     require_equal(source.model, NamedDigests{"held", subject.expected}, NamedDigests{"written", stages.sums().front()});
     if (world.rank() == 0) complete(output.path(), source, subject.expected);
+    report.resumed = stages.resumed();
+    for (auto const& units : stages.stages()) {
+      report.bytes_written += plan_bytes(source.model, writer.plan_of(units), Form::native);
+    }
   });
   output.publish();
-  SaveReport report{.bytes_written = 0, .resumed = stages.resumed()};
-  for (auto const& units : stages.stages()) {
-    report.bytes_written += plan_bytes(source.model, writer.plan_of(units), Form::native);
-  }
   return report;
 }
 

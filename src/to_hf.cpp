@@ -32,10 +32,11 @@ Digests compare_with_originals(ExportPlan const& plan, NativeSource& held, std::
                                CallOptions const& call, Communicator& world) {
   Digests originals;
   auto const& model = plan.target.model;
-  auto const slices = compared_slices(plan, world.rank());
-  auto const bytes = plan_bytes(model, slices, Form::native);
-  auto const done = watch(call, "verify", bytes, &world);
-  on_every_rank(world, [&] { originals = require_unchanged(model, slices, held, *plan.originals, done); });
+  on_every_rank(world, [&] {
+    auto const slices = compared_slices(plan, world.rank());
+    auto const done = watch(call, "verify", plan_bytes(model, slices, Form::native), &world);
+    originals = require_unchanged(model, slices, held, *plan.originals, done);
+  });
   world.all_reduce(originals.source.values(), Reduce::sum);
   if (!loaded || loaded->without_codes) return originals;
   on_every_rank(world, [&] {
@@ -74,13 +75,15 @@ std::vector<bool> tensors_streamed(Source const& source) {
 }
 
 /// What all ranks streamed, those of an earlier run among them, is what is recorded. Collective. @throws VerifyError
-void require_recorded(Source const& source, Digests read, HfExport const& output) {
+void require_recorded(Source const& source, Digests const& streamed, HfExport const& output) {
   auto const& [checkpoint, plan, world, call] = source;
-  auto const recorded = without_left_out(tensors_streamed(source), *checkpoint.digests);
+  Digests read;
+  on_every_rank(world, [&] { read = streamed; });
   world.all_reduce(read.source.values(), Reduce::sum);
   world.all_reduce(read.stored.values(), Reduce::sum);
-  add_digests(output.read_before(), read);
   on_every_rank(world, [&] {
+    auto const recorded = without_left_out(tensors_streamed(source), *checkpoint.digests);
+    add_digests(output.read_before(), read);
     rankslice::require_equal(checkpoint.model, NamedDigests{checkpoint.digests_from, recorded},
                              NamedDigests{"read", read});
   });
@@ -93,8 +96,10 @@ Reread reread_streamed(Source const& source, Digests const& read, HfExport const
   VerifyReport report;
   read_again(
       checkpoint, [&](int rank) { return source.streamed_by(output, rank); }, read, world, call, report);
-  auto const before = output.taken_before(world.rank());
-  if (output.took_over()) read_again_after(checkpoint, before, output.read_before(), world, call, report);
+  if (output.took_over()) {
+    auto const before = [&](int rank) { return output.taken_before(rank); };
+    read_again_after(checkpoint, before, output.read_before(), world, call, report);
+  }
   share_mismatches(report, world);
   on_every_rank(world, [&] { report.throw_if_bad(); });
   return report.reread.value();
@@ -156,8 +161,12 @@ ExportReport export_checkpoint(Checkpoint const& checkpoint, std::string const& 
     if (digests(verify) && checkpoint.digests) require_recorded(source, streamed.read(), output);
     std::optional<Reread> reread;
     if (verify == VerifyLevel::reread) reread = reread_streamed(source, streamed.read(), output);
-    auto const streamed_here = source.streamed_by(output, world.rank());
-    report = output.publish(stored_bytes(checkpoint.storage, checkpoint.model, streamed_here).read);
+    std::uint64_t bytes_streamed = 0;
+    on_every_rank(world, [&] {
+      auto const streamed_here = source.streamed_by(output, world.rank());
+      bytes_streamed = stored_bytes(checkpoint.storage, checkpoint.model, streamed_here).read;
+    });
+    report = output.publish(bytes_streamed);
     report.reread = reread;
   });
   return report;

@@ -1,8 +1,12 @@
 #include "unit_sums.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <functional>
 #include <optional>
+
+#include "rankslice/error.hpp"
 
 namespace rankslice {
 
@@ -13,7 +17,11 @@ Range entries_of(HfTensor const& tensor, Parameter const& parameter, Slice const
   if (!parameter.stacked_experts) return {0, entries};
   auto const experts = intersection(tensor.experts, unit.part);
   if (experts.empty()) return {0, 0};
-  if (tensor.experts.size() != entries) return {0, entries};
+  if (tensor.experts.size() != entries) {
+    throw PlanError(
+        fmt::format("{}: {} experts have {} digests, expected one of each", tensor.key, tensor.experts.size(), entries),
+        tensor.key);
+  }
   return {experts.begin - tensor.experts.begin, experts.end - tensor.experts.begin};
 }
 

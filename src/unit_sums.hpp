@@ -9,7 +9,8 @@
 
 #include "plan/plan.hpp"
 
-// Digests of some units of a model (`plan/segments.hpp`) among those of all. Pure.
+// Digests of some units of a model (`plan/segments.hpp`) among those of all. Pure. They throw PlanError for a tensor of
+// several experts that has not one digest of each: theirs could not be told apart.
 namespace rankslice {
 
 /// The numbers that a model's digests have for some units, in an order that depends on nothing else.

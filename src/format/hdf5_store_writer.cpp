@@ -175,6 +175,13 @@ void check_side_files(HfLayout const& copied, HfLayout const& from) {
   }
 }
 
+/// HDF5 never does.
+void sync_store(std::string const& path) {
+  auto disk = FileWriter::open(path);
+  disk.sync();
+  disk.close();
+}
+
 }  // namespace
 
 StoreLayout create_store(std::string const& path, StoreContents const& contents) {
@@ -208,7 +215,7 @@ std::optional<StoreLayout> find_store(std::string const& path, StoreContents con
 
 void complete_store(std::string const& path) {
   auto const value = seal(StoreFile(path).contents());
-  if (StoreFile(path).seal() == value) return;
+  if (StoreFile(path).seal() == value) return sync_store(path);  // whoever sealed it may have died before it did so
   QuietErrors const quiet;
   Subject const root{path, "/", {}, Access::writing};
   auto file = open_file(root);
@@ -220,9 +227,7 @@ void complete_store(std::string const& path) {
     throw;
   }
   close(file, "H5Fclose", root);
-  auto disk = FileWriter::open(path);
-  disk.sync();  // HDF5 never does
-  disk.close();
+  sync_store(path);
 }
 
 }  // namespace rankslice

@@ -216,6 +216,15 @@ TEST_F(Hdf5Store, ThatCannotBeSyncedIsAnError) {
   }
 }
 
+/// Who marked it may have died before that was on the disk.
+TEST_F(Hdf5Store, IsSyncedEvenIfItIsMarkedCompleteAlready) {
+  (void)create_store(path_, example_contents(folder_));
+  complete_store(path_);
+  auto const outcome = outcome_with_failing(SYS_fsync, EIO, [&] { complete_store(path_); });
+  if (!outcome) GTEST_SKIP() << "skipped: system calls cannot be made to fail here";
+  EXPECT_EQ(*outcome, "74 " + path_ + ": fsync failed: Input/output error");
+}
+
 TEST_F(Hdf5Store, IsNotMarkedCompleteWhenTheDiskRefusesTheMark) {
   (void)create_store(path_, example_contents(folder_));
   auto const outcome = outcome_with_failing(SYS_pwrite64, ENOSPC, [&] { complete_store(path_); });

@@ -261,6 +261,15 @@ TEST_F(AllWritten, APartWithAChangedBitIsWrittenAgain) {
   EXPECT_TRUE(files_in(path("out")) == expected_);
 }
 
+TEST_F(AllWritten, AFileWhoseBlocksThePowerCutLeftAsZerosIsWrittenAgain) {
+  auto const size = fs::file_size(first_file());
+  std::uint64_t header = 0;
+  std::memcpy(&header, file_bytes(first_file()).data(), sizeof header);
+  fs::resize_file(first_file(), sizeof header + header);
+  fs::resize_file(first_file(), size);
+  expect_written_again(1);
+}
+
 TEST_F(AllWritten, AFileWithAnotherHeaderIsMadeAnew) {
   flip_byte(first_file(), 12);
   expect_written_again(1);
@@ -320,6 +329,8 @@ TEST_F(AllWritten, RereadingCoversWhatIsTakenOver) {
   ASSERT_EQ(rest.code(), ExitCode::done);
   EXPECT_LT(rest.read, whole.read);
   EXPECT_EQ(rest.reread.value().bytes, whole.reread.value().bytes);
+  EXPECT_TRUE(whole.reread.value().another_rank);
+  EXPECT_FALSE(rest.reread.value().another_rank) << "who read it before is not known";
   EXPECT_TRUE(files_in(path("out")) == expected_);
 }
 

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "rankslice/error.hpp"
+
 #include "support/hand_model.hpp"
 
 namespace rankslice {
@@ -72,6 +74,13 @@ TEST(UnitSums, OfSomeUnitsLeaveTheOthersOut) {
   add_digests(some, rest);
   EXPECT_TRUE(std::ranges::equal(rest.source.values(), example.digests.source.values()));
   EXPECT_THAT(without(rest, rest).source.values(), Each(0));
+}
+
+TEST(UnitSums, OfExpertsThatShareADigestCannotBeToldApart) {
+  Example example;
+  auto const down = example.model.parameters[2].tensors.front();
+  example.model.tensors[down].experts = {0, 2};
+  EXPECT_THROW((void)count_sums(example.model, {experts(example.model, 2, {0, 1})}), PlanError);
 }
 
 }  // namespace
