@@ -5,6 +5,9 @@ import time
 
 import pytest
 
+import rankslice
+from rankslice import _stores
+
 
 @pytest.mark.parametrize("interrupted", [0, 2], ids=["at work", "waiting"])
 def test_one_rank_is_interrupted_and_all_end_together_with_their_group_whole(start_ranks, interrupted):
@@ -39,3 +42,24 @@ def test_a_rank_that_works_alone_raises_keyboard_interrupt(start_ranks, tiny):
     job.send(0, signal.SIGINT)
     (rank,) = job.end(timeout=60)
     assert rank.code == 0 and rank.result == {"type": "KeyboardInterrupt", "message": ""}
+
+
+@pytest.mark.parametrize("function", ["to_hf", "save_store"])
+def test_what_a_rank_that_was_asked_to_exit_leaves_is_taken_over(function, run_ranks, tiny, tmp_path):
+    if function == "save_store" and not _stores.library():
+        pytest.skip("this package was built without HDF5")
+    reports = run_ranks("stopped_export.py", 2, tiny, tmp_path / "out", function)
+    waiting, asked = (report["stopped"] for report in reports)
+    assert asked == {"type": "SystemExit", "message": "143", "code": 143}
+    assert (waiting["type"], waiting["code"], waiting["rank"]) == ("Interrupted", 130, 1)
+    assert not any(report["left"] for report in reports)
+    resumed = reports[0]["finished"]["resumed"]
+    assert resumed is not None and reports[1]["finished"]["resumed"] == resumed
+    assert 0 <= resumed["segments"] <= resumed["of"]
+    written = sum(report["finished"]["bytes_written"] for report in reports)
+    assert resumed["bytes"] + written == rankslice.inspect(tiny)["bytes"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_call_that_finds_nothing_to_go_on_with_says_so(tiny, tmp_path):
+    assert rankslice.to_hf(rankslice.load(tiny), tmp_path / "out", resume=True).resumed is None

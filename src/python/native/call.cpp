@@ -68,7 +68,7 @@ void Call::with_gil(std::function<void()> const& step) {
 std::exception_ptr Call::keep(nb::python_error const& error) {
   if (auto const ours = error_of(error)) return ours;
   if (!raised_) raised_.emplace(error);
-  if (!error.matches(PyExc_KeyboardInterrupt)) return std::make_exception_ptr(UnexpectedError(described(error)));
+  if (error.matches(PyExc_Exception)) return std::make_exception_ptr(UnexpectedError(described(error)));
   if (auto const others = others_.lock()) others->stop();
   return std::make_exception_ptr(Interrupted());
 }

@@ -50,8 +50,8 @@ class Call {
   void with_gil(std::function<void()> const& step);
 
   /// Keeps what Python raised, for `run`, unless it is an error of ours, which becomes the same on all ranks.
-  /// KeyboardInterrupt stops the others too. Needs the GIL.
-  /// @returns what they are told: `Interrupted` for KeyboardInterrupt, else UnexpectedError
+  /// What is no Exception, as KeyboardInterrupt and SystemExit, stops the others too. Needs the GIL.
+  /// @returns what they are told: `Interrupted` for those, else UnexpectedError
   std::exception_ptr keep(nb::python_error const& error);
 
   /// Who else is in this call.

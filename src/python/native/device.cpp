@@ -74,7 +74,7 @@ auto TorchDevice::in_python(Step const& step) const {
     return step(*memory_);
   } catch (nb::python_error const& error) {
     auto* const call = Call::current();
-    if (error.matches(PyExc_KeyboardInterrupt)) {
+    if (!error.matches(PyExc_Exception)) {
       if (call != nullptr) std::rethrow_exception(call->keep(error));
       throw Interrupted();
     }

@@ -30,7 +30,7 @@ class TorchDevice final : public Device {
   void finish() override;
 
  private:
-  /// `step` with the GIL. @throws DeviceError for what Python raises, Interrupted for KeyboardInterrupt
+  /// `step` with the GIL. @throws DeviceError for what Python raises, Interrupted for what is no Exception
   template <typename Step>
   auto in_python(Step const& step) const;
   [[nodiscard]] std::uint64_t place_of(std::byte const* staged) const;

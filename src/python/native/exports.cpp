@@ -1,3 +1,4 @@
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
@@ -39,11 +40,16 @@ void save(StateDict const& state, std::string const& out_dir, World const& world
 }  // namespace
 
 void bind_exports(nb::module_& module) {
+  nb::class_<Resumed>(module, "Resumed")
+      .def_ro("segments", &Resumed::segments)
+      .def_ro("of", &Resumed::of)
+      .def_ro("bytes", &Resumed::bytes);
   nb::class_<ExportReport>(module, "ExportReport")
       .def_prop_ro("headers", [](ExportReport const& report) { return std::string(name(report.headers)); })
       .def_ro("bytes_read", &ExportReport::bytes_read)
       .def_ro("bytes_written", &ExportReport::bytes_written)
-      .def_ro("files", &ExportReport::files);
+      .def_ro("files", &ExportReport::files)
+      .def_ro("resumed", &ExportReport::resumed);
   module.def("to_hf", &export_state, nb::arg("state"), nb::arg("out_dir"), nb::arg("world"), nb::arg("overwrite"),
              nb::arg("include"), nb::arg("exclude"), nb::arg("export_layout"), nb::arg("originals").none(),
              nb::arg("gdn_dtype"), nb::arg("max_file_bytes"), nb::arg("gather"), nb::arg("resume"),

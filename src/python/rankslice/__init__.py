@@ -22,12 +22,12 @@ from rankslice.errors import (
 )
 
 if TYPE_CHECKING:
-    from rankslice._exporting import ExportReport, save_shards, to_hf
+    from rankslice._exporting import ExportReport, Resumed, save_shards, to_hf
     from rankslice._filling import Filled, load_into
     from rankslice._gathering import Gathering, gather
     from rankslice._loading import load
     from rankslice._state import StateDict
-    from rankslice._stores import save_store
+    from rankslice._stores import SaveReport, save_store
     from rankslice._verifying import Mismatch, Reread, VerifyReport, verify
 
 __all__ = [
@@ -46,6 +46,8 @@ __all__ = [
     "Mismatch",
     "PlanError",
     "Reread",
+    "Resumed",
+    "SaveReport",
     "StateDict",
     "UnexpectedError",
     "UsageError",
@@ -69,6 +71,8 @@ _WITH_TORCH = {
     "Gathering": "_gathering",
     "Mismatch": "_verifying",
     "Reread": "_verifying",
+    "Resumed": "_exporting",
+    "SaveReport": "_stores",
     "StateDict": "_state",
     "VerifyReport": "_verifying",
     "gather": "_gathering",

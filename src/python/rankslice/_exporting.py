@@ -17,6 +17,26 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """What was taken over from a call that did not come to its end.
+
+    Attributes:
+        segments: files, of a store pieces, that were whole, and were read back again.
+        of: all of them.
+        bytes: tensor bytes of those that were taken over.
+    """
+
+    segments: int
+    of: int
+    bytes: int
+
+
+def resumed(report: _native.ExportReport | _native.SaveReport) -> Resumed | None:
+    found = report.resumed
+    return None if found is None else Resumed(found.segments, found.of, found.bytes)
+
+
 Headers = Literal["source", "selection", "converted", "state"]
 
 
@@ -30,12 +50,14 @@ class ExportReport:
         bytes_read: by this rank, of the originals that were copied.
         bytes_written: tensor bytes that this rank wrote.
         files: of tensors, in all.
+        resumed: what ``resume`` found and took over; None where that was nothing.
     """
 
     headers: Headers
     bytes_read: int
     bytes_written: int
     files: int
+    resumed: Resumed | None = None
 
 
 def to_hf(
@@ -123,7 +145,8 @@ def to_hf(
             taken.state, out, world, overwrite, include or "", exclude or "", export_layout, copied,
             gdn_dtype, max_file_bytes, gather, resume, report,
         )  # fmt: skip
-    return ExportReport(cast("Headers", wrote.headers), wrote.bytes_read, wrote.bytes_written, wrote.files)
+    headers = cast("Headers", wrote.headers)
+    return ExportReport(headers, wrote.bytes_read, wrote.bytes_written, wrote.files, resumed(wrote))
 
 
 def save_shards(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from rankslice._checkpoint import Source
+    from rankslice._exporting import Resumed
     from rankslice._progress import Progress
     from rankslice._taking import State
 
@@ -54,6 +56,19 @@ def library_for(path: str) -> _native.StoreLibrary | None:
     return hdf5
 
 
+@dataclass(frozen=True)
+class SaveReport:
+    """What was written.
+
+    Attributes:
+        bytes_written: tensor bytes that this rank wrote.
+        resumed: what ``resume`` found and took over; None where that was nothing.
+    """
+
+    bytes_written: int
+    resumed: Resumed | None = None
+
+
 def save_store(
     state: State,
     path: str | os.PathLike,
@@ -64,7 +79,7 @@ def save_store(
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress = None,
-) -> None:
+) -> SaveReport:
     """Writes a native store: one HDF5 file with all tensors in the native form, which all ranks write in parallel, and
     with all that ``to_hf`` needs to give the source back byte for byte. ``open``, ``load`` and the program take it.
 
@@ -76,6 +91,7 @@ def save_store(
         VerifyError: copies differ, or what was written reads back differently.
         IoError: ``path`` exists, or cannot be written.
     """
+    from rankslice._exporting import resumed
     from rankslice._progress import reporting
     from rankslice._taking import take
 
@@ -85,4 +101,5 @@ def save_store(
     taken = take(state, source, mesh=mesh, process_group=process_group)
     world = taken.world or _native.make_solo_communicator()
     with reporting(progress, taken.world, taken.is_first) as report:
-        _native.save_store(hdf5, taken.state, os.fspath(path), world, overwrite, resume, report)
+        wrote = _native.save_store(hdf5, taken.state, os.fspath(path), world, overwrite, resume, report)
+    return SaveReport(wrote.bytes_written, resumed(wrote))

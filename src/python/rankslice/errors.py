@@ -115,7 +115,8 @@ class VerifyError(Error):
 
 
 class Interrupted(Error):
-    """Another rank was interrupted, and so the call ended here too. That rank itself raises KeyboardInterrupt."""
+    """Another rank was interrupted, and so the call ended here too. That rank itself raises KeyboardInterrupt,
+    or SystemExit, or what else its signal handler raised."""
 
     code = 130
 
