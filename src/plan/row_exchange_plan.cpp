@@ -13,8 +13,6 @@ namespace rankslice {
 
 namespace {
 
-constexpr auto kBlockBytes = 8_MiB;  // of a whole group, in the native form: what bounds the memory of the exchange
-
 /// A band of balanced parts of some rows.
 Range band_of_rows(Range rows, std::size_t place, std::size_t places) {
   auto const part = balanced_part(rows.size(), places, place);
@@ -22,9 +20,9 @@ Range band_of_rows(Range rows, std::size_t place, std::size_t places) {
 }
 
 /// The rows of a stored matrix in blocks.
-std::vector<Range> blocks_of_rows(Parameter const& parameter, std::uint64_t rows) {
+std::vector<Range> blocks_of_rows(Parameter const& parameter, std::uint64_t rows, std::uint64_t block_bytes) {
   auto const row_bytes = parameter.row_count() * parameter.unit_bytes(Form::native);
-  auto const most = std::max<std::uint64_t>(1, kBlockBytes / row_bytes);
+  auto const most = std::max<std::uint64_t>(1, block_bytes / row_bytes);
   auto const count = (rows + most - 1) / most;
   std::vector<Range> blocks;
   for (std::uint64_t i = 0; i < count; ++i) blocks.push_back(balanced_part(rows, count, i));
@@ -34,10 +32,11 @@ std::vector<Range> blocks_of_rows(Parameter const& parameter, std::uint64_t rows
 /// How many rows an HF tensor has of each expert.
 std::uint64_t stored_rows(HfTensor const& tensor) { return tensor.columns.size(); }
 
-void append_blocks(RowExchangePlan& plan, Storage const& storage, Model const& model, PlannedSlice const& wanted) {
+void append_blocks(RowExchangePlan& plan, Storage const& storage, Model const& model, PlannedSlice const& wanted,
+                   std::uint64_t block_bytes) {
   auto const& parameter = model.parameters[wanted.parameter];
   for (auto const& [piece, slice] : locate(storage, model, wanted)) {
-    auto const blocks = blocks_of_rows(parameter, stored_rows(model.tensors[piece->tensor]));
+    auto const blocks = blocks_of_rows(parameter, stored_rows(model.tensors[piece->tensor]), block_bytes);
     for (auto expert = slice.part.begin; expert < slice.part.end; ++expert) {
       for (auto const& rows : blocks) plan.blocks.push_back({.piece = piece, .expert = expert, .rows = rows});
     }
@@ -99,7 +98,7 @@ RowTraffic traffic_of_expert(Model const& model, Parameter const& parameter, std
   for (auto const index : parameter.tensors) {
     auto const& tensor = model.tensors[index];
     if (tensor.experts.begin != 0) continue;
-    for (auto const& rows : blocks_of_rows(parameter, stored_rows(tensor))) {
+    for (auto const& rows : blocks_of_rows(parameter, stored_rows(tensor), kRowBlockBytes)) {
       add_block(traffic, model, tensor, rows, place, places);
     }
   }
@@ -116,7 +115,7 @@ bool exchanges_rows(Parameter const& parameter, Form storage_form, Mesh const& m
 }
 
 RowExchangePlan plan_row_exchange(Storage const& storage, Model const& model, Holdings const& holdings, int rank,
-                                  std::uint64_t batch_bytes) {
+                                  std::uint64_t batch_bytes, std::uint64_t block_bytes) {
   auto const& mesh = holdings.mesh;
   auto at = mesh.coordinate(rank);
   RowExchangePlan plan{.place = static_cast<std::size_t>(at.ep_shard)};
@@ -135,7 +134,7 @@ RowExchangePlan plan_row_exchange(Storage const& storage, Model const& model, Ho
     }
     bytes += size;
     auto const experts = held_slice(parameter, mesh, at).part;
-    append_blocks(plan, storage, model, {i, {.part = experts, .rows = {0, parameter.row_count()}}});
+    append_blocks(plan, storage, model, {i, {.part = experts, .rows = {0, parameter.row_count()}}}, block_bytes);
     plan.batches.back().end = plan.blocks.size();
   }
   for (auto const& batch : plan.batches) {

@@ -16,6 +16,8 @@ namespace rankslice {
 /// rows whole, and so would every other rank of its `ep_shard` group: S times the same bytes. Instead each of them
 /// reads a band of the stored rows whole, 1/S of them, and hands every rank of the group its columns of that band.
 
+inline constexpr auto kRowBlockBytes = 8_MiB;
+
 /// Some stored rows of one expert in an HF tensor, which the ranks of a group read together and exchange at once.
 struct RowBlock {
   StoredPiece const* piece = nullptr;  ///< In the storage, which outlives the block.
@@ -37,9 +39,11 @@ struct RowExchangePlan {
 [[nodiscard]] bool exchanges_rows(Parameter const& parameter, Form storage_form, Mesh const& mesh);
 
 /// What `rank` exchanges of all parameters that are held as the mesh says, in the order of the files.
-/// @throws PlanError as above, and as `locate`.
+/// A block has up to so many bytes of a whole group in the native form, which bounds the memory of the exchange, and at
+/// least one stored row. @throws PlanError as above, and as `locate`.
 [[nodiscard]] RowExchangePlan plan_row_exchange(Storage const& storage, Model const& model, Holdings const& holdings,
-                                                int rank, std::uint64_t batch_bytes = 1_GiB);
+                                                int rank, std::uint64_t batch_bytes = 1_GiB,
+                                                std::uint64_t block_bytes = kRowBlockBytes);
 
 /// The stored rows of a block that a place of the group reads; may be empty.
 [[nodiscard]] Range band_of(RowBlock const& block, std::size_t place, std::size_t places);

@@ -62,6 +62,7 @@ std::vector<Case> cases() {
 std::vector<Mesh> const kMeshes{{1, 2, 1}, {1, 2, 2}, {2, 2, 1}, {1, 4, 1}, {1, 4, 2}, {2, 2, 2}, {1, 2, 4}, {1, 8, 1}};
 
 constexpr std::uint64_t kBatchBytes = 500'000;
+constexpr std::uint64_t kSmallBlocks = 1024;  // of which an expert has many
 
 /// A state whose rows have been read by each rank alone, and the same before anything is exchanged.
 struct Rank {
@@ -80,11 +81,11 @@ void spoil(StateDict const& state, RowExchangePlan const& plan) {
 }
 
 Rank make_rank(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh, int rank,
-               std::shared_ptr<Device> const& device = nullptr) {
+               std::shared_ptr<Device> const& device = nullptr, std::uint64_t block_bytes = kRowBlockBytes) {
   auto const at = mesh.coordinate(rank);
   Rank made{.alone = load(source, mesh, at),
             .state = load(source, mesh, at, {.device = device}),
-            .plan = plan_row_exchange(source->storage, source->model, {.mesh = mesh}, rank, kBatchBytes),
+            .plan = plan_row_exchange(source->storage, source->model, {.mesh = mesh}, rank, kBatchBytes, block_bytes),
             .sums = Digests(source->model)};
   spoil(made.state, made.plan);
   return made;
@@ -128,6 +129,25 @@ TEST_P(RowExchangeOf, GivesEveryRankTheBytesAndDigestsThatItWouldHaveReadAlone) 
       auto rank = make_rank(source_, mesh, world.rank());
       exchange_rows(rank.state, rank.plan, &rank.sums, {}, world);
       expect_as_alone(rank);
+    });
+  }
+}
+
+TEST_P(RowExchangeOf, GivesTheSameWhereAnExpertTravelsInManyBlocks) {
+  for (auto const& mesh : {Mesh{1, 2, 2}, Mesh{2, 2, 1}, Mesh{1, 8, 1}}) {
+    SCOPED_TRACE(fmt::format("{} x {} x {}", mesh.ep_replicate, mesh.ep_shard, mesh.ep));
+    run_ranks(mesh.ranks(), [&](Communicator& world) {
+      auto rank = make_rank(source_, mesh, world.rank(), nullptr, kSmallBlocks);
+      auto const whole_experts = plan_row_exchange(source_->storage, source_->model, {.mesh = mesh}, world.rank());
+      if (!whole_experts.blocks.empty()) {
+        EXPECT_GT(rank.plan.blocks.size(), 2 * whole_experts.blocks.size());
+      }
+      std::uint64_t done = 0;
+      auto const count = [&](std::uint64_t bytes) { done += bytes; };
+      exchange_rows(rank.state, rank.plan, &rank.sums, count, world);
+      expect_as_alone(rank);
+      auto const planned = row_traffic(source_->model, rank.plan);
+      EXPECT_EQ(done, planned.read + planned.received);
     });
   }
 }
