@@ -18,7 +18,10 @@ class Communicator;
 enum class DenseReading : std::uint8_t {
   automatic,  ///< `once` where the ranks are on several hosts, else `each_rank`: those of one host share a page cache.
   each_rank,  ///< Every rank reads all of it.
-  once,       ///< Every rank reads a share and passes it on: those that need a byte read it once, together.
+  /// Every rank reads a share and passes it on: those that need a byte read it once, together. A dense tensor that was
+  /// misread then is the same on all: `verify` finds that by a reference or by `reread` only, as replicas do not
+  /// differ.
+  once,
 };
 
 /// "auto", "each-rank", "once"

@@ -342,6 +342,17 @@ TEST_P(MutationsOfReads, OfADenseTensorAreFoundByTheReplicasOnOtherRanks) {
                                            HasSubstr("read here "))));
 }
 
+// Whoever reads it for all is lied to, and hands on what it got.
+TEST_P(MutationsOfReads, OfADenseTensorThatIsReadOnceAreNotFoundByReplicasButByRereading) {
+  auto const from = source("split");
+  std::optional<LyingReads> lies(std::in_place, place_of(*from, "lm_head.weight", 0), GetParam().deceit);
+  auto const state = load(from, mesh(), world(), {.dense = DenseReading::once});
+  lies.reset();
+  EXPECT_THAT(found(state), IsEmpty());
+  EXPECT_THAT(found(state, {.level = VerifyLevel::reread}),
+              Contains(AllOf(HasSubstr("lm_head.weight"), HasSubstr("read again by rank "))));
+}
+
 TEST_P(MutationsOfReads, AreFoundByRereadingWhichNamesWhoReadFirstAndWhoAgain) {
   auto const state = load_deceived(source("split"));
   auto const report = verify(state, world(), {.level = VerifyLevel::reread});

@@ -67,7 +67,8 @@ def load(
             ``coverage`` proves nothing, and rereading is its own.
         dense: who reads the tensors that every rank has whole, and short rows that ``ep_shard`` divides: ``each-rank``
             all it needs, or the ranks each byte ``once``, a share each, which they pass on; ``auto``: once where the
-            ranks are on several hosts.
+            ranks are on several hosts. A tensor misread by the one that reads it is the same on all then: only what the
+            checkpoint recorded, or ``verify="reread"``, finds that.
         progress: True for a bar, or a function (phase, bytes done, bytes in all).
 
     Raises:
