@@ -75,7 +75,7 @@ def test_what_a_loaded_state_was_read_from_goes_along(native):
 
 def test_a_freed_tensor_is_none_of_the_state_any_more(native):
     del native["lm_head.weight"]
-    assert _state.adopt(native, None, ALONE).bytes[0] == sum(tensor.nbytes for tensor in native.values())
+    assert _state.adopt(native, None, ALONE).bytes_owned == sum(tensor.nbytes for tensor in native.values())
 
 
 def test_a_state_without_a_checkpoint_is_of_a_family(native, tmp_path):
