@@ -50,7 +50,7 @@ class Hosts:
                 pass
         return found
 
-    def wait_until_idle(self, seconds=10):
+    def wait_until_idle(self, seconds=120):
         """Nothing of a job is on any of them."""
         program.wait_until(
             lambda: not any(map(self.processes, self.names)), seconds, "all processes on the hosts to end"

@@ -8,15 +8,16 @@ from hosts import HERE, Hosts
 import program
 
 LAUNCHER = HERE.parents[1] / "launch/mpirun.sh"
-ENVIRONMENT = {"OMPI_MCA_plm_rsh_agent": str(HERE / "rsh.py"), "MPIRUN_GRACE_SECONDS": "3"}
+ENVIRONMENT = {"OMPI_MCA_plm_rsh_agent": str(HERE / "rsh.py")}
 
 
-def start(hosts, *arguments, per_host=2, **how):
+def start(hosts, *arguments, per_host=2, timeout=180, **how):
     """`rankslice ARGUMENTS` on all hosts, by mpirun on the first one. Returns a `program.Run`."""
     passed_on = how["on_rank"].environment() if how.get("on_rank") else {}
     exports = [word for name, value in passed_on.items() if value for word in ("-x", name)]
     command = [*Hosts.on(hosts.names[0]), LAUNCHER, "--hosts", ",".join(hosts.names), "--per-node", per_host]
-    return program.Run(*arguments, under=[*command, *exports, "--"], env=ENVIRONMENT | how.pop("env", {}), **how)
+    env = ENVIRONMENT | how.pop("env", {})
+    return program.Run(*arguments, under=[*command, *exports, "--"], env=env, timeout=timeout, **how)
 
 
 def run_ok(hosts, *arguments, **how):
@@ -36,5 +37,5 @@ def shell(hosts, line, folder):
         "OMPI_MCA_plm_rsh_agent": str(HERE / "rsh.py"),
         "OMPI_MCA_orte_default_hostfile": str(folder / "hostfile"),
     }
-    command = ["timeout", "-k", "5", "60", *Hosts.on(hosts.names[0]), "bash", "-c", line]
+    command = ["timeout", "-k", "5", "180", *Hosts.on(hosts.names[0]), "bash", "-c", line]
     return subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)

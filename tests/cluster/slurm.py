@@ -58,10 +58,10 @@ class Slurm:
         """The node of a host that was off."""
         self._script("--again", host)
 
-    def start(self, *arguments, nodes=3, per_node=2, step=STEP, env=None, **how):
+    def start(self, *arguments, nodes=3, per_node=2, step=STEP, env=None, timeout=180, **how):
         """`rankslice ARGUMENTS` as a job of its own with one step. Returns a `program.Run`."""
         under = [*self.login, *step, f"--nodes={nodes}", f"--ntasks-per-node={per_node}"]
-        return program.Run(*arguments, under=under, env=self.environment | (env or {}), **how)
+        return program.Run(*arguments, under=under, env=self.environment | (env or {}), timeout=timeout, **how)
 
     def run(self, *arguments, **how):
         with self.start(*arguments, **how) as job:
@@ -78,7 +78,7 @@ class Slurm:
             [str(program.PROGRAM.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
         )
         done = subprocess.run(
-            ["timeout", "-k", "5", "60", *self.login, *map(str, command)],
+            ["timeout", "-k", "5", "180", *self.login, *map(str, command)],
             cwd=cwd,
             env=os.environ | self.environment | {"PATH": found_first} | (env or {}),
             capture_output=True,
@@ -99,19 +99,15 @@ class Slurm:
     def jobs(self):
         return set(map(int, self.command("squeue", "--noheader", "--format=%i").split()))
 
-    def wait_for(self, number, state, seconds=30):
-        program.wait_until(
-            lambda: self.job(number)["JobState"] == state,
-            seconds,
-            f"job {number} to be {state}; it is {self.job(number)}",
-        )
+    def wait_for(self, number, state, seconds=120):
+        program.wait_until(lambda: self.job(number)["JobState"] == state, seconds, f"job {number} to be {state}")
 
-    def wait_until_over(self, number, seconds=30):
+    def wait_until_over(self, number, seconds=180):
         """Returns what scontrol says of it then."""
         program.wait_until(lambda: number not in self.jobs(), seconds, f"job {number} to end")
         return self.job(number)
 
-    def start_now(self, number, seconds=30):
+    def start_now(self, number, seconds=120):
         """A job that was put back into the queue, where Slurm lets it wait for two minutes, and says so more than once.
         Before all of its last run is gone it would fail."""
         program.wait_until(
@@ -129,7 +125,7 @@ class Slurm:
     def newest_job(self):
         return max(processes_of_jobs().values())[0]
 
-    def wait_until_quiet(self, seconds=10):
+    def wait_until_quiet(self, seconds=120):
         """No process of a job is left but of those in the background. Slurm's own need seconds after a bad end."""
         program.wait_until(
             lambda: not [process for process in processes_of_jobs().values() if self._belongs_to_test(*process)],
@@ -140,7 +136,7 @@ class Slurm:
     def _belongs_to_test(self, job, command):
         return job not in self.background and not command.startswith(STEP_DAEMON)
 
-    def wait_until_idle(self, seconds=20):
+    def wait_until_idle(self, seconds=120):
         """No job is left, and nothing that Slurm started for one."""
         program.wait_until(lambda: not self.jobs(), seconds, "all jobs to end")
         program.wait_until(lambda: not processes_of_jobs(), seconds, "all processes of jobs to end")

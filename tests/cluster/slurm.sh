@@ -40,7 +40,7 @@ AuthInfo=socket=$folder/munge.socket
 CredType=cred/munge
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool.%n
-# One for each node: the pmix plugin makes a directory of the same name in each.
+# One for each node: the pmix plugin makes a directory of the same name in each, with Open MPI's session folders.
 TmpFS=$folder/tmp.%n
 SlurmctldPidFile=$folder/slurmctld.pid
 SlurmdPidFile=$folder/slurmd.%n.pid
@@ -54,9 +54,12 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SwitchType=switch/none
 ReturnToService=2
-# Seconds: from SIGTERM to SIGKILL, and until a node that does not answer is down.
-KillWait=2
-SlurmdTimeout=10
+# Seconds: from SIGTERM to SIGKILL, until a node that does not answer is down, and for an answer.
+KillWait=20
+SlurmdTimeout=60
+MessageTimeout=30
+# Minutes, for jobs that were asked to stop before their time limit.
+OverTimeLimit=5
 # Batch jobs start at once.
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 # The nodes promise more CPUs than the machine may have.
@@ -74,11 +77,11 @@ on() { "$here/hosts.sh" on "$@"; }
 wait_until_idle() {
   local names
   names=$(IFS=, && echo "${nodes[*]}")
-  for _ in {1..100}; do
+  until ((SECONDS > 90)); do
     [[ $(on "${hosts[0]}" sinfo --noheader --Node --states=idle --nodes="$names" | wc -l) == "${#nodes[@]}" ]] && return
     sleep 0.1
   done
-  echo "slurm: after 10 s not all of $names are idle:" >&2
+  echo "slurm: after 90 s not all of $names are idle:" >&2
   on "${hosts[0]}" sinfo --Node >&2
   tail -n 20 "$folder"/log/*.log >&2
   return 1

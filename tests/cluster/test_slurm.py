@@ -20,8 +20,7 @@ import reference
 
 NAME = "Qwen3.6-35B-A3B"
 LOAD, TO_HF, TRAIN, STEP, SALLOC = readme.commands("Slurm")
-SLOW_READS = "-e trace=pread64 -e inject=pread64:delay_enter=100ms"
-SLOW_WRITES = "-e trace=pwrite64 -e inject=pwrite64:delay_enter=100ms"
+SLOW_WRITES = "-e trace=pwrite64 -e inject=pwrite64:delay_enter=3s"
 
 
 @pytest.fixture(scope="session")
@@ -46,23 +45,19 @@ def large(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def cut_short(large, cluster, tmp_path_factory):
-    """(job, folder) of an export that takes 44 s and comes to its time limit after 30 s, while other tests run: Slurm
-    looks for that every 30 s only, and then sees a minute ahead. It is quick once there is a file `quick`."""
-    if not shutil.which("strace"):
-        pytest.skip("strace is not installed")
-    folder = tmp_path_factory.mktemp("cut_short")
-    slow = "strace --seccomp-bpf -f -qq -o /dev/null -e trace=pread64 -e inject=pread64:delay_enter=35ms"
-    script = program_script(folder, f'[ -e {folder}/quick ] || set -- {slow} "$@"', 'exec "$@"')
-    (folder / "launch").symlink_to(readme.ROOT / "launch")
-    line = f"sbatch --time=1 --signal=TERM@50 --ntasks-per-node=1 launch/slurm/to_hf.sbatch {large} exported"
+def out_of_time(tiny, cluster, tmp_path_factory):
+    """(job, folder) of an export that takes minutes and comes to its time limit while other tests run: Slurm looks for
+    that every 30 s only, and then sees a minute ahead."""
+    folder = tmp_path_factory.mktemp("out_of_time")
+    script = slow_program(folder, reference.shard_files(tiny), "10s")
+    line = f"sbatch --time=1 --signal=TERM@50 --ntasks-per-node=1 launch/slurm/to_hf.sbatch {tiny} exported"
     job = cluster.submit(line, folder, env={"RANKSLICE": str(script)})
     cluster.background.add(job)
     return job, folder
 
 
 @pytest.fixture
-def slurm(cluster, cut_short):
+def slurm(cluster, out_of_time):
     yield cluster
     cluster.wait_until_quiet()
 
@@ -83,6 +78,19 @@ def program_script(folder, *lines):
     return script
 
 
+def slow_reads(files, delay="1s"):
+    return " ".join(["-e trace=pread64", f"-e inject=pread64:delay_enter={delay}", *(f"-P {path}" for path in files)])
+
+
+def slow_program(folder, files, delay):
+    """Reads from these files are slow as long as there is no file `quick` in the folder, which gets the job scripts."""
+    if not shutil.which("strace"):
+        pytest.skip("strace is not installed")
+    (folder / "launch").symlink_to(readme.ROOT / "launch")
+    slow = f"strace --seccomp-bpf -f -qq -o /dev/null {slow_reads(files, delay)}"
+    return program_script(folder, f'[ -e {folder}/quick ] || set -- {slow} "$@"', 'exec "$@"')
+
+
 def assert_same_checkpoint(expected, found):
     assert not checkpoints.folder_differences(expected, found)
 
@@ -96,7 +104,7 @@ def script_says(folder):
     return path.read_text()
 
 
-def submit_and_wait(slurm, line, folder, seconds=40):
+def submit_and_wait(slurm, line, folder, seconds=180):
     """What a job script of README leaves: it must succeed. Returns what it printed."""
     job = slurm.wait_until_over(slurm.submit(line, folder), seconds)
     (path,) = folder.glob(f"*-{job['JobId']}.out")
@@ -142,17 +150,20 @@ def test_mpirun_in_an_allocation_takes_its_hosts_from_slurm(launcher, slurm, fol
 
 # Interruptions ------------------------------------------------------------------------------------------------------
 
-INTERRUPTED = {  # what is going on: (arguments, slowed calls, a call by which it is known to go on)
-    "load": (["load", NAME, "--store", "out"], SLOW_READS, r"pread64\(\d+<[^>]*\.safetensors>"),
-    "to_hf": (["to-hf", NAME, "out"], SLOW_WRITES, r"pwrite64\(\d+<[^>]*\.partial-"),
+INTERRUPTED = {  # what is going on: (arguments, a slow call by which it is known to go on)
+    "load": (["load", NAME, "--store", "out"], r"pread64\(\d+<[^>]*\.safetensors>"),
+    "to_hf": (["to-hf", NAME, "out"], r"pwrite64\(\d+<[^>]*\.partial-"),
 }
+DEADLINE = 8  # seconds: more than a rank that is well needs for a sign of life on a busy machine
 
 
 class Held:
     """A job of six ranks on three hosts, held up by slow calls."""
 
     def __init__(self, slurm, phase, folder, *options):
-        arguments, slowed, self.pattern = INTERRUPTED[phase]
+        arguments, self.pattern = INTERRUPTED[phase]
+        files = reference.shard_files((folder / NAME).resolve())
+        slowed = slow_reads(files) if phase == "load" else SLOW_WRITES
         self.slurm = slurm
         self.on_rank = program.OnRank(folder / "ranks", traced="all", strace=slowed)
         self.run = slurm.start(*arguments, *options, on_rank=self.on_rank, cwd=folder)
@@ -213,18 +224,20 @@ def test_a_rank_that_is_killed_ends_the_step(slurm, folder):
 
 
 def test_a_rank_that_is_stopped_is_named_by_the_deadline(slurm, folder):
-    with Held(slurm, "load", folder, "--timeout", 3) as held:
+    with Held(slurm, "load", folder, "--timeout", DEADLINE) as held:
         os.kill(held.on_rank.pid(5), signal.SIGSTOP)
         says = held.end(75, "FAILED")
-    assert "rankslice: error: no answer from rank(s) 5 (host node3) within 3.0 s" in says
+    assert re.search(rf"rankslice: error: no answer from rank\(s\) .*5 \(.*node3\) within {DEADLINE}.0 s", says)
     assert not (folder / "out").exists()
 
 
 def test_a_node_that_dies_is_named_by_the_deadline(slurm, three_hosts, folder):
-    with Held(slurm, "load", folder, "--timeout", 3) as held:
+    with Held(slurm, "load", folder, "--timeout", DEADLINE) as held:
         three_hosts.off("node3")
+        slurm.wait_until_quiet()
+        slurm.command("scontrol", "update", "nodename=node3", "state=down", "reason=power")  # it would after a minute
         says = held.end_without_slurm(75)
-    assert re.search(r"rankslice: error: no answer from rank\(s\) (4-5|4|5) \(host node3\) within 3.0 s", says)
+    assert re.search(rf"rankslice: error: no answer from rank\(s\) .*[45] \(.*node3\) within {DEADLINE}.0 s", says)
     assert not (folder / "out").exists()
     three_hosts.boot("node3")
     slurm.restart("node3")
@@ -236,7 +249,7 @@ def test_a_job_that_is_cancelled_does_not_come_back(slurm, folder):
     script = program_script(folder, f'exec {readme.ROOT}/tests/system/on_rank.sh "$@"')
     environment = on_rank.environment() | {"RANKSLICE": str(script)}
     job = slurm.submit(TO_HF.replace("qwen.h5", NAME), folder, env=environment)
-    on_rank.wait_for_call(3, INTERRUPTED["to_hf"][2])
+    on_rank.wait_for_call(3, INTERRUPTED["to_hf"][1])
     slurm.command("scancel", job)
     assert slurm.wait_until_over(job)["JobState"] == "CANCELLED"
     assert "goes back into the queue" not in script_says(folder)
@@ -259,6 +272,14 @@ def test_ranks_that_do_not_find_each_other_are_refused(slurm, folder):
     assert not (folder / "out").exists()
 
 
+@pytest.mark.parametrize(("line", "output"), [(LOAD, "qwen.h5"), (TO_HF, "exported"), (TRAIN, "shards")])
+def test_a_script_does_not_take_for_its_own_what_is_there(line, output, slurm, folder):
+    (folder / output).mkdir()
+    job = slurm.wait_until_over(slurm.submit(line, folder))
+    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "73:0")
+    assert re.fullmatch(rf"\w+\.sbatch: {output} exists already.*\n", script_says(folder))
+
+
 @pytest.mark.parametrize("line", [LOAD, TO_HF.replace("qwen.h5", NAME)])
 def test_a_script_whose_ranks_cannot_be_started_fails(line, slurm, folder):
     """Slurm 22.05's srun leaves with 0 there. A socket of the plugin that is there keeps a step from starting."""
@@ -276,23 +297,36 @@ def test_a_script_ends_with_the_code_of_its_ranks(slurm, folder):
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "66:0"), script_says(folder)
 
 
-# The time limit -----------------------------------------------------------------------------------------------------
+# Jobs that go on in another run -------------------------------------------------------------------------------------
 
 
-def test_a_time_limit_ends_the_step_cleanly_and_the_job_goes_on_in_another_run(slurm, large, cut_short):
-    job, folder = cut_short
-    slurm.wait_for(job, "PENDING", 60)
-    says = script_says(folder)
+def test_a_job_that_is_asked_to_stop_goes_on_where_it_was_in_another_run(slurm, large, tmp_path):
+    script = slow_program(tmp_path, reference.shard_files(large)[-1:], "5s")
+    line = f"sbatch --ntasks-per-node=1 launch/slurm/to_hf.sbatch {large} exported"
+    job = slurm.submit(line, tmp_path, env={"RANKSLICE": str(script)})
+    program.wait_until(lambda: program.recorded(tmp_path / "exported") > 0, 120, "a part to be done")
+    slurm.command("scancel", "--signal=TERM", job)
+    slurm.wait_for(job, "PENDING")
+    says = script_says(tmp_path)
     assert re.search(r"rankslice: exported\.partial-\w+ stays: the same command goes on there", says)
     assert "rankslice: error: rank 0: stopped on request" in says
     assert f"job {job} goes back into the queue" in says
-    assert not (folder / "exported").exists()
+    assert not (tmp_path / "exported").exists()
 
-    (folder / "quick").touch()
+    (tmp_path / "quick").touch()
+    done = program.recorded(tmp_path / "exported")
     slurm.start_now(job)
-    assert slurm.wait_until_over(job, 60)["JobState"] == "COMPLETED", script_says(folder)
-    assert re.search(r"rankslice: going on in exported\.partial-\w+: [123] of 4 parts", script_says(folder))
-    report = json.loads((folder / "exported.report.json").read_text())
-    assert 0 < report["bytes"]["written"] < 0.8 * sum(path.stat().st_size for path in large.iterdir())
-    assert_same_checkpoint(large, folder / "exported")
-    assert not program.leftovers(folder / "exported")
+    assert slurm.wait_until_over(job)["JobState"] == "COMPLETED", script_says(tmp_path)
+    assert re.search(rf"rankslice: going on in exported\.partial-\w+: {done} of 4 parts", script_says(tmp_path))
+    report = json.loads((tmp_path / "exported.report.json").read_text())
+    assert report["resumed"]["segments"] == done
+    assert_same_checkpoint(large, tmp_path / "exported")
+    assert not program.leftovers(tmp_path / "exported")
+
+
+def test_a_time_limit_puts_the_job_back_into_the_queue(slurm, out_of_time):
+    job, folder = out_of_time
+    program.wait_until(lambda: slurm.job(job)["Restarts"] != "0", 180, f"job {job} to be requeued")
+    assert f"job {job} goes back into the queue" in script_says(folder)
+    assert not (folder / "exported").exists()
+    slurm.command("scancel", job)

@@ -52,7 +52,7 @@ class OnRank:
             "ON_RANK_1_SETS": self.rank_1_sets,
         }
 
-    def pid(self, rank, timeout=20):
+    def pid(self, rank, timeout=60):
         path = self.folder / f"pid.{rank}"
         wait_until(path.exists, timeout, f"rank {rank} to start")
         return int(path.read_text())
@@ -65,7 +65,7 @@ class OnRank:
         """Until a traced rank has been stopped."""
         self.wait_for_call(rank, "--- stopped by SIGSTOP ---")
 
-    def wait_for_call(self, rank, pattern, timeout=30):
+    def wait_for_call(self, rank, pattern, timeout=90):
         """Until a traced rank has made a system call that matches."""
         wait_until(
             lambda: any(re.search(pattern, path.read_text()) for path in self.traces(rank)),
@@ -140,7 +140,7 @@ class Run:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         os.kill(int(children[0]), number)  # the parent is the program `timeout`
 
-    def finish(self, survive_seconds=10):
+    def finish(self, survive_seconds=60):
         """Wait for the end; no process of the run may outlive it by more than a moment."""
         stdout, stderr = self.process.communicate()
         seconds = time.monotonic() - self.started
@@ -176,3 +176,9 @@ def expect(code, *args, says="", **how):
 def leftovers(path):
     """What stands beside an output under a temporary name."""
     return sorted(Path(path).parent.glob(f"{Path(path).name}.partial-*"))
+
+
+def recorded(out):
+    """How many files of an export are recorded as done: a line each, after that of the format."""
+    records = [path for path in leftovers(out) if path.name.endswith(".progress")]
+    return sum(len(path.read_text().splitlines()) - 1 for path in records)
