@@ -16,13 +16,13 @@ Usage: launch/mpirun.sh [OPTION…] -- PROGRAM [ARGUMENT…]
   --bind auto|core|numa|none
                        each rank to a core, or to a NUMA domain, filled one after the other. auto: cores where one host
                        has as many ranks as cores, nothing where it has more ranks, else domains
-  --interfaces LIST    the network interfaces for TCP, with MPICH one of them; default: all but loopback and those of
-                       containers and virtual machines
+  --interfaces LIST    the network interfaces for TCP; default: what Open MPI was configured to use, or else all but loopback
+                       and those of containers and virtual machines. With MPICH one, which the launcher uses, not the ranks
   --log-dir DIR        what each rank says goes to DIR/rank-00000.log and so on, too; DIR is made on each host
   --mpi openmpi|mpich  default: which one PROGRAM is linked with, or else whose mpirun is on PATH
   --dry-run            print the command, start nothing
-  -x NAME[=VALUE]      take this variable along to all hosts. RANKSLICE_… and LD_LIBRARY_PATH go along anyway, and with
-                       MPICH all do
+  -x NAME[=VALUE]      take this variable along to all hosts. RANKSLICE_…, UCX_…, NCCL_… and LD_LIBRARY_PATH go along anyway,
+                       and with MPICH all do
   -h, --help
 
 PROGRAM and this folder have the same path on all hosts. It gets no standard input. OMPI_MCA_…, PRTE_MCA_…, HYDRA_… and
@@ -30,8 +30,9 @@ UCX_… of the environment are honoured, and win over what is chosen here. Signa
 all ranks, which end in their own way; a second one, or 30 s ($MPIRUN_GRACE_SECONDS) without an end, ends the launcher. It is
 also ended where it waits for a host so long after the ranks of this host have ended.
 
-Exit codes: that of the ranks; 75 where mpirun waited in vain for a host; 143 and 130 after SIGTERM and SIGINT; 2 wrong usage, 66 FILE is missing, 69 no mpirun of
-that MPI library, 127 no PROGRAM; others as mpirun leaves them, such as 205 where Open MPI lost a host.
+Exit codes: that of the ranks; 75 where mpirun waited in vain for a host; 143 and 130 after SIGTERM and SIGINT, with MPICH also
+where the ranks had just ended with 0; 2 wrong usage, 66 FILE is missing, 69 no mpirun of that MPI library, 127 no PROGRAM;
+others as mpirun leaves them, such as 205 where Open MPI lost a host.
 TEXT
 }
 
@@ -116,7 +117,7 @@ read_hosts() {
 
 # Sets the room of every host, and $ranks.
 share_ranks() {
-  local host open=() left=${ranks:-0}
+  local host index open=() left=${ranks:-0}
   for host in "${hosts[@]}"; do
     if [[ -n $per_node ]]; then
       ((${room[$host]:-$per_node} >= per_node)) || fail 2 "$host has room for ${room[$host]} ranks, --per-node says $per_node"
@@ -127,7 +128,10 @@ share_ranks() {
     left=$((left - ${room[$host]:-0}))
   done
   if ((${#open[@]})) && [[ -z $ranks ]]; then fail 2 "say -n or --per-node, or how many ranks ${open[0]} has room for"; fi
-  for host in "${open[@]}"; do room[$host]=$((left > 0 ? (left + ${#open[@]} - 1) / ${#open[@]} : 0)); done
+  left=$((left > 0 ? left : 0))
+  for index in "${!open[@]}"; do
+    room[${open[index]}]=$((left / ${#open[@]} + (index < left % ${#open[@]})))
+  done
   left=0
   for host in "${hosts[@]}"; do left=$((left + room[$host])); done
   ranks=${ranks:-$left}
@@ -191,14 +195,23 @@ choose_binding() {
   fi
 }
 
-# Bridges and tunnels that are on every host under one name, often with one address, and lead nowhere.
-excluded_interfaces() {
-  local interface names=(lo docker0 podman0 virbr0 cni0)
-  for interface in /sys/class/net/{br-,cali,cni,docker,flannel,lxc,lxdbr,podman,veth,virbr}*; do
-    interface=$(basename "$interface")
-    if [[ $interface != *'*' && " ${names[*]} " != *" $interface "* ]]; then names+=("$interface"); fi
+# Prints the interfaces that lead away from this host: to anywhere, and to the hosts that were named.
+interfaces_in_use() {
+  local host address
+  awk '$2 == "00000000" { print $1 }' /proc/net/route
+  command -v ip >/dev/null || return 0
+  for host in "${hosts[@]}"; do
+    read -r address _ < <(getent ahosts "$host") || continue
+    ip -o route get "$address" 2>/dev/null | grep -oP '(?<= dev )\S+' || true
   done
-  (IFS=, && echo "${names[*]}")
+}
+
+# Prints the bridges and tunnels of containers and virtual machines: they are on every host under one name, often with one
+# address, and lead nowhere.
+interfaces_of_guests() {
+  awk -F '[ :]+' 'NR > 2 { print $1 == "" ? $2 : $1 }' /proc/net/dev |
+    grep -xE 'br-[0-9a-f]{12}|(cali|cni|docker|flannel|lxc|lxdbr|podman|veth|virbr).*' |
+    grep -vxFf <(interfaces_in_use) || true
 }
 
 command=()
@@ -209,26 +222,36 @@ mca() {
   if [[ -z ${!old+set}${!new+set} ]]; then command+=("$@"); fi
 }
 
-# interfaces_of_openmpi OPTION FRAMEWORK: those to use, or those not to use.
+# is_configured INFO FRAMEWORK: whether a file says which interfaces to use or not to use. Open MPI refuses both at once.
+is_configured() {
+  local info=${launcher%/*}/$1
+  if [[ ! -x $info ]]; then info=$1; fi
+  { "$info" --param all all --level 9 --parsable || true; } 2>/dev/null |
+    grep -E ":$2_if_(include|exclude):source:file" >/dev/null
+}
+
+# interfaces_of_openmpi OPTION INFO FRAMEWORK: those to use, or those not to use.
 interfaces_of_openmpi() {
-  local included=OMPI_MCA_$2_if_include
+  local included=OMPI_MCA_$3_if_include guests
   if [[ -n $interfaces ]]; then
-    mca "$1" "$2_if_include" "$interfaces"
-  elif [[ -z ${!included+set} ]]; then
-    mca "$1" "$2_if_exclude" "$(excluded_interfaces)"
+    mca "$1" "$3_if_include" "$interfaces"
+  elif [[ -z ${!included+set} ]] && ! is_configured "$2" "$3"; then
+    mapfile -t guests < <(interfaces_of_guests)
+    # Open MPI leaves out the loopback by itself, but where it is told what to leave out.
+    if ((${#guests[@]})); then mca "$1" "$3_if_exclude" "$(IFS=, && echo "lo,${guests[*]}")"; fi
   fi
 }
 
 between_hosts_by_openmpi() {
-  local name of_daemons=--mca daemons=oob_tcp
-  if [[ $1 != 4.* ]]; then of_daemons=--prtemca daemons=prte; fi
-  interfaces_of_openmpi --mca btl_tcp
-  interfaces_of_openmpi "$of_daemons" "$daemons"
+  local name of_daemons=--mca info=ompi_info daemons=oob_tcp
+  if [[ $1 != 4.* ]]; then of_daemons=--prtemca info=prte_info daemons=prte; fi
+  interfaces_of_openmpi --mca ompi_info btl_tcp
+  interfaces_of_openmpi "$of_daemons" "$info" "$daemons"
   # A link that is down breaks no connection by itself: without this, mpirun waits for ever.
   mca "$of_daemons" oob_tcp_keepalive_time 10
   mca "$of_daemons" oob_tcp_keepalive_intvl 5
   mca "$of_daemons" oob_tcp_keepalive_probes 3
-  for name in LD_LIBRARY_PATH MPIRUN_GRACE_SECONDS $(compgen -v RANKSLICE_ || true); do
+  for name in $(compgen -e | grep -E '^(LD_LIBRARY_PATH$|MPIRUN_GRACE_SECONDS$|RANKSLICE_|UCX_|NCCL_)'); do
     if [[ -n ${!name:-} ]]; then command+=(-x "$name"); fi
   done
 }
@@ -309,38 +332,62 @@ pass_on() {
   fi
 }
 
-# Prints the processes that PID started, and theirs.
-descendants() {
-  local child children
-  read -r -d '' -a children < <(cat "/proc/$1/task/"*/children 2>/dev/null) || true
-  for child in "${children[@]}"; do
-    echo "$child"
-    descendants "$child"
+# Adds the processes that PID started, and theirs, to `found`. Forks nothing: it is asked again and again.
+find_descendants() {
+  local file child children
+  for file in "/proc/$1/task"/*/children; do
+    { read -r -d '' -a children <"$file" || true; } 2>/dev/null
+    for child in "${children[@]}"; do
+      found+=("$child")
+      find_descendants "$child"
+    done
+    children=()
+  done
+}
+
+# Sets `ranks_here` to the processes that are ranks of the job on this host.
+find_ranks_here() {
+  local found=() process words
+  ranks_here=()
+  find_descendants "$job"
+  for process in "${found[@]}"; do
+    { mapfile -d '' -t words <"/proc/$process/cmdline" || words=(); } 2>/dev/null
+    if [[ " ${words[*]} " == *" $launch/rank.sh "* ]]; then ranks_here+=("$process"); fi
   done
 }
 
 has_ranks_here() {
   local process
-  for process in $(descendants "$job"); do
-    if { tr '\0' ' ' <"/proc/$process/cmdline"; } 2>/dev/null | grep -F " $launch/rank.sh " >/dev/null; then return; fi
+  for process in "${ranks_here[@]}"; do
+    if kill -0 "$process" 2>/dev/null; then return; fi
   done
-  return 1
+  find_ranks_here
+  ((${#ranks_here[@]}))
 }
 
 # The launcher with what it started here: an ssh to a host that does not answer outlives it.
 kill_launcher() {
-  # shellcheck disable=SC2046 # pids are words
-  kill -s KILL "$job" $(descendants "$job") 2>/dev/null || true
+  local found=()
+  find_descendants "$job"
+  kill -s KILL "$job" "${found[@]}" 2>/dev/null || true
+}
+
+# Ends this process when there is nothing to watch any more: the job has ended, or the script was killed.
+watch_on() {
+  local parent
+  sleep 1
+  read -r _ _ _ parent _ </proc/self/stat
+  if [[ $parent != "$$" ]] || ! kill -0 "$job" 2>/dev/null; then exit 0; fi
 }
 
 # A launcher outlives its ranks by moments, but where a host stands still, or a link went down after it sent something over
-# it, it waits for that host: for ever, or for as long as the kernel tries to send. Returns 75 when it had to be ended.
+# it, it waits for that host: for ever, or for as long as the kernel tries to send. Exits with 75 when it had to be ended.
 end_launcher_that_waits() {
-  local grace=${MPIRUN_GRACE_SECONDS:-30} since
-  until has_ranks_here; do sleep 0.5; done
-  while has_ranks_here; do sleep 0.5; done
+  local grace=${MPIRUN_GRACE_SECONDS:-30} since ranks_here=()
+  until has_ranks_here; do watch_on; done
+  while has_ranks_here; do watch_on; done
   since=$SECONDS
-  while ((SECONDS - since < grace)); do sleep 0.5; done
+  while ((SECONDS - since < grace)); do watch_on; done
   trap '' TERM
   say "all ranks of this host ended $grace s ago, ${launcher##*/} did not: a host does not answer"
   kill_launcher
@@ -354,8 +401,8 @@ see_it_end() {
     if ((${#ends[@]} && SECONDS >= ends[0])); then
       say "the job has not ended: SIG${signals[0]} to ${launcher##*/}"
       if [[ ${signals[0]} == KILL ]]; then kill_launcher; else kill -s TERM "$job" 2>/dev/null || true; fi
-      signals=("${signals[@]:1}")
-      if ((${#signals[@]})); then ends=($((SECONDS + 10))); else ends=(); fi
+      signals=("${signals[-1]}")
+      ends=($((SECONDS + 10)))
     fi
     sleep 0.1
   done

@@ -45,8 +45,23 @@ while $interrupted; do
   code=$?
 done
 
+# Whether PID is the parent of ranks that have not ended.
+has_ranks() {
+  local file child children words
+  for file in "/proc/$1/task"/*/children; do
+    read -r -d '' -a children <"$file"
+    for child in "${children[@]}"; do
+      mapfile -d '' -t words <"/proc/$child/cmdline"
+      if [[ " ${words[*]} " == *" $0 "* ]]; then return; fi
+      words=()
+    done
+    children=()
+  done
+  return 1
+}
+
 # A host whose link is down may keep its launcher's daemon for as long as the kernel tries to send what the daemon has to
-# say of this: a quarter of an hour. It has nothing left to do.
+# say of this: a quarter of an hour. Without ranks it has nothing left to do.
 end_daemon_that_waits() {
   local fd
   # MPICH's daemon leaves the ends of its pipes to all ranks of a host, and waits until nobody has them any more.
@@ -56,8 +71,9 @@ end_daemon_that_waits() {
   done
   [[ $(cat "/proc/$PPID/comm") =~ ^(orted|prted|hydra_pmi_proxy)$ ]] || return 0
   while ((SECONDS < ${MPIRUN_GRACE_SECONDS:-30})); do
+    sleep 1
     kill -0 "$PPID" || return 0
-    sleep 0.5
+    if has_ranks "$PPID"; then SECONDS=0; fi
   done
   kill -s KILL "$PPID"
 }

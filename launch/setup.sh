@@ -10,7 +10,8 @@ Usage: launch/setup.sh [--lean | --tests | --runtime]
   --lean    what it takes to build and run the program (default; LibTorch is 1.3 GB)
   --tests   and what the tests need: the whole of torch for the Python reference (5.7 GB), what the Python package is
             built with, strace, HDF5 tools, and, only where they can be had, ShellCheck for one test, iproute2 and Slurm
-            for those on clusters, MPICH to run some once more, and Clang for fuzzing
+            for those on clusters, MPICH to run some once more, and Clang for fuzzing. Slurm's packages bring services
+            (munge, slurmctld, slurmd) that Debian starts where it can
   --runtime
             only what a program that was built elsewhere needs to run, on Debian 12
 
@@ -33,7 +34,7 @@ readonly build_packages=(
 # What the program is linked with, and ssh, by which mpirun starts the ranks of other hosts.
 readonly runtime_packages=(libfmt9 libhdf5-103-1 libpcre2-8-0 libsimdjson14 libssl3 openmpi-bin openssh-client)
 readonly test_packages=(python3-dev strace hdf5-tools)
-readonly optional_test_packages=(shellcheck iproute2 slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge)
+readonly slurm_packages=(slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge)
 # Beside Open MPI, whose programs keep the plain names: Debian ranks them higher.
 readonly mpich_packages=(mpich libmpich-dev)
 # Clang before 16 cannot compile the ranges of libstdc++ 12. llvm: names in the stack traces of findings.
@@ -77,6 +78,9 @@ install_packages() {
   apt_quietly update && apt_quietly install -y --no-install-recommends "${missing[@]}"
 }
 
+# install_if_possible NAME PACKAGE…
+install_if_possible() { install_packages "${@:2}" || say "without $1: tests that take it will be skipped"; }
+
 setup_packages() {
   if ! command -v dpkg-query >/dev/null; then
     say "this is neither Debian nor Ubuntu: packages are left to you. There they are called: ${build_packages[*]}"
@@ -88,10 +92,11 @@ setup_packages() {
   install_packages "${packages[@]}"
   say "packages are there"
   if [[ $mode == tests ]]; then
-    install_packages "${optional_test_packages[@]}" ||
-      say "without ShellCheck, iproute2 or Slurm: their tests will be skipped"
-    install_packages "${mpich_packages[@]}" || say "without MPICH: its tests will be skipped"
-    install_packages "${fuzz_packages[@]}" || say "without ${fuzz_packages[0]}: nothing will be fuzzed"
+    install_if_possible ShellCheck shellcheck
+    install_if_possible iproute2 iproute2
+    install_if_possible Slurm "${slurm_packages[@]}"
+    install_if_possible MPICH "${mpich_packages[@]}"
+    install_if_possible Clang "${fuzz_packages[@]}"
   fi
 }
 

@@ -12,7 +12,7 @@ Usage: tests/run.sh [--all] [CTEST-OPTION…]
   CTEST-OPTION…   to ctest: -R REGEX, -L LABEL (unit, mpi, system, cluster, python, package, check, gpu,
                   fuzz), --rerun-failed, …
 
-Where MPICH is there, what uses MPI runs once with it, before all runs with Open MPI.
+Where MPICH is there, what uses MPI runs once more with it, after all has run with Open MPI.
 Tests that cannot run here are skipped, with the reason, and do not count as failures.
 TEXT
 }
@@ -27,12 +27,13 @@ for argument in "$@"; do
   esac
 done
 
+configure() { cmake --preset "$1" >/dev/null; }
+
 configure_and_build() {
   local preset=$1
   shift
   echo "== building: $preset"
-  cmake --preset "$preset" >/dev/null
-  cmake --build --preset "$preset" "$@"
+  configure "$preset" && cmake --build --preset "$preset" "$@"
 }
 
 # run_ctest FOLDER OPTION…
@@ -48,9 +49,13 @@ run_ctest() {
 run_stage() {
   local without_tests=error
   if ((${#ctest_options[@]})); then without_tests=ignore; fi
-  configure_and_build "$1"
-  echo "== testing: $1"
-  run_ctest "build/$1" --no-tests="$without_tests" -L "$2"
+  configure_and_build "$1" && echo "== testing: $1" && run_ctest "build/$1" --no-tests="$without_tests" -L "$2"
+}
+
+# has_tests PRESET LABELS: whether any of them were asked for, as far as can be known before they are built.
+has_tests() {
+  configure "$1"
+  ! ctest --test-dir "build/$1" -N -L "$2" "${ctest_options[@]}" | grep -qx 'Total Tests: 0'
 }
 
 # show_as_skipped REASON FOLDER TEST…: as tests of a folder that the last run includes.
@@ -87,9 +92,9 @@ if $all; then
 fi
 
 folders=("$PWD/build/release")
-if command -v mpicxx.mpich >/dev/null && command -v mpiexec.hydra >/dev/null; then
-  run_stage mpich launcher
-else
+mpich=true
+if ! { command -v mpicxx.mpich && command -v mpiexec.hydra; } >/dev/null; then
+  mpich=false
   show_as_skipped "MPICH is not installed" build/without-mpich mpi.all_with_mpich
 fi
 
@@ -107,9 +112,12 @@ mkdir -p build/all
 printf 'subdirs("%s")\n' "${folders[@]}" >build/all/CTestTestfile.cmake
 
 echo "== testing"
-run_ctest build/all --no-tests=error
+code=0
+run_ctest build/all --no-tests=error || code=$?
+if $mpich && has_tests mpich launcher; then run_stage mpich launcher || code=$?; fi
 
 if ((${#ctest_options[@]} == 0)); then
   echo "== which tests hold to which rule of the model adapters"
-  tests/support/check_rules.py . --junit build/all/junit.xml
+  tests/support/check_rules.py . --junit build/all/junit.xml || code=$?
 fi
+exit "$code"

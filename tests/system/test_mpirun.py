@@ -77,6 +77,7 @@ HOSTS = {  # what --hosts says, other options: who gets how many ranks
     ("a:2,b:2", ""): "a:2,b:2",
     ("a:2,b:2,c:1", "-n 3"): "a:2,b:1",
     ("a,b,c", "-n 5"): "a:2,b:2,c:1",
+    ("a,b,c", "-n 4"): "a:2,b:1,c:1",
     ("a:4,b,c", "-n 8"): "a:4,b:2,c:2",
     ("a:8,b:8", "--per-node 4"): "a:4,b:4",
     ("a,b", "--per-node 4 -n 6"): "a:4,b:2",
@@ -164,34 +165,88 @@ def test_the_command_that_is_printed_does_the_same(tmp_path):
     assert (tmp_path / "a file").read_text() == "it runs\n" * 2
 
 
-@pytest.mark.skipif(not shutil.which("mpirun.openmpi"), reason="Open MPI is not installed")
-def test_between_hosts_open_mpi_uses_no_interface_of_this_host_alone_and_finds_lost_links():
-    command = dry_run("--mpi", "openmpi", "--hosts", "a:1,b:1")
-    for name in ("btl_tcp_if_exclude", "oob_tcp_if_exclude"):
-        assert {"lo", "docker0"} <= set(variable(command, name).split(","))
-    assert int(variable(command, "oob_tcp_keepalive_time")) <= 30
-    assert variable(dry_run("--mpi", "openmpi", "-n", 2), "btl_tcp_if_exclude") is None
+needs_openmpi = pytest.mark.skipif(not shutil.which("mpirun.openmpi"), reason="Open MPI is not installed")
+BETWEEN_HOSTS = ["--mpi", "openmpi", "--hosts", "10.1.0.1:1,10.2.0.1:1"]
 
+
+def dry_run_beside(interfaces, *options, env=None):
+    """On a machine that has these network interfaces: name -> its address."""
+    lines = [line for name in interfaces for line in (f"ip link add {name} type bridge", f"ip link set {name} up")]
+    lines += [f"ip addr add {address} dev {name}" for name, address in interfaces.items() if address]
+    unshare = ["unshare", "--user", "--map-root-user", "--net"]
+    made = subprocess.run([*unshare, "sh", "-ec", "\n".join(lines)], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"cannot make network interfaces: {made.stderr.strip()}")
+    lines += ["ip route add default via 10.9.0.2"] if "10.9.0.1/24" in interfaces.values() else []
+    command = shlex.join([str(MPIRUN), "--dry-run", *BETWEEN_HOSTS, *options, "--", "true"])
+    done = subprocess.run(
+        [*unshare, "sh", "-ec", "\n".join([*lines, command])],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=os.environ | (env or {}),
+    )
+    return shlex.split(done.stdout)
+
+
+def left_out(command):
+    names = {variable(command, f"{framework}_if_exclude") for framework in ("btl_tcp", "oob_tcp")}
+    assert len(names) == 1
+    (names,) = names
+    return names and set(names.split(","))
+
+
+GUESTS = ["docker0", "br-0123456789ab", "virbr0", "veth12"]
+NETWORKS = ["br-ex", "br-storage", "bridge0", "br-01234567"]  # people name theirs like this
+
+
+@needs_openmpi
+def test_between_hosts_open_mpi_uses_no_interface_of_guests():
+    assert left_out(dry_run_beside(dict.fromkeys([*GUESTS, *NETWORKS]))) == {"lo", *GUESTS}
+    assert left_out(dry_run_beside(dict.fromkeys(NETWORKS))) is None
+
+
+@needs_openmpi
+def test_what_leads_to_other_hosts_is_used_whatever_its_name():
+    interfaces = {"docker0": "10.1.0.9/24", "virbr0": "10.9.0.1/24", "docker1": "10.3.0.1/24"}
+    assert left_out(dry_run_beside(interfaces)) == {"lo", "docker1"}
+
+
+@needs_openmpi
+@pytest.mark.parametrize("lists", ["include", "exclude"])
+def test_what_a_file_says_to_open_mpi_about_interfaces_is_left_to_it(lists, tmp_path):
+    (tmp_path / ".openmpi").mkdir()
+    (tmp_path / ".openmpi/mca-params.conf").write_text(f"btl_tcp_if_{lists} = docker1\n")
+    command = dry_run_beside({"docker0": None}, env={"HOME": str(tmp_path)})
+    assert not {"btl_tcp_if_include", "btl_tcp_if_exclude"} & set(command)
+    assert variable(command, "oob_tcp_if_exclude") == "lo,docker0"
+
+
+@needs_openmpi
+def test_open_mpi_uses_the_interfaces_that_are_named_and_finds_lost_links():
     command = dry_run("--mpi", "openmpi", "--hosts", "a:1,b:1", "--interfaces", "eth1,10.1.0.0/16")
     for name in ("btl_tcp_if_include", "oob_tcp_if_include"):
         assert variable(command, name) == "eth1,10.1.0.0/16"
-    assert variable(command, "btl_tcp_if_exclude") is None
+    assert left_out(command) is None
+    assert int(variable(command, "oob_tcp_keepalive_time")) <= 30
+    assert variable(dry_run("--mpi", "openmpi", "-n", 2), "oob_tcp_keepalive_time") is None
 
 
-@pytest.mark.skipif(not shutil.which("mpirun.openmpi"), reason="Open MPI is not installed")
+@needs_openmpi
 def test_what_the_environment_says_to_open_mpi_is_left_to_it():
     env = {"OMPI_MCA_btl_tcp_if_include": "eth1", "OMPI_MCA_oob_tcp_keepalive_time": "3"}
-    command = dry_run("--mpi", "openmpi", "--hosts", "a:1,b:1", env=env)
+    command = dry_run_beside({"docker0": None}, env=env)
     assert not {"btl_tcp_if_include", "btl_tcp_if_exclude", "oob_tcp_keepalive_time"} & set(command)
-    assert "oob_tcp_if_exclude" in command
+    assert {"oob_tcp_if_exclude", "oob_tcp_keepalive_intvl"} <= set(command)
 
 
-@pytest.mark.skipif(not shutil.which("mpirun.openmpi"), reason="Open MPI is not installed")
+@needs_openmpi
 def test_variables_go_along_to_other_hosts_with_open_mpi():
-    env = {"RANKSLICE_TIMEOUT": "9", "LD_LIBRARY_PATH": "/opt/lib", "OTHER": "x"}
+    going = {"RANKSLICE_TIMEOUT": "9", "LD_LIBRARY_PATH": "/opt/lib", "UCX_TLS": "rc", "NCCL_SOCKET_IFNAME": "ib0"}
+    env = going | {"OTHER": "x", "NO_NCCL_": "x"}
     command = dry_run("--mpi", "openmpi", "--hosts", "a:1,b:1", "-x", "MINE=1", "-x", "THEIRS", env=env)
     taken = {command[i + 1] for i, word in enumerate(command) if word == "-x"}
-    assert taken == {"RANKSLICE_TIMEOUT", "LD_LIBRARY_PATH", "MINE=1", "THEIRS"}
+    assert taken == {*going, "MINE=1", "THEIRS"}
 
 
 def test_ranks_get_the_variables_that_they_are_given():
@@ -397,3 +452,50 @@ def test_nothing_is_left_of_a_job_whose_script_is_killed(tmp_path):
         started(tmp_path, 2)
         running.signal_launcher(signal.SIGKILL)
         wait_until(lambda: not marked_processes(running.mark), 20, "all processes of the job to end")
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """A folder for programs that stand in for others."""
+    (tmp_path / "tools").mkdir()
+    return tmp_path / "tools"
+
+
+def write_tool(folder, name, text):
+    (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+    (folder / name).chmod(0o755)
+    return folder / name
+
+
+def test_nothing_is_left_of_a_killed_script_whose_ranks_are_on_other_hosts(tools, tmp_path):
+    write_tool(
+        tools,
+        "mpirun",
+        f'[[ $1 != --version ]] || exec echo "mpirun (Open MPI) 4.1.4"; touch {tmp_path}/up; exec sleep 600',
+    )
+    under = [MPIRUN, "--mpi", "openmpi", "--hosts", "elsewhere:2", "--"]
+    with Run("--version", under=under, env={"PATH": f"{tools}:{os.environ['PATH']}"}) as running:
+        wait_until((tmp_path / "up").exists, 30, "the launcher")
+        running.signal_launcher(signal.SIGKILL)
+        wait_until(lambda: not marked_processes(running.mark), 20, "all processes of the job to end")
+
+
+def test_a_daemon_that_waits_is_ended_when_the_last_rank_of_its_host_has_ended(tools, tmp_path):
+    done = tmp_path / "done"
+    rank = f"{MPIRUN.parent}/rank.sh -"
+    daemon = write_tool(
+        tools,
+        "orted",  # the name by which it is known
+        f"""{rank} timeout 30 bash -c 'until [[ -e {done} ]]; do sleep 0.05; done' &
+        {rank} false
+        sleep 3  # longer than the daemon may wait
+        touch {done}
+        wait
+        echo both have ended
+        while true; do sleep 0.1; done""",
+    )
+    result = subprocess.run(
+        [daemon], capture_output=True, text=True, timeout=60, env=os.environ | {"MPIRUN_GRACE_SECONDS": "1"}
+    )
+    assert result.stdout == "both have ended\n"
+    assert result.returncode == -signal.SIGKILL
