@@ -55,7 +55,7 @@ run_stage() {
 # has_tests PRESET LABELS: whether any of them were asked for, as far as can be known before they are built.
 has_tests() {
   configure "$1"
-  ! ctest --test-dir "build/$1" -N -L "$2" "${ctest_options[@]}" | grep -qx 'Total Tests: 0'
+  ! ctest --test-dir "build/$1" -N -L "$2" "${ctest_options[@]}" | grep -x 'Total Tests: 0' >/dev/null
 }
 
 # show_as_skipped REASON FOLDER TEST…: as tests of a folder that the last run includes.
