@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 
 import mpirun
@@ -110,7 +111,8 @@ def readme_folder(hosts, tiny, tmp_path):
 
 def test_the_commands_of_the_readme_run_on_three_hosts(hosts, readme_folder):
     shutil.copytree(readme_folder / "Qwen3.6-35B-A3B", readme_folder / "released")  # one of them adds a manifest
-    lines = [line for line in readme.mpirun_commands() if " bench" not in line]  # which makes checkpoints of 2 GB
+    # bench makes checkpoints of 2 GB, and doctor judges this machine.
+    lines = [line for line in readme.mpirun_commands() if not re.search(" (bench|doctor)", line)]
     assert len(lines) >= 9
     for line in lines:
         shutil.rmtree(readme_folder / "exported", ignore_errors=True)
