@@ -1,9 +1,9 @@
 #include "shared_output.hpp"
 
-#include <fmt/format.h>
-
+#include <array>
 #include <filesystem>
 #include <string_view>
+#include <utility>
 
 namespace rankslice {
 
@@ -32,10 +32,11 @@ SharedOutput::SharedOutput(std::string const& final_path, StagedOutput::Kind kin
 
 void SharedOutput::share_what_is_there() {
   path_ = broadcast_text(world_, staged_ ? staged_->path() : "");
-  auto const continues = staged_ && staged_->taken_over();
-  taken_over_ = !broadcast_text(world_, continues ? "taken over" : "").empty();
+  std::array<std::uint64_t, 1> continues{staged_ && staged_->taken_over() ? 1U : 0U};
+  world_.all_reduce(continues, Reduce::max);
+  taken_over_ = continues.front() != 0;
   if (!taken_over_) return;
-  auto const lines = broadcast_text(world_, continues ? to_lines(staged_->progress()->records()) : "");
+  auto const lines = broadcast_text(world_, staged_ ? to_lines(staged_->progress()->records()) : "");
   on_every_rank(world_, [&] {
     for (auto& record : from_lines(lines)) recorded_.insert_or_assign(record.name, std::move(record.sums));
   });
@@ -64,13 +65,22 @@ void SharedOutput::fill(std::function<void()> const& step) {
   } catch (CommError const&) {
     keep_unfinished();
     throw;
+  } catch (...) {
+    if (staged_) staged_->remove_unfinished();
+    throw;
   }
 }
 
 void SharedOutput::keep_unfinished() {
-  if (!staged_ || staged_->progress() == nullptr || recorded_.empty()) return;
+  if (!staged_ || staged_->progress() == nullptr) return;
+  if (staged_->published()) return tell(staged_->final_path() + " is in place");
+  if (recorded_.empty()) return staged_->remove_unfinished();
   staged_->keep_unfinished();
-  if (notice_) notice_({.warning = false, .text = fmt::format("{} stays: the same command goes on there", path_)});
+  tell(path_ + " stays: the same command goes on there");
+}
+
+void SharedOutput::tell(std::string text) const {
+  if (notice_) notice_({.warning = false, .text = std::move(text)});
 }
 
 void SharedOutput::publish() {

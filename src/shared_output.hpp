@@ -15,7 +15,7 @@
 namespace rankslice {
 
 /// A staged output that all ranks write to and rank 0 owns. Every function that is no accessor is collective. Destroyed
-/// without `publish`, rank 0 removes what was written; see `fill`.
+/// without `publish`, rank 0 removes what was written, but not what an earlier run left; see `fill`.
 class SharedOutput {
  public:
   using Records = std::map<std::string, std::vector<std::uint64_t>>;
@@ -43,6 +43,7 @@ class SharedOutput {
  private:
   void share_what_is_there();
   void keep_unfinished();
+  void tell(std::string text) const;
 
   Communicator& world_;
   std::function<void(Notice const&)> notice_;

@@ -79,7 +79,12 @@ bool leads_to(std::string const& path, int fd) {
 ProgressFile::ProgressFile(std::string path, std::string const& key) : path_(std::move(path)), key_(key) {
   lock();
   read();
-  rewrite();
+  try {
+    rewrite();
+  } catch (...) {
+    if (!earlier_holder_) ::unlink(path_.c_str());
+    throw;
+  }
 }
 
 // Who holds the file puts another one in its place when it rewrites it: a lock on one that has no name any more is
@@ -98,7 +103,9 @@ void ProgressFile::refuse_held() const {
   std::string_view lines(text);
   auto const line = parse_first_line(take_checked_line(lines));
   auto const who = line.process.empty() ? "another process" : holder(line);
-  refuse(path_, fmt::format("is held by {}, which writes the same output", who));
+  refuse(path_, fmt::format("is held by {0}, which writes the same output; where that host is down and its lock stays, "
+                            "free it by a copy: cp {1} {1}.copy && mv {1}.copy {1}",
+                            who, path_));
 }
 
 void ProgressFile::read() {
@@ -110,9 +117,24 @@ void ProgressFile::read() {
   records_ = from_lines(lines);
 }
 
+bool ProgressFile::held() const { return leads_to(path_, lock_.get()); }
+
+void ProgressFile::require_held() const {
+  if (!held()) throw IoError(ExitCode::io, path_ + ": another run has taken this over", path_);
+}
+
 void ProgressFile::rewrite() {
   auto const fresh = path_ + ".new";
   ::unlink(fresh.c_str());  // of a process that was killed here
+  try {
+    put_in_place(fresh);
+  } catch (...) {
+    ::unlink(fresh.c_str());
+    throw;
+  }
+}
+
+void ProgressFile::put_in_place(std::string const& fresh) {
   writer_ = FileWriter::create(fresh);
   auto const text =
       checked_line(fmt::format("{} {} {} {}", kFormat, key_, host_name(), ::getpid())) + to_lines(records_);
@@ -129,6 +151,7 @@ void ProgressFile::rewrite() {
 }
 
 void ProgressFile::append(std::span<SegmentRecord const> records) {
+  require_held();
   auto const lines = to_lines(records);
   writer_->write(std::as_bytes(std::span(lines)), end_);
   writer_->sync();
@@ -137,11 +160,13 @@ void ProgressFile::append(std::span<SegmentRecord const> records) {
 }
 
 void ProgressFile::forget(std::span<std::string const> names) {
+  require_held();
   auto const forgotten = [&](SegmentRecord const& record) { return std::ranges::count(names, record.name) > 0; };
   if (std::erase_if(records_, forgotten) > 0) rewrite();
 }
 
 void ProgressFile::forget_all() {
+  require_held();
   if (records_.empty()) return;
   records_.clear();
   rewrite();

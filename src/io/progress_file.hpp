@@ -25,11 +25,15 @@ class ProgressFile {
   [[nodiscard]] std::optional<std::string> const& earlier_holder() const { return earlier_holder_; }
   /// Whether the file system has locks.
   [[nodiscard]] bool locked() const { return locked_; }
+  /// Whether this process still holds it. Where there are no locks another may have taken it over.
+  [[nodiscard]] bool held() const;
+  /// @throws IoError `io`, when this process does not
+  void require_held() const;
   [[nodiscard]] std::vector<SegmentRecord> const& records() const { return records_; }
 
-  /// More segments that are done. On stable storage when it returns. @throws IoError
+  /// More segments that are done. On stable storage when it returns. @throws IoError, also when it is no longer held
   void append(std::span<SegmentRecord const> records);
-  /// As if these had never been done. @throws IoError
+  /// As if these had never been done. @throws IoError, also when it is no longer held
   void forget(std::span<std::string const> names);
   void forget_all();
 
@@ -37,6 +41,7 @@ class ProgressFile {
   void lock();
   void read();
   void rewrite();
+  void put_in_place(std::string const& fresh);
   [[noreturn]] void refuse_held() const;
 
   std::string path_, key_;

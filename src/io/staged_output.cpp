@@ -48,6 +48,18 @@ std::string own_name(std::string const& final_path) {
   return fmt::format("{}{}{}-{}", final_path, kPartial, host_name(), ::getpid());
 }
 
+bool exists(std::string const& path) {
+  std::error_code unknown;
+  return fs::exists(fs::symlink_status(path, unknown));
+}
+
+/// `wanted`, or with the first number behind it that nothing has.
+std::string free_name(std::string const& wanted) {
+  auto name = wanted;
+  for (int number = 2; exists(name); ++number) name = fmt::format("{}-{}", wanted, number);
+  return name;
+}
+
 Found find(std::string const& path) {
   std::error_code error;
   auto const status = fs::symlink_status(path, error);
@@ -70,17 +82,6 @@ Found find(std::string const& path) {
   return empty ? Found::empty_folder : Found::folder;
 }
 
-/// What stands at the final path, when the output may take its place.
-Found find_replaceable(std::string const& path, StagedOutput::Kind kind, bool overwrite) {
-  auto const found = find(path);
-  if (found == Found::nothing) return found;
-  auto const wants_folder = kind == StagedOutput::Kind::folder;
-  if (wants_folder && found == Found::file) refuse(path, "is a file, and a folder is to be written");
-  if (!wants_folder && found != Found::file) refuse(path, "is a folder, and a file is to be written");
-  if (found != Found::empty_folder && !overwrite) refuse(path, "exists; pass --overwrite to replace it");
-  return found;
-}
-
 /// Outputs that are not `own`. Files that go with one are not named beside it.
 std::vector<std::string> find_leftovers(std::string const& final_path, std::string const& own) {
   std::set<std::string> leftovers;
@@ -96,6 +97,28 @@ std::vector<std::string> find_leftovers(std::string const& final_path, std::stri
   }
   leftovers.erase(own);
   return {leftovers.begin(), leftovers.end()};
+}
+
+[[noreturn]] void refuse_existing(std::string const& path) {
+  std::string why = "exists; pass --overwrite to replace it";
+  for (auto const& leftover : find_leftovers(path, {})) {
+    auto const progress = leftover + std::string(kProgress);
+    if (exists(leftover) || !exists(progress)) continue;
+    why += fmt::format(
+        ". It seems to be complete: a run that left {} was ended just after it had put its output in place", progress);
+  }
+  refuse(path, why);
+}
+
+/// What stands at the final path, when the output may take its place.
+Found find_replaceable(std::string const& path, StagedOutput::Kind kind, bool overwrite) {
+  auto const found = find(path);
+  if (found == Found::nothing) return found;
+  auto const wants_folder = kind == StagedOutput::Kind::folder;
+  if (wants_folder && found == Found::file) refuse(path, "is a file, and a folder is to be written");
+  if (!wants_folder && found != Found::file) refuse(path, "is a folder, and a file is to be written");
+  if (found != Found::empty_folder && !overwrite) refuse_existing(path);
+  return found;
 }
 
 void sync_folders(std::string const& root) {
@@ -149,11 +172,18 @@ StagedOutput::StagedOutput(std::string final_path, Kind kind, bool overwrite, st
   static_cast<void>(find_replaceable(final_, kind_, overwrite_));
   temporary_ = resume_key.empty() ? own_name(final_) : fmt::format("{}{}{}", final_, kPartial, resume_key);
   leftovers_ = find_leftovers(final_, resume_key.empty() ? std::string() : temporary_);
+  try {
+    make(resume_key);
+  } catch (...) {
+    if (progress_ && progress_->records().empty()) ::unlink(progress_->path().c_str());
+    throw;
+  }
+}
+
+void StagedOutput::make(std::string const& resume_key) {
   resume_key.empty() ? reserve_name() : take_over(resume_key);
   if (kind_ == Kind::folder && !taken_over_ && ::mkdir(temporary_.c_str(), 0777) != 0) {
-    auto const why = reason(errno);
-    if (progress_) ::unlink(progress_->path().c_str());
-    refuse(temporary_, fmt::format("cannot be created: {}", why));
+    refuse(temporary_, fmt::format("cannot be created: {}", reason(errno)));
   }
 }
 
@@ -168,11 +198,14 @@ void StagedOutput::take_over(std::string const& resume_key) {
   auto const of_other_kind = kind_ == Kind::folder ? Found::file : Found::folder;
   if (found == of_other_kind) refuse(temporary_, "is not what this output leaves: remove it first");
   taken_over_ = found != Found::nothing && progress_->earlier_holder();
+  keep_ = taken_over_;  // until someone knows better
   if (taken_over_) return;
   // Records without what they are of come of a process that was killed after it had published, or while it removed
   // that. Of files without records nobody knows who made them.
   progress_->forget_all();
-  fs::remove_all(temporary_);
+  std::error_code error;
+  fs::remove_all(temporary_, error);
+  if (error) refuse(temporary_, fmt::format("cannot be removed: {}", error.message()));
 }
 
 std::vector<std::string> StagedOutput::warnings() const {
@@ -188,13 +221,14 @@ std::vector<std::string> StagedOutput::warnings() const {
 }
 
 StagedOutput::~StagedOutput() {
-  if (published_ || (keep_ && progress_)) return;
+  if (published_ || (keep_ && progress_) || (progress_ && !progress_->held())) return;
   std::error_code ignored;  // nobody is left to be told; the next run names what is left over
   fs::remove_all(temporary_, ignored);
   if (progress_) fs::remove(progress_->path(), ignored);  // last: it has the lock
 }
 
 void StagedOutput::publish() {
+  if (progress_) progress_->require_held();
   if (kind_ == Kind::folder) sync_folders(temporary_);
   auto const found = find_replaceable(final_, kind_, overwrite_);
   if (found == Found::nothing || found == Found::empty_folder) {
@@ -205,13 +239,12 @@ void StagedOutput::publish() {
     if (progress_) leave_name_of_key();
     replace_existing();
   }
-  if (progress_) remove_after_publish(progress_->path(), "", final_);
+  if (progress_ && progress_->held()) remove_after_publish(progress_->path(), "", final_);
 }
 
 // What is replaced comes to the temporary name for a moment, and must not be taken for a part of this output then.
 void StagedOutput::leave_name_of_key() {
-  auto const own = own_name(final_);
-  if (find(own) != Found::nothing) refuse(own, "is left over from an earlier run: remove it first");
+  auto const own = free_name(own_name(final_));
   check(::rename(temporary_.c_str(), own.c_str()), fmt::format("rename to {}", own), temporary_);
   temporary_ = own;
 }

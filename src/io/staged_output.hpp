@@ -9,10 +9,12 @@
 namespace rankslice {
 
 /// A file or folder that is filled under a temporary name beside its final one (`OUT.partial-…`) and renamed when it
-/// is whole. One rank (rank 0) owns it; the others write below `path()`. Dropped without `publish`, it removes itself.
+/// is whole. One rank (rank 0) owns it; the others write below `path()`. Dropped without `publish`, it removes itself,
+/// unless it is what an earlier process left.
 ///
 /// With a resume key, of all that decides its bytes, it has the same temporary name in every process, and beside that a
-/// `ProgressFile`: what a process leaves that was killed, or told it to stay, the next one takes over.
+/// `ProgressFile`: what a process leaves that was killed, or told it to stay, the next one takes over. One that another
+/// process has taken over, where the file system has no locks, it neither publishes nor removes.
 class StagedOutput {
  public:
   enum class Kind { file, folder };
@@ -25,6 +27,9 @@ class StagedOutput {
   StagedOutput& operator=(StagedOutput const&) = delete;
 
   [[nodiscard]] std::string const& path() const { return temporary_; }
+  [[nodiscard]] std::string const& final_path() const { return final_; }
+  /// Whether it has its final name.
+  [[nodiscard]] bool published() const { return published_; }
   /// What other runs left behind beside the final path: `OUT.partial-…` of theirs.
   [[nodiscard]] std::vector<std::string> const& leftovers() const { return leftovers_; }
   /// These in words, and that another process may be at work here, where the file system cannot tell.
@@ -36,6 +41,8 @@ class StagedOutput {
   [[nodiscard]] ProgressFile* progress() { return progress_ ? &*progress_ : nullptr; }
   /// Leave it there for the next process, if it has a resume key and is not published.
   void keep_unfinished() { keep_ = true; }
+  /// Remove it when it is dropped, also what an earlier process left.
+  void remove_unfinished() { keep_ = false; }
 
   /// Sync the folder and those in it (their files are synced by who wrote them), rename it to the final name (exchanged
   /// with what stood there, which is then removed) and sync the parent.
@@ -45,6 +52,7 @@ class StagedOutput {
 
  private:
   void reserve_name();
+  void make(std::string const& resume_key);
   void take_over(std::string const& resume_key);
   void replace_existing();
   void leave_name_of_key();

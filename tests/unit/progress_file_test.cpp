@@ -223,6 +223,29 @@ TEST_F(ProgressFileTest, AKilledProcessHoldsNothing) {
   EXPECT_THAT(progress.records(), ElementsAre(kRecordOfShard));
 }
 
+// As the refusal advises, for a lock that a dead host leaves behind.
+TEST_F(ProgressFileTest, ACopyMovedOverItFreesItAndTheFormerHolderWritesNoMore) {
+  ProgressFile former(path_, kKey);
+  former.append(std::vector{kRecordOfShard});
+  auto const refusal = refusal_of([&] { ProgressFile(path_, kKey); });
+  EXPECT_THAT(refusal.message, HasSubstr(fmt::format("cp {0} {0}.copy && mv {0}.copy {0}", path_)));
+  fs::copy_file(path_, path_ + ".copy");
+  fs::rename(path_ + ".copy", path_);
+  EXPECT_FALSE(former.held());
+  ProgressFile const next(path_, kKey);
+  EXPECT_TRUE(next.held());
+  EXPECT_THAT(next.records(), ElementsAre(kRecordOfShard));
+  auto const before = text();
+  for (auto const& change : std::vector<std::function<void()>>{[&] { former.append(std::vector{kRecordOfEmpty}); },
+                                                               [&] { former.forget(std::vector{kRecordOfShard.name}); },
+                                                               [&] { former.forget_all(); }}) {
+    auto const late = refusal_of(change);
+    EXPECT_EQ(late.code, ExitCode::io);
+    EXPECT_EQ(late.message, path_ + ": another run has taken this over");
+  }
+  EXPECT_EQ(text(), before);
+}
+
 TEST_F(ProgressFileTest, AFileSystemWithoutLocksIsToldApartFromOneWhereTheLockIsHeld) {
   if (!outcome_with_failing(SYS_getppid, EPERM, [] {})) GTEST_SKIP() << "system calls cannot be filtered here";
   for (auto const error : {ENOLCK, EOPNOTSUPP, ENOSYS}) {
@@ -244,6 +267,13 @@ TEST_F(ProgressFileTest, WhatCannotBeSyncedIsAnError) {
   EXPECT_THAT(outcome_with_failing(SYS_fsync, EIO, [&] { ProgressFile(path_, kKey); }),
               Optional(AllOf(StartsWith("74 "), HasSubstr("fsync"))));
   EXPECT_EQ(text(), kFirstLine + kShard);
+  EXPECT_FALSE(fs::exists(path_ + ".new"));
+}
+
+TEST_F(ProgressFileTest, OneThatCannotBeBegunLeavesNothing) {
+  if (!outcome_with_failing(SYS_getppid, EPERM, [] {})) GTEST_SKIP() << "system calls cannot be filtered here";
+  EXPECT_THAT(outcome_with_failing(SYS_fsync, EIO, [&] { ProgressFile(path_, kKey); }), Optional(StartsWith("74 ")));
+  EXPECT_TRUE(fs::is_empty(dir_.path()));
 }
 
 }  // namespace

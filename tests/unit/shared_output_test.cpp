@@ -6,6 +6,7 @@
 
 #include <fstream>
 #include <mutex>
+#include <stdexcept>
 
 #include "support/temp_dir.hpp"
 #include "support/thread_world.hpp"
@@ -83,6 +84,43 @@ TEST_F(SharedOutputTest, WhatWasInterruptedIsThereForEveryRankOfTheNextRun) {
 TEST_F(SharedOutputTest, ARunThatLostARankIsKeptToo) {
   end_with(CommError(ExitCode::timeout, "rank 2 did not answer"));
   EXPECT_TRUE(fs::exists(partial_));
+}
+
+TEST_F(SharedOutputTest, ARankLostWhileItIsTakenOverCostsNothing) {
+  end_with(Interrupted());
+  test::ThreadWorld world;
+  world.change = [](Collectives& rank) {
+    rank.broadcast = [](std::span<std::byte>, int) -> WaitFunction { throw std::runtime_error("rank 2 is gone"); };
+  };
+  for (auto const& of_rank : exceptions_of_ranks(
+           kRanks, [&](Communicator& ranks) { SharedOutput(out_, Kind::folder, false, ranks, kKey); }, world)) {
+    EXPECT_THROW(std::rethrow_exception(of_rank), CommError);
+  }
+  run_ranks(kRanks, [&](Communicator& ranks) {
+    EXPECT_THAT(SharedOutput(out_, Kind::folder, false, ranks, kKey).recorded(), testing::SizeIs(2));
+  });
+}
+
+TEST_F(SharedOutputTest, WhatAnEarlierRunLeftIsRemovedAfterAnErrorToo) {
+  end_with(Interrupted());
+  exceptions_of_ranks(kRanks, [&](Communicator& world) {
+    SharedOutput output(out_, Kind::folder, false, world, kKey);
+    output.fill([&] { on_every_rank(world, [] { throw VerifyError("differs"); }); });
+  });
+  EXPECT_THAT(names_beside(), IsEmpty());
+}
+
+TEST_F(SharedOutputTest, OneThatIsPublishedIsSaidToBeInPlaceWhenARankIsLostAfterwards) {
+  exceptions_of_ranks(kRanks, [&](Communicator& world) {
+    SharedOutput output(out_, Kind::folder, false, world, kKey, notices());
+    output.fill([&] {
+      output.record({{"a", {1}}});
+      output.publish();
+      throw CommError(ExitCode::timeout, "rank 2 did not answer");
+    });
+  });
+  EXPECT_THAT(notices_, ElementsAre(out_ + " is in place"));
+  EXPECT_THAT(names_beside(), ElementsAre("OUT"));
 }
 
 TEST_F(SharedOutputTest, WhatFailedForAnotherReasonIsRemoved) {

@@ -96,10 +96,77 @@ TEST_F(ResumedOutput, AFileIsTakenOverAsAFolderIs) {
   EXPECT_THAT(names_beside(), ElementsAre("OUT"));
 }
 
-TEST_F(ResumedOutput, DroppedWithoutAWordItLeavesNothing) {
+TEST_F(ResumedOutput, DroppedWithoutAWordItLeavesWhatAnEarlierRunDidAndNothingElse) {
+  { StagedOutput const begun(out_, Kind::folder, false, kKey); }
+  EXPECT_THAT(names_beside(), IsEmpty());
   interrupt_one();
   { StagedOutput const dropped(out_, Kind::folder, false, kKey); }
+  EXPECT_TRUE(StagedOutput(out_, Kind::folder, false, kKey).taken_over());
+}
+
+TEST_F(ResumedOutput, WhatAnEarlierRunLeftIsRemovedWhereThatIsSaid) {
+  interrupt_one();
+  {
+    StagedOutput staged(out_, Kind::folder, false, kKey);
+    staged.remove_unfinished();
+  }
   EXPECT_THAT(names_beside(), IsEmpty());
+}
+
+// A copy in the place of the progress file is what another process puts there where locks do not keep it out.
+TEST_F(ResumedOutput, OneThatAnotherRunHasTakenOverIsNeitherPublishedNorRemoved) {
+  {
+    StagedOutput first(out_, Kind::folder, false, kKey);
+    put_file(first.path() + "/file", "begun");
+    first.progress()->append(std::vector{kSegment});
+    fs::copy_file(progress_, progress_ + ".copy");
+    fs::rename(progress_ + ".copy", progress_);
+    auto const refusal = refusal_of([&] { first.publish(); });
+    EXPECT_EQ(refusal.code, ExitCode::io);
+    EXPECT_EQ(refusal.message, progress_ + ": another run has taken this over");
+    EXPECT_FALSE(first.published());
+  }
+  StagedOutput second(out_, Kind::folder, false, kKey);
+  EXPECT_THAT(second.progress()->records(), ElementsAre(kSegment));
+  second.publish();
+  EXPECT_EQ(content(out_ + "/file"), "begun");
+}
+
+TEST_F(ResumedOutput, WhatWasPublishedJustBeforeAKillIsSaidToBeComplete) {
+  interrupt_one();
+  fs::rename(partial_, out_);
+  for (auto const* key : {kKey, ""}) {  // a command looks before it knows the key
+    EXPECT_THAT(
+        refusal_of([&] { StagedOutput(out_, Kind::folder, false, key); }).message,
+        AllOf(StartsWith(out_ + " exists; pass --overwrite"), HasSubstr("seems to be complete"), HasSubstr(progress_)));
+  }
+}
+
+TEST_F(ResumedOutput, WhatStandsBesideAnUnfinishedOutputIsNotSaidToBeComplete) {
+  interrupt_one();
+  fs::create_directory(out_);
+  put_file(out_ + "/file", "old");
+  EXPECT_EQ(refusal_of([&] { StagedOutput(out_, Kind::folder, false, kKey); }).message,
+            out_ + " exists; pass --overwrite to replace it");
+}
+
+TEST_F(ResumedOutput, LeftoversOfTheNamesThatReplacingNeedsAreInNobodysWay) {
+  fs::create_directory(out_);
+  put_file(out_ + "/file", "old");
+  interrupt_one();
+  auto const own = StagedOutput(dir_.file("OUT"), Kind::folder, true).path();
+  put_file(own, "evidence");
+  put_file(own + "-2", "more");
+  StagedOutput(out_, Kind::folder, true, kKey).publish();
+  EXPECT_EQ(content(out_ + "/file"), "begun");
+  EXPECT_EQ(content(own), "evidence");
+  EXPECT_EQ(content(own + "-2"), "more");
+}
+
+TEST_F(ResumedOutput, OneThatIsRefusedLeavesNoProgressOfItsOwn) {
+  put_file(partial_, "evidence");
+  EXPECT_EQ(refusal_of([&] { StagedOutput(out_, Kind::folder, false, kKey); }).code, ExitCode::cannot_create);
+  EXPECT_THAT(names_beside(), ElementsAre("OUT.partial-00112233aabbccdd"));
 }
 
 TEST_F(ResumedOutput, WithoutAKeyNothingIsKept) {
@@ -172,6 +239,7 @@ TEST_F(ResumedOutput, SomethingElseInItsPlaceIsRefusedAndKept) {
   EXPECT_EQ(refusal.code, ExitCode::cannot_create);
   EXPECT_THAT(refusal.message, AllOf(StartsWith(partial_), HasSubstr("remove it first")));
   EXPECT_EQ(content(partial_), "evidence");
+  EXPECT_TRUE(fs::exists(progress_));
 }
 
 TEST_F(ResumedOutput, ASecondRunOfTheKeyIsRefusedAndLeavesTheFirstAlone) {
@@ -245,6 +313,14 @@ TEST_F(FailingResume, WhereTheSystemCannotTellWhetherSomeoneIsAtWorkItSaysSo) {
                                       HasSubstr(fmt::format("whether process {} on ", ::getpid())))));
   StagedOutput const with_locks(out_, Kind::folder, false, kKey);
   EXPECT_THAT(with_locks.warnings(), IsEmpty());
+}
+
+TEST_F(FailingResume, WhatCannotBeRemovedIsNamedAndLeavesNoProgress) {
+  fs::create_directory(partial_);
+  put_file(partial_ + "/file", "of whom?");
+  EXPECT_THAT(outcome_with_failing(SYS_unlinkat, EACCES, [&] { StagedOutput(out_, Kind::folder, false, kKey); }),
+              Optional(AllOf(StartsWith("73 " + partial_ + " cannot be removed"), HasSubstr("Permission denied"))));
+  EXPECT_THAT(names_beside(), ElementsAre("OUT.partial-00112233aabbccdd"));
 }
 
 TEST_F(FailingResume, AFolderThatCannotBeMadeLeavesNoProgress) {
