@@ -1,6 +1,5 @@
 #include "shared_output.hpp"
 
-#include <array>
 #include <filesystem>
 #include <string_view>
 #include <utility>
@@ -32,11 +31,11 @@ SharedOutput::SharedOutput(std::string const& final_path, StagedOutput::Kind kin
 
 void SharedOutput::share_what_is_there() {
   path_ = broadcast_text(world_, staged_ ? staged_->path() : "");
-  std::array<std::uint64_t, 1> continues{staged_ && staged_->taken_over() ? 1U : 0U};
-  world_.all_reduce(continues, Reduce::max);
-  taken_over_ = continues.front() != 0;
+  // As text, which carries a checksum: a bit that flips in a sum would send the ranks different ways.
+  auto const continues = staged_ && staged_->taken_over();
+  taken_over_ = !broadcast_text(world_, continues ? "taken over" : "").empty();
   if (!taken_over_) return;
-  auto const lines = broadcast_text(world_, staged_ ? to_lines(staged_->progress()->records()) : "");
+  auto const lines = broadcast_text(world_, continues ? to_lines(staged_->progress()->records()) : "");
   on_every_rank(world_, [&] {
     for (auto& record : from_lines(lines)) recorded_.insert_or_assign(record.name, std::move(record.sums));
   });

@@ -5,11 +5,13 @@ import os
 import re
 import signal
 import socket
+import time
+from pathlib import Path
 
 import pytest
 
 import checkpoints
-from program import OnRank, Run, expect, run_ok
+from program import OnRank, Run, expect, run_ok, wait_until
 
 JSON_LOG = ["--log-format", "json"]
 LEVELS = {"debug", "info", "warning", "error"}
@@ -102,13 +104,22 @@ def test_ranks_that_give_up_on_a_stopped_one_say_so_in_that_form(tiny, tmp_path,
     assert "rankslice: error" not in result.stderr
 
 
+def is_held(pid):
+    """Whether the tracer keeps a process from going on, and not just for a moment."""
+    for _ in range(20):
+        if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "t":
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def test_a_rank_that_ends_itself_says_so_in_that_form(tiny, tmp_path, strace):
     """One read that never returns, and nobody else to notice: the watchdog writes what was prepared, without a time."""
     on_rank = OnRank(
-        tmp_path / "on_rank", strace={0: "-e trace=pread64 -e inject=pread64:delay_enter=12000000:when=20", 1: ""}
+        tmp_path / "on_rank", strace={0: "-e trace=pread64 -e inject=pread64:delay_enter=15000000:when=20", 1: ""}
     )
     with Run("load", tiny, "--timeout", 1, *JSON_LOG, ranks=2, on_rank=on_rank) as running:
-        on_rank.wait_for_call(0, "safetensors")
+        wait_until(lambda: is_held(on_rank.pid(0)), 60, "rank 0 to hang in its read")
         os.kill(on_rank.pid(1), signal.SIGSTOP)
         result = running.finish()
     told = errors(entries(result, of_mpi=True))
