@@ -149,11 +149,15 @@ def test_without_hosts_a_batch_job_has_its_own():
 # The command --------------------------------------------------------------------------------------------------------
 
 
+def number_in(version):
+    return re.search(r"\d+\.\d+(\.\d+)?", version)[0]
+
+
 def test_a_program_is_started_by_the_mpirun_of_its_own_mpi():
     result = script("--dry-run", "-n", 2, "--", PROGRAM, "load", "a checkpoint")
     command = shlex.split(result.stdout)
     version = subprocess.run([command[0], "--version"], capture_output=True, text=True).stdout
-    assert version == VERSION
+    assert number_in(version) == number_in(VERSION) and ("HYDRA" in version) == (MPI == "mpich")
     assert command[-3:] == [str(PROGRAM), "load", "a checkpoint"]
 
 
@@ -272,7 +276,7 @@ def test_ranks_load_together(tiny, ranks, tmp_path):
     assert result.code == 0, result.stderr
     assert result.json["ranks"] == ranks
     name = result.json["versions"]["mpi"]
-    number = re.search(r"\d+\.\d+(\.\d+)?", VERSION)[0]
+    number = number_in(VERSION)
     assert name == (f"MPICH {number}" if MPI == "mpich" else f"Open MPI v{number}")
 
 
