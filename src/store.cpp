@@ -257,8 +257,7 @@ SaveReport save_recorded_store(StateDict const& state, std::string const& path, 
   on_every_rank(world, [&] { held.emplace(state); });
   auto expected = digest_all_held(state, holdings, options.call, world);
   add_codes(state, holdings, world, expected);
-  std::string key;
-  if (options.resume) key = shared_key(world, [&] { return resume_key(expected, *state.source); });
+  auto const key = options.resume ? resume_key(expected, *state.source) : std::string();
   SharedOutput output(path, StagedOutput::Kind::file, options.overwrite, world, key, options.call.notice);
   SaveReport report;
   output.fill([&] { report = fill_store({state, holdings, expected}, *held, output, world, options, recording); });

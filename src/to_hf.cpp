@@ -123,9 +123,7 @@ ExportReport export_state(StateDict const& state, std::string const& out_dir, Co
   if (plan.originals) {
     subject.compared = compare_with_originals(plan, *held, known_codes(state, holdings, world), options.call, world);
   }
-  if (options.resume) {
-    subject.key = shared_key(world, [&] { return resume_key(expected, target, plan.originals); });
-  }
+  if (options.resume) subject.key = resume_key(expected, target, plan.originals);
   HfExport output(plan, std::move(subject), out_dir, world, options, recording);
   ExportReport report;
   output.fill([&] {
@@ -155,9 +153,7 @@ ExportReport export_checkpoint(Checkpoint const& checkpoint, std::string const& 
   if (source.compares()) {
     subject.compared = compare_with_originals(plan, streamed, checkpoint.digests, options.call, world);
   }
-  if (options.resume) {
-    subject.key = shared_key(world, [&] { return resume_key(checkpoint, plan.target, plan.originals); });
-  }
+  if (options.resume) subject.key = resume_key(checkpoint, plan.target, plan.originals);
   HfExport output(plan, std::move(subject), out_dir, world, options, recording);
   ExportReport report;
   output.fill([&] {

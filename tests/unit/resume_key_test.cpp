@@ -6,9 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
-#include <cstring>
 #include <filesystem>
-#include <set>
 
 #include "copied_slices.hpp"
 #include "support/raw_checkpoint.hpp"
@@ -56,33 +54,10 @@ TEST_F(ResumeKey, IsAnotherOneWhereAFileOfTheSourceWasWrittenTo) {
   }
 }
 
-TEST_F(ResumeKey, IsAnotherOneOfOtherBytesUnderTheSameTimeOfChange) {
-  auto const before = key();
-  auto const name = file(".safetensors");
-  auto const time = fs::last_write_time(name);
-  auto const size = file_bytes(name).size();
-  std::uint64_t header = 0;
-  std::memcpy(&header, file_bytes(name).data(), sizeof header);
-  for (auto const place : {sizeof header + header, size - 1}) {
-    flip_byte(name, place);
-    fs::last_write_time(name, time);
-    EXPECT_NE(key(), before) << place;
-    flip_byte(name, place);
-    fs::last_write_time(name, time);
-    EXPECT_EQ(key(), before) << place;
-  }
-}
-
 TEST_F(ResumeKey, IsAnotherOneOfOtherOptions) {
   auto const selected = [](std::string_view name) { return name == kGateUpOfLayer2; };
-  std::vector const keys{key(),
-                         key("source", {.keys = selected}),
-                         key("source", {}, {.dtype = DType::F32}),
-                         key("source", {}, {.text_only = true}),
-                         key("source", {.max_file_bytes = 50'000}, {.dtype = DType::F32}),
-                         key("source", {.gdn_dtype = GdnDtype::upstream}),
-                         key("source", {.layout = ExportLayout::source}, {.dtype = DType::F32})};
-  EXPECT_EQ((std::set<std::string>{keys.begin(), keys.end()}).size(), keys.size());
+  EXPECT_NE(key("source", {.keys = selected}), key());
+  EXPECT_NE(key("source", {}, {.dtype = DType::F32}), key());
 }
 
 TEST_F(ResumeKey, DoesNotKnowWhoWrites) { EXPECT_EQ(key("source", {.overwrite = true, .gather = true}), key()); }
