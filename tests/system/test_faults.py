@@ -105,7 +105,10 @@ def test_a_signal_ends_a_run_cleanly(phase, number, code, tiny, tmp_path):
 
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)])
 def test_a_signal_to_mpirun_ends_all_ranks(phase, number, times, tiny, tmp_path):
-    """mpirun asks all ranks to stop, kills those that do not soon enough, and leaves with a status of its own."""
+    """mpirun asks all ranks to stop, kills those that do not soon enough, and leaves with a status of its own.
+
+    The lowest rank that was at work speaks, if it is given the time: others may have had nothing to do in that step.
+    """
     out = tmp_path / "out"
     job, on_rank, pattern = in_the_middle(phase, tiny, out, tmp_path / "ranks", traced="all", ranks=3)
     with job:
@@ -114,7 +117,8 @@ def test_a_signal_to_mpirun_ends_all_ranks(phase, number, times, tiny, tmp_path)
             job.signal_launcher(number)
         result = job.finish()
     assert result.code != 0
-    assert re.findall("rankslice: error: .*", result.stderr) in ([], ["rankslice: error: rank 0: stopped on request"])
+    said = re.findall("rankslice: error: .*", result.stderr)
+    assert len(said) <= 1 and all(re.fullmatch(r"rankslice: error: rank \d: stopped on request", one) for one in said)
     assert_nothing_made(out)
 
 
