@@ -11,7 +11,7 @@
 #   hosts.sh boot HOST         switches it on again
 set -euo pipefail
 
-readonly state=/run/hosts  # HOST/init: the pid that holds its namespaces; HOST/net: its network namespace
+readonly state=/run/hosts  # HOST/init: the pid that holds its namespaces; HOST/net: its network; HOST/cut: it is cut off
 readonly tmp=/run/host     # on each host its own
 
 fail() {
@@ -53,7 +53,7 @@ furnish() {
 boot() {
   local host=$1 init
   mkdir -p "$state/$host"
-  rm -f "$state/$host/init"
+  rm -f "$state/$host/init" "$state/$host/cut"
   unshare --net --uts --ipc --mount --propagation private -- "${BASH_SOURCE[0]}" --init "$host" \
     </dev/null >"$state/$host/log" 2>&1 &
   until init=$(cat "$state/$host/init" 2>/dev/null) && [[ -n $init ]]; do
@@ -100,8 +100,8 @@ case $command in
   up | boot | on | off) "$command" "$@" ;;
   --init) furnish "$1" && echo $$ >"$state/$1/init" && exec sleep infinity ;;
   pids) pids "$1" | without_init "$1" ;;
-  cut) ip link set "$1" down ;;
-  mend) ip link set "$1" up ;;
+  cut) touch "$state/$1/cut" && ip link set "$1" down ;;
+  mend) ip link set "$1" up && rm "$state/$1/cut" ;;
   freeze) signal_all "$1" STOP ;;
   thaw) signal_all "$1" CONT ;;
   *) sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2 && exit 2 ;;

@@ -45,6 +45,6 @@ for thread in threads:
 for thread in threads:
     thread.join()
 code = os.read(pipes["code"][0], 16)
-while not code:
+while not code or Path(f"/run/hosts/{host}/cut").exists():
     signal.pause()
 sys.exit(int(code))

@@ -36,9 +36,11 @@ def under_mpich(scenario):
 
     And MPI_Abort waits for the first rank of a host: where that one is stopped, all others have the time to say so."""
     status = {9 if code == 137 else code for code in scenario.status}
-    if 75 not in status:
-        return dataclasses.replace(scenario, status=status)
-    return dataclasses.replace(scenario, status=status | {9}, speakers=max(scenario.speakers, scenario.ranks - 1))
+    if 75 in status:
+        return dataclasses.replace(scenario, status=status | {9}, speakers=max(scenario.speakers, scenario.ranks - 1))
+    if scenario.fault == "fail_alone":  # the only failure that no agreement ends
+        status |= {9}
+    return dataclasses.replace(scenario, status=status)
 
 
 def silent(ranks):
