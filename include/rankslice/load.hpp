@@ -33,6 +33,18 @@ enum class DenseReading : std::uint8_t {
 /// @throws UsageError for `once` where nothing can be sent from rank to rank
 [[nodiscard]] DenseReading choose(DenseReading asked, Communicator const& world);
 
+/// On which pages of host memory large tensors stand.
+enum class HugePages : std::uint8_t {
+  automatic,  ///< On huge pages where the system gives them.
+  on,         ///< … and an error where it does not.
+  off,        ///< On small ones.
+};
+
+/// "auto", "on", "off"
+[[nodiscard]] std::string_view name(HugePages pages);
+/// The inverse of `name`; nothing for an unknown one.
+[[nodiscard]] std::optional<HugePages> parse_huge_pages(std::string_view name);
+
 struct LoadOptions {
   /// Which tensors (`select_tensors`); all of them when empty.
   KeySelection keys{};
@@ -41,6 +53,7 @@ struct LoadOptions {
   /// `full` digests every block while it is in the staging buffer, for `verify`.
   VerifyLevel verify = VerifyLevel::full;
   DenseReading dense = DenseReading::automatic;
+  HugePages huge_pages = HugePages::automatic;
   CallOptions call{};
 };
 

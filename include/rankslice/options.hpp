@@ -37,8 +37,38 @@ struct Notice {
   std::string text;
 };
 
+/// How the bytes of files get into memory.
+enum class ReadBackend : std::uint8_t {
+  automatic,  ///< What is in the page cache by `pread`, the rest by what is fastest for its file system.
+  pread,      ///< One `pread` after the other, of each thread.
+  io_uring,   ///< Many reads at once through the page cache.
+  direct,     ///< Many reads at once past the page cache (O_DIRECT), where the file system lets us.
+};
+
+/// "auto", "pread", "io_uring", "direct"
+[[nodiscard]] std::string_view name(ReadBackend backend);
+/// The inverse of `name`; nothing for an unknown one.
+[[nodiscard]] std::optional<ReadBackend> parse_read_backend(std::string_view name);
+
+/// What becomes of the page cache that was filled on the way, which other processes may want for themselves.
+enum class PageCache : std::uint8_t { keep, drop };
+
+/// "keep", "drop"
+[[nodiscard]] std::string_view name(PageCache cache);
+/// The inverse of `name`; nothing for an unknown one.
+[[nodiscard]] std::optional<PageCache> parse_page_cache(std::string_view name);
+
+struct ReadOptions {
+  ReadBackend backend = ReadBackend::automatic;
+  PageCache cache = PageCache::keep;
+};
+
 /// What every long call accepts.
 struct CallOptions {
+  ReadOptions reading{};
+  /// That move and digest bytes on this rank, the caller's own among them; 0: as many as it has processors, and a fair
+  /// share where other ranks of its host have them too.
+  int threads = 0;
   std::function<void(Progress const&)>
       progress{};  ///< Called on the caller's thread after every block; what it throws ends the call on every rank.
   std::stop_token stop{};                       ///< When it fires the call throws `Interrupted` on every rank.

@@ -59,6 +59,12 @@ VerifyLevel Options::verify_level() const { return parse_verify_level(verify).va
 
 DenseReading Options::dense_reading() const { return parse_dense_reading(dense).value(); }
 
+ReadOptions Options::reading() const {
+  return {.backend = parse_read_backend(io).value(), .cache = parse_page_cache(cache).value()};
+}
+
+HugePages Options::huge_pages() const { return parse_huge_pages(hugepages).value(); }
+
 std::optional<DType> Options::open_dtype() const {
   return parse_torch_dtype(dtype);  // nothing for preserve
 }

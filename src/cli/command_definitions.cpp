@@ -106,6 +106,7 @@ void add_load(CLI::App& app, Options& o) {
   option(sub, "--ranks", o.ranks, "Rank-local: of so many ranks")->check(whole_number(1, kMostRanks));
   add_mesh_options(sub, o);
   add_dense_option(sub, o, "once where the ranks are on several hosts, else each-rank");
+  add_huge_pages_option(sub, o);
   add_manifest_option(sub, o);
   add_resume_option(sub, o, "STORE");
   add_job_options(sub, o);
@@ -179,6 +180,8 @@ void add_bench(CLI::App& app, Options& o) {
       ->check(CLI::IsMember(steps));
   add_model_options(sub, o);
   add_rank_options(sub, o);
+  add_reading_options(sub, o);
+  add_huge_pages_option(sub, o);
   add_output_options(sub, o);
   sub.footer(
       "Examples:\n  mpirun -n 2 rankslice bench --preset tiny --repeats 3\n"

@@ -127,6 +127,8 @@ Job::Job(Options const& job_options, Communicator& job_world, Console& job_conso
 
 CallOptions Job::call() {
   return {
+      .reading = options.reading(),
+      .threads = options.threads,
       .progress =
           [this](Progress const& progress) {
             if (auto const code = stop_code()) throw Interrupted(*code);

@@ -85,8 +85,11 @@ void load(Job& job) {
       });
     });
     if (options.dry_run) return;
-    LoadOptions const load_options{
-        .device = device, .verify = options.verify_level(), .dense = dense, .call = job.call()};
+    LoadOptions const load_options{.device = device,
+                                   .verify = options.verify_level(),
+                                   .dense = dense,
+                                   .huge_pages = options.huge_pages(),
+                                   .call = job.call()};
     state = options.rank ? rankslice::load(source, mesh, coordinate, load_options)
                          : rankslice::load(source, mesh, job.world, load_options);
   });

@@ -83,6 +83,27 @@ void add_rank_options(CLI::App& app, Options& o) {
       ->capture_default_str();
 }
 
+void add_reading_options(CLI::App& app, Options& o) {
+  option(app, "--io", o.io,
+         "How files are read: pread, one read after the other; io_uring, many at once; direct, the same past the page "
+         "cache; auto: by what is in the page cache, and the file system")
+      ->check(CLI::IsMember({"auto", "pread", "io_uring", "direct"}))
+      ->capture_default_str();
+  option(app, "--cache", o.cache, "Whether what was read stays in the page cache; drop leaves that to others")
+      ->check(CLI::IsMember({"keep", "drop"}))
+      ->capture_default_str();
+  option(app, "--threads", o.threads,
+         "That move and digest bytes on each rank [its processors, or its share of those that other ranks have too]")
+      ->check(whole_number(1, kMostThreads));
+}
+
+void add_huge_pages_option(CLI::App& app, Options& o) {
+  option(app, "--hugepages", o.hugepages,
+         "Tensors on huge pages of host memory: auto, where the system gives them; on, or else an error; off")
+      ->check(CLI::IsMember({"auto", "on", "off"}))
+      ->capture_default_str();
+}
+
 void add_job_options(CLI::App& app, Options& o, std::string_view keys_of) {
   add_model_options(app, o);
   add_selection_options(app, o, keys_of);
@@ -96,6 +117,7 @@ void add_job_options(CLI::App& app, Options& o, std::string_view keys_of) {
       ->check(CLI::IsMember({"off", "coverage", "full", "reread"}))
       ->capture_default_str();
   add_rank_options(app, o);
+  add_reading_options(app, o);
   flag(app, "--overwrite", o.overwrite, "Replace outputs that exist, each in one step at the end");
   option(app, "--metrics-file", o.metrics_file,
          "Keep metrics in this file, in the text format of Prometheus, and rewrite it after each phase and every few "

@@ -24,6 +24,7 @@ CLI::Option* flag(CLI::App& app, std::string const& flags, bool& value, std::str
 CLI::Validator whole_number(std::uint64_t least, std::uint64_t most);
 
 constexpr std::uint64_t kMostRanks = 1U << 20;
+constexpr std::uint64_t kMostThreads = 1024;
 
 // Options that several commands have. `keys_of`: whose keys --include and --exclude speak of.
 
@@ -32,6 +33,9 @@ void add_output_options(CLI::App& app, Options& o);
 void add_model_options(CLI::App& app, Options& o);
 void add_selection_options(CLI::App& app, Options& o, std::string_view keys_of = "source");
 void add_rank_options(CLI::App& app, Options& o);
+/// How files are read, and by how many threads.
+void add_reading_options(CLI::App& app, Options& o);
+void add_huge_pages_option(CLI::App& app, Options& o);
 void add_mesh_options(CLI::App& app, Options& o);
 void add_dense_option(CLI::App& app, Options& o, std::string const& what_auto_is);
 void add_manifest_option(CLI::App& app, Options& o);

@@ -39,6 +39,9 @@ struct Options {
   bool overwrite = false;
   std::string resume = "on";
 
+  std::string io = "auto", cache = "keep", hugepages = "auto";
+  int threads = 0;  ///< 0: by the processors of this rank
+
   std::string dense = "auto";
   int ep = 0;  ///< 0: all ranks
   int ep_shard = 1;
@@ -71,6 +74,8 @@ struct Options {
   [[nodiscard]] VerifyLevel verify_level() const;
   [[nodiscard]] bool resumes() const { return resume == "on"; }
   [[nodiscard]] DenseReading dense_reading() const;
+  [[nodiscard]] ReadOptions reading() const;
+  [[nodiscard]] HugePages huge_pages() const;
   /// What `--dtype` says; nothing for preserve.
   [[nodiscard]] std::optional<DType> open_dtype() const;
 };

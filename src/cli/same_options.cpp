@@ -26,6 +26,8 @@ std::string describe(Options const& o) {
                                                                               {"--comm", o.comm},
                                                                               {"--verify", o.verify},
                                                                               {"--dense", o.dense},
+                                                                              {"--io", o.io},
+                                                                              {"--cache", o.cache},
                                                                               {"--include", o.include},
                                                                               {"--exclude", o.exclude},
                                                                               {"--store", o.store},
