@@ -13,7 +13,8 @@ Usage: tests/run.sh [--all] [CTEST-OPTION…]
                   fuzz), --rerun-failed, …
 
 Where MPICH is there, what uses MPI runs once more with it, after all has run with Open MPI.
-Tests that cannot run here are skipped, with the reason, and do not count as failures.
+Tests that cannot run here are skipped, with the reason, and do not count as failures. One that fails runs once more;
+if it passes then, the summary calls it unsteady.
 TEXT
 }
 
@@ -36,13 +37,13 @@ configure_and_build() {
   configure "$preset" && cmake --build --preset "$preset" "$@"
 }
 
-# run_ctest FOLDER OPTION…
+# run_ctest FOLDER OPTION…: what fails once beside others, on a machine that is busy, is told apart from what fails.
 run_ctest() {
   local folder=$1
   shift
-  ctest --test-dir "$folder" --output-on-failure --parallel "$(nproc)" \
+  ctest --test-dir "$folder" --output-on-failure --parallel "$(nproc)" --repeat until-pass:2 \
     --output-junit "$PWD/$folder/junit.xml" "$@" "${ctest_options[@]}" 2>&1 |
-    tests/support/explain_skips.py "$folder/junit.xml"
+    tests/support/explain_outcomes.py "$folder/junit.xml"
 }
 
 # run_stage PRESET LABELS: some of the tests in another build. Those that were asked for may not be among them.
