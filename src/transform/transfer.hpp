@@ -10,6 +10,7 @@
 #include "rankslice/device.hpp"
 #include "rankslice/digest.hpp"
 
+#include "core/threads.hpp"
 #include "io/file.hpp"
 #include "transform/parameter_digest.hpp"
 #include "transform/piece_scales.hpp"
@@ -29,9 +30,6 @@ struct PieceFiles {
   FileReader& data;
   FileReader* scales = nullptr;  ///< Of pieces with block scales.
 };
-
-/// Called after every block with its bytes: progress, and the place to throw when the work is to stop.
-using BlockDone = std::function<void(std::uint64_t bytes)>;
 
 /// Takes bytes that stand at `offset` of a file.
 using WriteBytes = std::function<void(std::span<std::byte const> bytes, std::uint64_t offset)>;

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace rankslice {
+
+/// Called after every block with its bytes: progress, and the place to throw when the work is to stop.
+using BlockDone = std::function<void(std::uint64_t bytes)>;
+
+/// What one of several threads does. It calls `done` after every block, and lets through what that throws.
+using ThreadStep = std::function<void(int thread, BlockDone const& done)>;
+
+/// Call step(0, …) to step(threads - 1, …) at once, the first on the caller's thread, and return when all have ended.
+/// With one thread none is started, and it gets `done` itself. `done`, which may be null, is called on the caller's
+/// thread only, with the bytes of all threads since it was called last. An error of one thread, or of `done`, stops the
+/// others at their next block; then the error of the lowest thread that failed by itself is thrown.
+/// @throws UnexpectedError also when the system gives no thread
+void in_threads(int threads, BlockDone const& done, ThreadStep const& step);
+
+}  // namespace rankslice

@@ -1,0 +1,148 @@
+#include "core/threads.hpp"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <barrier>
+#include <csignal>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace rankslice {
+namespace {
+
+class Threads : public testing::TestWithParam<int> {};
+
+TEST_P(Threads, DoEachStepOnceAndAtTheSameTime) {
+  auto const threads = GetParam();
+  std::barrier all_here(threads);  // hangs when one step waits for the end of another one
+  std::vector<std::atomic<int>> steps(static_cast<std::size_t>(threads));
+  in_threads(threads, {}, [&](int thread, BlockDone const&) {
+    ++steps[static_cast<std::size_t>(thread)];
+    all_here.arrive_and_wait();
+  });
+  for (auto const& count : steps) EXPECT_EQ(count, 1);
+}
+
+TEST_P(Threads, TellAllBytesOnTheCallersThread) {
+  auto const caller = std::this_thread::get_id();
+  std::uint64_t told = 0, expected = 0;
+  for (int thread = 0; thread < GetParam(); ++thread) expected += 100U * static_cast<std::uint64_t>(thread + 1);
+  auto const done = [&](std::uint64_t bytes) {
+    EXPECT_EQ(std::this_thread::get_id(), caller);
+    told += bytes;
+  };
+  in_threads(GetParam(), done, [](int thread, BlockDone const& block_done) {
+    for (int block = 0; block < 100; ++block) block_done(static_cast<std::uint64_t>(thread + 1));
+  });
+  EXPECT_EQ(told, expected);
+}
+
+TEST_P(Threads, TellWhileTheCallerWaits) {
+  std::atomic<bool> told = false;
+  in_threads(
+      GetParam() + 1, [&](std::uint64_t) { told = true; },
+      [&](int thread, BlockDone const& done) {
+        if (thread != GetParam()) return;
+        done(1);
+        while (!told) std::this_thread::yield();
+      });
+  EXPECT_TRUE(told);
+}
+
+TEST_P(Threads, StopAtTheErrorOfEachOne) {
+  for (int failing = 0; failing < GetParam(); ++failing) {
+    std::atomic<int> stopped = 0;
+    auto const step = [&](int thread, BlockDone const& done) {
+      if (thread == failing) throw std::runtime_error(std::to_string(thread));
+      try {
+        while (true) done(1);
+      } catch (...) {
+        ++stopped;
+        throw;
+      }
+    };
+    try {
+      in_threads(GetParam(), {}, step);
+      ADD_FAILURE() << "no error";
+    } catch (std::runtime_error const& error) {
+      EXPECT_EQ(error.what(), std::to_string(failing));
+    }
+    EXPECT_EQ(stopped, GetParam() - 1);
+  }
+}
+
+TEST_P(Threads, ThrowTheErrorOfTheLowestOfThoseThatFailed) {
+  std::barrier all_here(GetParam());
+  auto const step = [&](int thread, BlockDone const&) {
+    all_here.arrive_and_wait();
+    if (thread > 0 || GetParam() == 1) throw std::runtime_error(std::to_string(thread));
+  };
+  try {
+    in_threads(GetParam(), {}, step);
+    ADD_FAILURE() << "no error";
+  } catch (std::runtime_error const& error) {
+    EXPECT_EQ(error.what(), std::string(GetParam() == 1 ? "0" : "1"));
+  }
+}
+
+TEST_P(Threads, StopWhenTheCallerIsToldTo) {
+  auto const interrupt = [](std::uint64_t) { throw std::runtime_error("stop"); };
+  auto const step = [](int, BlockDone const& done) {
+    while (true) done(1);
+  };
+  EXPECT_THROW(in_threads(GetParam(), interrupt, step), std::runtime_error);
+}
+
+TEST_P(Threads, StopWhenTheCallerIsToldToWhileItWaits) {
+  auto const interrupt = [](std::uint64_t) { throw std::runtime_error("stop"); };
+  auto const step = [](int thread, BlockDone const& done) {
+    while (thread > 0) done(1);
+  };
+  EXPECT_THROW(in_threads(GetParam() + 1, interrupt, step), std::runtime_error);
+}
+
+INSTANTIATE_TEST_SUITE_P(OfAnyNumber, Threads, testing::Values(1, 2, 3, 8, 16));
+
+TEST(ThreadsAlone, AreTheCallersAndStartNone) {
+  auto const caller = std::this_thread::get_id();
+  std::vector<std::uint64_t> told;
+  auto const step = [&](int thread, BlockDone const& done) {
+    EXPECT_EQ(thread, 0);
+    EXPECT_EQ(std::this_thread::get_id(), caller);
+    done(3);
+    done(4);
+  };
+  in_threads(
+      1, [&](std::uint64_t bytes) { told.push_back(bytes); }, step);
+  EXPECT_EQ(told, (std::vector<std::uint64_t>{3, 4}));
+}
+
+TEST(ThreadsOfOthers, LeaveSignalsToThoseThatWereThere) {
+  in_threads(2, {}, [](int thread, BlockDone const&) {
+    sigset_t blocked;
+    ::pthread_sigmask(SIG_SETMASK, nullptr, &blocked);
+    EXPECT_EQ(sigismember(&blocked, SIGTERM), thread);
+  });
+}
+
+TEST(ThreadsOfOthers, TellNothingWhereNothingWasDone) {
+  auto calls = 0;
+  std::atomic<bool> over = false;
+  std::jthread const timer([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    over = true;
+  });
+  in_threads(
+      2, [&](std::uint64_t) { ++calls; },
+      [&](int thread, BlockDone const&) {
+        while (thread == 1 && !over) std::this_thread::yield();
+      });
+  EXPECT_EQ(calls, 0);
+}
+
+}  // namespace
+}  // namespace rankslice
