@@ -20,7 +20,7 @@ void digest_slices_held(StateDict& state, CallOptions const& call, Communicator*
   }
   auto const slices = slices_held(state);
   auto const bytes = stored_bytes(source.storage, source.model, slices).read;
-  state.read = digest_slices(source.model, slices, source.storage, watch(call, "verify", bytes, world));
+  state.read = digest_slices(source.model, slices, source.storage, watch(call, "verify", bytes, world), call.reading);
 }
 
 }  // namespace

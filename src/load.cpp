@@ -59,7 +59,8 @@ FillReport read_alone(StateDict& state, Reading const& reading, Communicator* wo
   state.read = {};  // of values that will be gone, whatever happens
   auto const slices = slices_held(state);
   auto const bytes = bytes_to_read(state, slices);
-  state.read = read_values(state, slices, reading.level, watch(reading.call, "load", bytes, world));
+  state.read =
+      read_values(state, slices, reading.level, reading.call.reading, watch(reading.call, "load", bytes, world));
   return {.bytes_read = bytes};
 }
 
@@ -105,9 +106,9 @@ FillReport read_once(StateDict& state, Holdings const& holdings, Reading const& 
     report = {.bytes_read = bytes_to_read(state, shared.own) + rows.read,
               .bytes_received = ring->bytes() + rows.received};
     done = watch(reading.call, "load", report.bytes_read + report.bytes_received, &world);
-    read = read_values(state, shared.own, reading.level, done);
+    read = read_values(state, shared.own, reading.level, reading.call.reading, done);
   });
-  exchange_rows(state, shared.rows, digests(reading.level) ? &read : nullptr, done, world);
+  exchange_rows(state, shared.rows, digests(reading.level) ? &read : nullptr, done, world, reading.call.reading);
   ring->hand_around(done);
   if (digests(reading.level)) add_shares_of_all(read, model, shared.dense, world);
   state.read = std::move(read);

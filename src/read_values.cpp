@@ -50,7 +50,7 @@ std::vector<ShardedTensor const*> tensors_of(StateDict const& state) {
 }  // namespace
 
 Digests read_values(StateDict const& state, std::vector<PlannedSlice> const& slices, VerifyLevel level,
-                    BlockDone const& done) {
+                    ReadOptions const& how, BlockDone const& done) {
   auto const& model = state.source->model;
   auto const& storage = state.source->storage;
   auto const tensors = tensors_of(state);
@@ -59,7 +59,7 @@ Digests read_values(StateDict const& state, std::vector<PlannedSlice> const& sli
 
   Transfers transfers(model, storage.form, done);
   try {
-    read_pieces(storage, model, slices, digests(level) ? &read : nullptr, [&](PieceRead const& piece) {
+    read_pieces(storage, model, slices, how, digests(level) ? &read : nullptr, [&](PieceRead const& piece) {
       auto const& tensor = *tensors[slices[piece.item].parameter];
       NativeBox<std::byte> const box{.data = tensor.data.data.get(), .slice = tensor.slice()};
       transfers.to(tensor.data.device.get()).read(piece.piece, piece.slice, piece.files, box, piece.sink);

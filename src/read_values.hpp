@@ -14,6 +14,6 @@ namespace rankslice {
 /// converted and turned on its way. Returns the digests, none at levels that need none. Local.
 /// @throws IoError, FormatError, DeviceError; PlanError for values that are in none of the files
 [[nodiscard]] Digests read_values(StateDict const& state, std::vector<PlannedSlice> const& slices, VerifyLevel level,
-                                  BlockDone const& done);
+                                  ReadOptions const& how, BlockDone const& done);
 
 }  // namespace rankslice

@@ -42,9 +42,11 @@ SecondReading read_slices(Checkpoint const& source, std::vector<PlannedSlice> co
   SecondReading second;
   second.how.bytes = bytes;
   DirectFiles direct;
-  auto const open = [&](std::string const& path) { return past_page_cache ? direct.open(path) : open_reader(path); };
+  OpenFile const open = [&](std::string const& path) {
+    return past_page_cache ? direct.open(path) : open_reader(path);
+  };
   auto const done = watch(call, "verify", bytes, world);
-  second.digests = digest_slices(source.model, slices, source.storage, done, open);
+  second.digests = digest_slices(source.model, slices, source.storage, done, call.reading, open);
   second.how.past_page_cache = past_page_cache && direct.all_direct();
   return second;
 }

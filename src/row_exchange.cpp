@@ -32,7 +32,7 @@ std::array<std::uint64_t*, kRowSums> sums_of(Model const& model, RowBlock const&
 class RowExchange {
  public:
   RowExchange(StateDict const& state, RowExchangePlan const& plan, Digests* sums, BlockDone done, Communicator& world,
-              OpenFile const& open);
+              ReadOptions const& how, OpenFile const& open);
 
   void run();
 
@@ -80,12 +80,12 @@ class RowExchange {
 };
 
 RowExchange::RowExchange(StateDict const& state, RowExchangePlan const& plan, Digests* sums, BlockDone done,
-                         Communicator& world, OpenFile const& open)
+                         Communicator& world, ReadOptions const& how, OpenFile const& open)
     : model_(state.source->model),
       plan_(plan),
       sums_(sums),
       world_(world),
-      reader_(state.source->storage, model_, row_runs(state.source->storage, model_, plan), open),
+      reader_(state.source->storage, model_, {.extents = row_extents(model_, plan), .how = how}, open),
       done_(std::move(done)),
       read_transfer_(model_, Form::hf, done_),
       to_the_end_(world) {
@@ -249,11 +249,11 @@ std::span<std::byte> RowExchange::incoming(Travelling const& here, RowBlock cons
 }  // namespace
 
 void exchange_rows(StateDict const& state, RowExchangePlan const& plan, Digests* sums, BlockDone const& done,
-                   Communicator& world, OpenFile const& open) {
+                   Communicator& world, ReadOptions const& how, OpenFile const& open) {
   if (plan.batches.empty()) return;
   std::optional<RowExchange> exchange;
   // Memory may lack now, but not when others wait for this rank.
-  on_every_rank(world, [&] { exchange.emplace(state, plan, sums, done, world, open); });
+  on_every_rank(world, [&] { exchange.emplace(state, plan, sums, done, world, how, open); });
   exchange->run();
 }
 

@@ -19,6 +19,6 @@ namespace rankslice {
 /// one round. A rank that fails goes on to the end of its batch (Note [To the end]). Collective.
 /// @throws IoError, FormatError, DeviceError; UsageError for a communicator that cannot send
 void exchange_rows(StateDict const& state, RowExchangePlan const& plan, Digests* sums, BlockDone const& done,
-                   Communicator& world, OpenFile const& open = open_reader);
+                   Communicator& world, ReadOptions const& how = {}, OpenFile const& open = {});
 
 }  // namespace rankslice

@@ -34,13 +34,11 @@ class DigestsInProgress {
 
 }  // namespace
 
-StorageReader::StorageReader(Storage const& storage, Model const& model, std::vector<std::vector<Range>> runs,
-                             OpenFile open)
-    : storage_(storage),
-      model_(model),
-      runs_(std::move(runs)),
-      open_file_(std::move(open)),
-      open_(storage.files.size()) {}
+StorageReader::StorageReader(Storage const& storage, Model const& model, ExpectedReads reads, OpenFile open)
+    : storage_(storage), model_(model), open_file_(std::move(open)), open_(storage.files.size()) {
+  if (!reads.extents.empty()) runs_ = runs_by_file(reads.extents, storage.files.size());
+  if (!open_file_) open_file_ = open_reader;
+}
 
 FileReader& StorageReader::file(std::uint32_t index) {
   auto& slot = open_[index];
@@ -79,10 +77,11 @@ void StorageReader::check_unchanged() const {
   }
 }
 
-void read_pieces(Storage const& storage, Model const& model, std::vector<PlannedSlice> const& plan, Digests* sums,
-                 std::function<void(PieceRead const& read)> const& step, OpenFile const& open) {
+void read_pieces(Storage const& storage, Model const& model, std::vector<PlannedSlice> const& plan,
+                 ReadOptions const& how, Digests* sums, std::function<void(PieceRead const& read)> const& step,
+                 OpenFile const& open) {
   auto const pieces = in_file_order(storage, model, plan);
-  StorageReader reader(storage, model, merged_runs(storage, model, pieces), open);
+  StorageReader reader(storage, model, {.extents = extents_read(storage, model, pieces), .how = how}, open);
   DigestsInProgress digests(model, plan, pieces);
   for (auto const& [item, located] : pieces) {
     step({.item = item,
@@ -96,12 +95,12 @@ void read_pieces(Storage const& storage, Model const& model, std::vector<Planned
 }
 
 Digests digest_slices(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& storage,
-                      BlockDone const& done, OpenFile const& open) {
+                      BlockDone const& done, ReadOptions const& how, OpenFile const& open) {
   Digests sums(model);
   sums.without_codes = storage.form == Form::native;
   Transfer transfer(model, storage.form, done);
   read_pieces(
-      storage, model, plan, &sums,
+      storage, model, plan, how, &sums,
       [&](PieceRead const& read) { transfer.digest(read.piece, read.slice, read.files, read.sink); }, open);
   return sums;
 }

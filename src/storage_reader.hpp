@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "rankslice/checkpoint.hpp"
+#include "rankslice/options.hpp"
 
 #include "io/file.hpp"
 #include "io/window_reader.hpp"
@@ -19,14 +20,18 @@ using PieceStep = std::function<void(StoredPiece const& piece, Slice const& slic
 /// How the files of a storage are opened.
 using OpenFile = std::function<std::unique_ptr<FileReader>(std::string const& path)>;
 
+/// What a StorageReader will be asked for.
+struct ExpectedReads {
+  std::vector<Extent> extents{};  ///< In the order of the requests; empty when it is not known.
+  ReadOptions how{};
+};
+
 /// The files of a storage, opened when first needed, and watched: a file that is not the size the headers speak of, or
 /// that is replaced or written to while it is read, is an error.
 class StorageReader {
  public:
-  /// Both outlive the reader. `runs`: what will be read of each file, if that is known: small ranges that touch are
-  /// then read together.
-  StorageReader(Storage const& storage, Model const& model, std::vector<std::vector<Range>> runs = {},
-                OpenFile open = open_reader);
+  /// Both outlive the reader. Files are read through `open`, if given, whatever `reads.how` says. One thread uses it.
+  StorageReader(Storage const& storage, Model const& model, ExpectedReads reads = {}, OpenFile open = {});
 
   /// @throws IoError, FormatError, PlanError when the storage lacks something of the slice.
   void for_each_piece(PlannedSlice const& wanted, PieceStep const& step);
@@ -47,7 +52,7 @@ class StorageReader {
   };
   Storage const& storage_;
   Model const& model_;
-  std::vector<std::vector<Range>> runs_;  // by file index, as the files
+  std::vector<std::vector<Range>> runs_;  // by file; empty when they are not known
   ReadWindows windows_;
   OpenFile open_file_;
   std::vector<OpenedFile> open_;
@@ -65,11 +70,12 @@ struct PieceRead {
 /// Call step(read) for every piece that holds something of the slices of a plan, in the order of the files; ranges that
 /// touch are read together. Digests go to `sums`, if given. Then the files are still what they were.
 /// @throws IoError, FormatError; PlanError when the storage lacks something of a slice.
-void read_pieces(Storage const& storage, Model const& model, std::vector<PlannedSlice> const& plan, Digests* sums,
-                 std::function<void(PieceRead const& read)> const& step, OpenFile const& open = open_reader);
+void read_pieces(Storage const& storage, Model const& model, std::vector<PlannedSlice> const& plan,
+                 ReadOptions const& how, Digests* sums, std::function<void(PieceRead const& read)> const& step,
+                 OpenFile const& open = {});
 
 /// Digest the slices of a plan as `storage` holds them.
 [[nodiscard]] Digests digest_slices(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& storage,
-                                    BlockDone const& done, OpenFile const& open = open_reader);
+                                    BlockDone const& done, ReadOptions const& how = {}, OpenFile const& open = {});
 
 }  // namespace rankslice

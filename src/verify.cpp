@@ -153,7 +153,8 @@ Digests digest_share(Checkpoint const& checkpoint, Communicator& world, CallOpti
   on_every_rank(world, [&] {
     auto const slices = share_of(checkpoint, world.size(), world.rank());
     auto const bytes = plan_bytes(checkpoint.model, slices, checkpoint.storage.form);
-    share = digest_slices(checkpoint.model, slices, checkpoint.storage, watch(call, "verify", bytes, &world));
+    share =
+        digest_slices(checkpoint.model, slices, checkpoint.storage, watch(call, "verify", bytes, &world), call.reading);
   });
   return share;
 }

@@ -41,19 +41,28 @@ std::vector<PlannedPiece> in_file_order(Storage const& storage, Model const& mod
   return pieces;
 }
 
-std::vector<std::vector<Range>> merged_runs(Storage const& storage, Model const& model,
-                                            std::vector<PlannedPiece> const& pieces) {
-  std::vector<std::vector<Range>> by_file(storage.files.size());
+std::vector<Extent> extents_read(Storage const& storage, Model const& model, std::vector<PlannedPiece> const& pieces) {
+  std::vector<Extent> extents;
   for (auto const& [item, located] : pieces) {
-    auto& ranges = by_file[located.piece->extent.file];
-    for (auto const& range : read_ranges(model, storage.form, located)) {
-      if (!range.empty()) ranges.push_back(range);
-    }
     auto const scales = scale_range(model, *located.piece, located.slice);
-    if (!scales.empty()) by_file[located.piece->scales->file].push_back(scales);
+    if (!scales.empty()) extents.push_back({located.piece->scales->file, scales});
+    for (auto const& range : read_ranges(model, storage.form, located)) {
+      if (!range.empty()) extents.push_back({located.piece->extent.file, range});
+    }
   }
+  return extents;
+}
+
+std::vector<std::vector<Range>> runs_by_file(std::vector<Extent> const& extents, std::size_t files) {
+  std::vector<std::vector<Range>> by_file(files);
+  for (auto const& extent : extents) by_file[extent.file].push_back(extent.bytes);
   for (auto& ranges : by_file) ranges = merge(std::move(ranges));
   return by_file;
+}
+
+std::vector<std::vector<Range>> merged_runs(Storage const& storage, Model const& model,
+                                            std::vector<PlannedPiece> const& pieces) {
+  return runs_by_file(extents_read(storage, model, pieces), storage.files.size());
 }
 
 }  // namespace rankslice

@@ -22,8 +22,14 @@ struct PlannedPiece {
 [[nodiscard]] std::vector<PlannedPiece> in_file_order(Storage const& storage, Model const& model,
                                                       std::vector<PlannedSlice> const& plan);
 
-/// The bytes that are read for some pieces and their block scales, by file: ascending runs with gaps between them.
-/// Pure.
+/// The bytes that are read for some pieces and their block scales, in the order in which they are read. Pure.
+[[nodiscard]] std::vector<Extent> extents_read(Storage const& storage, Model const& model,
+                                               std::vector<PlannedPiece> const& pieces);
+
+/// What is read of each of some files: ascending runs with gaps between them. Pure.
+[[nodiscard]] std::vector<std::vector<Range>> runs_by_file(std::vector<Extent> const& extents, std::size_t files);
+
+/// The bytes that are read for some pieces and their block scales, by file. Pure.
 [[nodiscard]] std::vector<std::vector<Range>> merged_runs(Storage const& storage, Model const& model,
                                                           std::vector<PlannedPiece> const& pieces);
 

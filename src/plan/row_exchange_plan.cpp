@@ -7,7 +7,6 @@
 #include "core/block_scales.hpp"
 #include "plan/held.hpp"
 #include "plan/plan.hpp"
-#include "plan/read_plan.hpp"
 
 namespace rankslice {
 
@@ -156,16 +155,16 @@ Range bytes_of(Model const& model, RowBlock const& block, Range rows) {
   return {begin + (before + rows.begin) * row_bytes, begin + (before + rows.end) * row_bytes};
 }
 
-std::vector<std::vector<Range>> row_runs(Storage const& storage, Model const& model, RowExchangePlan const& plan) {
-  std::vector<std::vector<Range>> by_file(storage.files.size());
+std::vector<Extent> row_extents(Model const& model, RowExchangePlan const& plan) {
+  std::vector<Extent> extents;
   for (auto const& block : plan.blocks) {
     auto const band = bytes_of(model, block, band_of(block, plan.place, plan.group.size()));
-    if (!band.empty()) by_file[block.piece->extent.file].push_back(band);
+    if (band.empty()) continue;
     auto const scales = scale_range(model, *block.piece, {.part = {block.expert, block.expert + 1}, .rows = {0, 1}});
-    if (!scales.empty()) by_file[block.piece->scales->file].push_back(scales);
+    if (!scales.empty()) extents.push_back({block.piece->scales->file, scales});
+    extents.push_back({block.piece->extent.file, band});
   }
-  for (auto& ranges : by_file) ranges = merge(std::move(ranges));
-  return by_file;
+  return extents;
 }
 
 std::uint64_t row_value_bytes(Model const& model, RowExchangePlan const& plan, RowBlock const& block,

@@ -51,9 +51,8 @@ struct RowExchangePlan {
 /// Where stored rows of a block stand in the file of its piece.
 [[nodiscard]] Range bytes_of(Model const& model, RowBlock const& block, Range rows);
 
-/// What is read for a plan, with block scales, by file: ascending runs with gaps between them.
-[[nodiscard]] std::vector<std::vector<Range>> row_runs(Storage const& storage, Model const& model,
-                                                       RowExchangePlan const& plan);
+/// What is read for a plan, with block scales, in the order in which it is read.
+[[nodiscard]] std::vector<Extent> row_extents(Model const& model, RowExchangePlan const& plan);
 
 /// Every message has its values and behind them their digests: as stored, as converted, and of their block scales.
 inline constexpr std::size_t kRowSums = 3;

@@ -245,15 +245,15 @@ TEST(RowExchangePlan, ALargeExpertTravelsInBlocksOfAtMost8MiB) {
   EXPECT_EQ(row_value_bytes(job.model, plan, plan.blocks.front(), 0), 250U * 4096 * 2);
 }
 
-TEST(RowExchangePlan, TheFilesRunsAreTheBandsThatAreReadAndTouchingOnesAreOne) {
+TEST(RowExchangePlan, WhatIsReadAreTheBandsInTheOrderOfTheBlocks) {
   Model model;
   test::append_grouped(model, "experts", {3, 4, 8});
   Job const job{.model = model, .mesh = make_mesh(2, 1, 2)};
   // From byte 8 on: experts of 64 bytes, of which the first rank reads the first half.
-  EXPECT_THAT(row_runs(job.storage, job.model, job.plan_of(0)),
-              ElementsAre(ElementsAre(Range{8, 40}, Range{72, 104}, Range{136, 168})));
-  EXPECT_THAT(row_runs(job.storage, job.model, job.plan_of(1)),
-              ElementsAre(ElementsAre(Range{40, 72}, Range{104, 136}, Range{168, 200})));
+  EXPECT_THAT(row_extents(job.model, job.plan_of(0)),
+              ElementsAre(Extent{0, {8, 40}}, Extent{0, {72, 104}}, Extent{0, {136, 168}}));
+  EXPECT_THAT(row_extents(job.model, job.plan_of(1)),
+              ElementsAre(Extent{0, {40, 72}}, Extent{0, {104, 136}}, Extent{0, {168, 200}}));
 }
 
 }  // namespace

@@ -200,7 +200,7 @@ class RowExchanges : public testing::Test {
     return exceptions_of_ranks(mesh.ranks(), [&](Communicator& world) {
       auto rank = make_rank(source_, mesh, world.rank());
       auto const is_odd = world.rank() == odd.rank;
-      exchange_rows(rank.state, rank.plan, &rank.sums, is_odd ? odd.done : BlockDone(), world,
+      exchange_rows(rank.state, rank.plan, &rank.sums, is_odd ? odd.done : BlockDone(), world, {},
                     is_odd ? odd.open : open_reader);
     });
   }
