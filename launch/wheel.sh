@@ -12,7 +12,7 @@ Usage: launch/wheel.sh [--python PYTHON] [OUT]
                     launch/setup.sh --tests has put what this takes, or else python3)
   OUT               folder for the wheel (default: dist)
 
-The libraries that rankslice is linked with here (simdjson, fmt, PCRE2) are copied into the wheel under names of its own.
+The libraries that rankslice is linked with here (simdjson, fmt, Highway, PCRE2) are copied into the wheel under names of its own.
 What remains is the C library: the wheel's name says the oldest glibc that it runs with (manylinux_2_34: glibc 2.34), so
 build it on the oldest system that it is for.
 TEXT

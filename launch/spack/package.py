@@ -22,6 +22,7 @@ class Rankslice(CMakePackage, CudaPackage):
     depends_on("cli11")
     depends_on("fmt")
     depends_on("xxhash")
+    depends_on("highway")
     depends_on("pcre2")
     depends_on("openssl")
     depends_on("nccl@2.28:", when="+cuda")

@@ -16,26 +16,27 @@ namespace {
 constexpr std::uint64_t kMostPositions = std::uint64_t{1} << 31;
 constexpr std::uint64_t kMostKept = std::uint64_t{1} << 20;
 constexpr std::size_t kWindow = 1024;
+constexpr std::size_t kLines = 64;  // that are weighed before they count
 
 }  // namespace
 
 AxisFactors::AxisFactors(DigestAxis axis, std::uint64_t size) : axis_(axis) {
-  if (size > kMostKept) return;
-  kept_.resize(size);
-  for (std::uint64_t i = 0; i < size; ++i) kept_[i] = at(i);
+  if (size <= kMostKept) kept_.fill(axis, 0, size);
 }
 
-std::uint64_t AxisFactors::weigh(Weigh kernel, std::uint64_t first, std::byte const* words, std::uint64_t count,
-                                 std::uint64_t stride) const {
-  if (!kept_.empty()) return kernel(words, kept_.data() + first, count);
-  std::array<std::uint32_t, kWindow> window;
-  std::uint64_t sum = 0;
-  for (std::uint64_t done = 0; done < count; done += kWindow) {
-    auto const size = std::min(kWindow, count - done);
-    for (std::size_t i = 0; i < size; ++i) window[i] = at(first + done + i);
-    sum += kernel(words + done * stride, window.data(), size);
+void AxisFactors::weigh(WordLines const& words, std::uint64_t first, std::span<std::uint64_t> sums) const {
+  if (kept_.size() != 0) return weigh_lines(words, kept_.from(first), sums.data());
+  std::ranges::fill(sums, 0);
+  FactorTable window;
+  std::array<std::uint64_t, kLines> of_window{};
+  for (std::uint64_t done = 0; done < words.count; done += kWindow) {
+    auto part = words;
+    part.data += done * words.word_stride;
+    part.count = std::min<std::uint64_t>(kWindow, words.count - done);
+    window.fill(axis_, first + done, part.count);
+    weigh_lines(part, window.from(0), of_window.data());
+    for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += of_window[i];
   }
-  return sum;
 }
 
 TensorDigest::Words::Words(DType dtype, Shape const& hf_shape) {
@@ -77,34 +78,54 @@ void TensorDigest::check_inside(std::uint64_t first_element, std::uint64_t eleme
 void TensorDigest::add(std::uint64_t first_element, std::span<std::byte const> bytes,
                        std::span<std::uint64_t> d) const {
   check_inside(first_element, bytes.size() / (words_.bytes * words_.per_element));
-  auto const kernel = weigh_kernel(words_.bytes, words_.bytes, instruction_set());
-  auto const first = first_element * words_.per_element;
-  auto column = first % words_.columns;
-  for (auto row = first / words_.columns; !bytes.empty(); ++row, column = 0) {
-    auto const count = std::min(bytes.size() / words_.bytes, words_.columns - column);
-    auto const entry = row / words_.rows;
-    auto const weight = expert_factor(entry) * row_factors_.at(row % words_.rows);
-    d[entry] += weight * column_factors_.weigh(kernel, column, bytes.data(), count, words_.bytes);
-    bytes = bytes.subspan(count * words_.bytes);
-  }
+  Lines const lines{.along = column_factors_,
+                    .across = row_factors_,
+                    .of_entry = words_.rows,
+                    .length = words_.columns,
+                    .word_stride = words_.bytes};
+  add_lines(lines, first_element * words_.per_element, bytes.data(), bytes.size() / words_.bytes, d);
 }
 
 void TensorDigest::add_swapped(std::uint64_t first_element, std::span<std::byte const> bytes,
                                std::span<std::uint64_t> d) const {
   auto const element = words_.bytes * words_.per_element;
   check_inside(first_element, bytes.size() / element);
-  auto const kernel = weigh_kernel(words_.bytes, element, instruction_set());
-  auto const columns = words_.columns / words_.per_element;
-  auto row = first_element % words_.rows;
-  for (auto column = first_element / words_.rows; !bytes.empty(); ++column, row = 0) {
-    auto const count = std::min(bytes.size() / element, words_.rows - row);
-    auto const entry = column / columns;
-    for (std::uint64_t part = 0; part < words_.per_element; ++part) {
-      auto const weight = expert_factor(entry) * column_factors_.at(column % columns * words_.per_element + part);
-      auto const* const words = bytes.data() + part * words_.bytes;
-      d[entry] += weight * row_factors_.weigh(kernel, row, words, count, element);
+  for (std::uint64_t half = 0; half < words_.per_element; ++half) {
+    Lines const lines{.along = row_factors_,
+                      .across = column_factors_,
+                      .of_entry = words_.columns / words_.per_element,
+                      .length = words_.rows,
+                      .word_stride = element,
+                      .first_across = half,
+                      .step_across = words_.per_element};
+    add_lines(lines, first_element, bytes.data() + half * words_.bytes, bytes.size() / element, d);
+  }
+}
+
+/// Whole lines are weighed together.
+void TensorDigest::add_lines(Lines const& lines, std::uint64_t first_word, std::byte const* words, std::uint64_t count,
+                             std::span<std::uint64_t> d) const {
+  std::array<std::uint64_t, kLines> sums;
+  while (count > 0) {
+    auto const line = first_word / lines.length;
+    auto const position = first_word % lines.length;
+    auto const whole = position == 0 ? std::min<std::uint64_t>(kLines, count / lines.length) : 0;
+    WordLines const part{.data = words,
+                         .word_bytes = words_.bytes,
+                         .word_stride = lines.word_stride,
+                         .count = whole > 0 ? lines.length : std::min(count, lines.length - position),
+                         .lines = std::max<std::uint64_t>(1, whole),
+                         .line_stride = lines.length * lines.word_stride};
+    lines.along.weigh(part, position, std::span(sums).first(part.lines));
+    for (std::uint64_t i = 0; i < part.lines; ++i) {
+      auto const entry = (line + i) / lines.of_entry;
+      auto const across = lines.first_across + (line + i) % lines.of_entry * lines.step_across;
+      d[entry] += expert_factor(entry) * lines.across.at(across) * sums[i];
     }
-    bytes = bytes.subspan(count * element);
+    auto const done = part.lines * part.count;
+    first_word += done;
+    words += done * lines.word_stride;
+    count -= done;
   }
 }
 

@@ -19,13 +19,12 @@ class AxisFactors {
   AxisFactors(DigestAxis axis, std::uint64_t size);
 
   [[nodiscard]] std::uint32_t at(std::uint64_t position) const { return digest_factor(axis_, position); }
-  /// Σ F(first + i)·(word i + 1) over `count` words, `stride` bytes apart, by a kernel for such words.
-  [[nodiscard]] std::uint64_t weigh(Weigh kernel, std::uint64_t first, std::byte const* words, std::uint64_t count,
-                                    std::uint64_t stride) const;
+  /// `weigh_lines` of lines along this axis that begin at position `first`: a sum for each.
+  void weigh(WordLines const& words, std::uint64_t first, std::span<std::uint64_t> sums) const;
 
  private:
   DigestAxis axis_;
-  std::vector<std::uint32_t> kept_;
+  FactorTable kept_;
 };
 
 /// Computes digest/1 of one tensor from parts of it, in either form (`digest.md` of the design; the definition is in
@@ -57,6 +56,16 @@ class TensorDigest {
     Words(DType dtype, Shape const& hf_shape);
   };
   void check_inside(std::uint64_t first_element, std::uint64_t elements) const;
+  /// How a form of the tensor lies in memory: lines of words, numbered through all entries.
+  struct Lines {
+    AxisFactors const& along;
+    AxisFactors const& across;
+    std::uint64_t of_entry, length;
+    std::uint64_t word_stride;                        // in bytes
+    std::uint64_t first_across = 0, step_across = 1;  // positions of the lines of an entry
+  };
+  void add_lines(Lines const& lines, std::uint64_t first_word, std::byte const* words, std::uint64_t count,
+                 std::span<std::uint64_t> d) const;
 
   Words words_;
   AxisFactors row_factors_, column_factors_;

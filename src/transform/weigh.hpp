@@ -1,19 +1,47 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
+
+#include "core/digest_factors.hpp"
 
 namespace rankslice {
 
-/// Σ factors[i]·(word i + 1) over `count` little-endian words, at any address.
-using Weigh = std::uint64_t (*)(std::byte const* words, std::uint32_t const* factors, std::size_t count);
+/// Some factors of an axis in the forms that kernels multiply with.
+struct FactorRun {
+  std::uint32_t const* whole = nullptr;
+  std::array<std::int16_t const*, 3> pieces{};  ///< Of 11, 11 and 10 bits, lowest first.
+};
 
-enum class InstructionSet { portable, avx2 };
+/// F_r or F_c of consecutive positions.
+class FactorTable {
+ public:
+  FactorTable() = default;
+  FactorTable(DigestAxis axis, std::uint64_t first, std::uint64_t count) { fill(axis, first, count); }
 
-/// The best that this machine has.
-[[nodiscard]] InstructionSet instruction_set();
+  /// Forget what was there.
+  void fill(DigestAxis axis, std::uint64_t first, std::uint64_t count);
+  [[nodiscard]] std::uint64_t size() const { return whole_.size(); }
+  /// From the table's position `begin` on.
+  [[nodiscard]] FactorRun from(std::uint64_t begin) const;
 
-/// For words of `word_bytes` (1, 2 or 4) that lie `stride` bytes apart: `word_bytes`, or 8 for halves of elements of 8.
-[[nodiscard]] Weigh weigh_kernel(std::uint64_t word_bytes, std::uint64_t stride, InstructionSet instructions);
+ private:
+  std::vector<std::uint32_t> whole_;
+  std::array<std::vector<std::int16_t>, 3> pieces_;
+};
+
+/// Lines of little-endian words at any address: `count` words of 1, 2 or 4 bytes each, that follow one another, or are
+/// halves of elements of 8 bytes.
+struct WordLines {
+  std::byte const* data = nullptr;
+  std::uint64_t word_bytes = 1, word_stride = 1;  ///< In bytes; they differ for halves only: 4 and 8.
+  std::uint64_t count = 0;
+  std::uint64_t lines = 0, line_stride = 0;  ///< In bytes.
+};
+
+/// sums[i] = Σ_j factor j·(word j of line i + 1), with the widest vectors that this machine has. Local.
+void weigh_lines(WordLines const& words, FactorRun const& factors, std::uint64_t* sums);
 
 }  // namespace rankslice

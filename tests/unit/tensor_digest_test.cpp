@@ -255,7 +255,7 @@ TEST(SwappedRuns, OfUntransposedBytesGiveAnotherDigest) {
   EXPECT_NE(d, naive_digest(2, shape, bytes));
 }
 
-// ---- long axes, limits, instruction sets ----
+// ---- long axes, limits ----
 
 TEST(LongAxes, RunsFarOutUseTheSameFactorsAsShortAxes) {
   auto const last = (std::uint64_t{1} << 31) - 3000;
@@ -304,32 +304,6 @@ TEST(RunsOutsideTheTensor, AreRefusedBeforeTheyAreCounted) {
   EXPECT_THROW(TensorDigest(DType::BF16, {2, 0, 4}).add(0, two_elements, d), PlanError);
   EXPECT_EQ(d, before);
 }
-
-class WeighKernels : public testing::TestWithParam<InstructionSet> {};
-
-TEST_P(WeighKernels, GiveTheWeightedSumForAnyCountAndAddress) {
-  if (GetParam() == InstructionSet::avx2 && instruction_set() != InstructionSet::avx2) GTEST_SKIP() << "no AVX2 here";
-  std::mt19937_64 random(9);
-  std::vector<std::uint32_t> factors(100);
-  for (auto& factor : factors) factor = static_cast<std::uint32_t>(random());
-  Bytes bytes = random_bytes(808, random);
-  std::fill_n(bytes.begin() + 100, 200, std::byte{0xFF});
-  using Words = std::pair<std::uint64_t, std::uint64_t>;  // of bytes, apart
-  for (auto const& [word, stride] : {Words{1, 1}, Words{2, 2}, Words{4, 4}, Words{4, 8}}) {
-    auto const kernel = weigh_kernel(word, stride, GetParam());
-    for (std::uint64_t count = 0; count <= 100; ++count) {
-      auto const start = count % 8;
-      std::uint64_t expected = 0;
-      for (std::uint64_t i = 0; i < count; ++i) {
-        expected += factors[i] * (word_at(bytes, start + i * stride, word) + 1);
-      }
-      ASSERT_EQ(kernel(bytes.data() + start, factors.data(), count), expected) << word << " " << stride << " " << count;
-    }
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(InstructionSets, WeighKernels,
-                         testing::Values(InstructionSet::portable, InstructionSet::avx2));
 
 TEST(InverseModulo2To64, TimesTheNumberIsOne) {
   std::mt19937_64 random(1);

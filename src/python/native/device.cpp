@@ -26,14 +26,18 @@ constexpr std::uint64_t kBlockBytes = 4_MiB;
 /// q of lines of one entry.
 template <typename Word>
 std::uint64_t weigh(WordBox<Word> const& box) {
-  std::vector<std::uint32_t> factors(box.length);
-  for (std::uint64_t i = 0; i < box.length; ++i) factors[i] = digest_factor(box.position_axis, box.first_position + i);
-  auto const of_line = weigh_kernel(sizeof(Word), box.position_stride * sizeof(Word), instruction_set());
+  FactorTable const factors(box.position_axis, box.first_position, box.length);
+  std::vector<std::uint64_t> of_lines(box.lines);
+  weigh_lines({.data = reinterpret_cast<std::byte const*>(box.words),
+               .word_bytes = sizeof(Word),
+               .word_stride = box.position_stride * sizeof(Word),
+               .count = box.length,
+               .lines = box.lines,
+               .line_stride = box.line_stride * sizeof(Word)},
+              factors.from(0), of_lines.data());
   std::uint64_t sum = 0;
   for (std::uint64_t line = 0; line < box.lines; ++line) {
-    auto const* const words = reinterpret_cast<std::byte const*>(box.words + line * box.line_stride);
-    sum += digest_factor(box.line_axis, box.first_line + line * box.line_step) *
-           of_line(words, factors.data(), factors.size());
+    sum += digest_factor(box.line_axis, box.first_line + line * box.line_step) * of_lines[line];
   }
   return sum;
 }
