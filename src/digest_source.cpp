@@ -2,9 +2,10 @@
 
 #include "rankslice/verify.hpp"
 
+#include "agreed_threads.hpp"
+#include "parallel_reading.hpp"
 #include "state/consistency.hpp"
 #include "state/local_tensor.hpp"
-#include "storage_reader.hpp"
 #include "watch.hpp"
 
 namespace rankslice {
@@ -20,21 +21,24 @@ void digest_slices_held(StateDict& state, CallOptions const& call, Communicator*
   }
   auto const slices = slices_held(state);
   auto const bytes = stored_bytes(source.storage, source.model, slices).read;
-  state.read = digest_slices(source.model, slices, source.storage, watch(call, "verify", bytes, world), call.reading);
+  state.read =
+      digest_slices(source.model, slices, source.storage,
+                    {.how = call.reading, .threads = call.threads, .done = watch(call, "verify", bytes, world)});
 }
 
 }  // namespace
 
 void digest_source(StateDict& state, Communicator& world, CallOptions const& call) {
   on_every_rank(world, [&] { require_consistent(state, world); });
+  auto const decided = with_threads(call, world);
   on_every_rank(world, [&] {
-    if (!is_digested(state)) digest_slices_held(state, call, &world);
+    if (!is_digested(state)) digest_slices_held(state, decided, &world);
   });
 }
 
 void digest_source(StateDict& state, CallOptions const& call) {
   require_consistent(state);
-  if (!is_digested(state)) digest_slices_held(state, call, nullptr);
+  if (!is_digested(state)) digest_slices_held(state, with_threads(call), nullptr);
 }
 
 }  // namespace rankslice

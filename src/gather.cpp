@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "agreed_holdings.hpp"
+#include "agreed_threads.hpp"
 #include "checkpoint_parts.hpp"
 #include "core/fingerprint.hpp"
 #include "exported_state.hpp"
@@ -176,7 +177,8 @@ GatherReport gather(StateDict const& state, Communicator& world, GatherOptions c
   auto const exported = as_part_of(target, state);
   std::optional<HeldTensors> held;
   on_every_rank(world, [&] { held.emplace(exported); });
-  auto const expected = without_left_out(target.taken, digest_all_held(exported, holdings, options.call, world));
+  auto const expected =
+      without_left_out(target.taken, digest_all_held(exported, holdings, with_threads(options.call, world), world));
 
   GatherPaths const paths(gathering.route, world);
   auto const done = watch(options.call, "gather", bytes_to_move(gathering, paths.receives(), world.rank()), &world);

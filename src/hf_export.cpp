@@ -6,6 +6,7 @@
 #include "copied_slices.hpp"
 #include "gathered_tensors.hpp"
 #include "hf_files.hpp"
+#include "parallel_reading.hpp"
 #include "unit_sums.hpp"
 #include "verify/compare.hpp"
 
@@ -104,7 +105,7 @@ UnitWriter::Tables HfExport::read_back(std::vector<PlannedSlice> const& units) {
   on_every_rank(world_, [&] {
     auto const slices = part_of(plan_, units, world_.rank()).slices;
     found.assign(2, Digests(model_));
-    found[0] = digest_slices(model_, slices.computed, files_, done_);
+    found[0] = digest_slices(model_, slices.computed, files_, {.done = done_});
     found[1] = digest_copies(model_, slices.copied, files_, done_);
   });
   return found;

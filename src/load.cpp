@@ -10,6 +10,7 @@
 #include "rankslice/error.hpp"
 
 #include "agreed_holdings.hpp"
+#include "agreed_threads.hpp"
 #include "dense_ring.hpp"
 #include "io/memory.hpp"
 #include "plan/dense_shares.hpp"
@@ -47,7 +48,7 @@ StateDict allocate_slice(std::shared_ptr<Checkpoint const> const& source, Mesh c
 struct Reading {
   VerifyLevel level;
   DenseReading dense;
-  CallOptions const& call;
+  CallOptions call;  ///< With its threads decided.
 };
 
 std::uint64_t bytes_to_read(StateDict const& state, std::vector<PlannedSlice> const& slices) {
@@ -59,8 +60,7 @@ FillReport read_alone(StateDict& state, Reading const& reading, Communicator* wo
   state.read = {};  // of values that will be gone, whatever happens
   auto const slices = slices_held(state);
   auto const bytes = bytes_to_read(state, slices);
-  state.read =
-      read_values(state, slices, reading.level, reading.call.reading, watch(reading.call, "load", bytes, world));
+  state.read = read_values(state, slices, reading.level, reading.call, watch(reading.call, "load", bytes, world));
   return {.bytes_read = bytes};
 }
 
@@ -106,7 +106,7 @@ FillReport read_once(StateDict& state, Holdings const& holdings, Reading const& 
     report = {.bytes_read = bytes_to_read(state, shared.own) + rows.read,
               .bytes_received = ring->bytes() + rows.received};
     done = watch(reading.call, "load", report.bytes_read + report.bytes_received, &world);
-    read = read_values(state, shared.own, reading.level, reading.call.reading, done);
+    read = read_values(state, shared.own, reading.level, reading.call, done);
   });
   exchange_rows(state, shared.rows, digests(reading.level) ? &read : nullptr, done, world, reading.call.reading);
   ring->hand_around(done);
@@ -123,14 +123,14 @@ FillReport read_together(StateDict& state, Holdings const& holdings, Reading con
 }
 
 template <typename Options>
-Reading reading_of(Options const& options) {
-  return {.level = options.verify, .dense = options.dense, .call = options.call};
+Reading reading_of(Options const& options, CallOptions call) {
+  return {.level = options.verify, .dense = options.dense, .call = std::move(call)};
 }
 
 /// The same on every rank, with the choice made. Collective. @throws PlanError, UsageError
 template <typename Options>
 Reading agree_on_reading(Options const& options, Communicator& world) {
-  auto reading = reading_of(options);
+  auto reading = reading_of(options, with_threads(options.call, world));
   require_same_options(fmt::format("verify level {}, dense {}", name(reading.level), name(reading.dense)), world);
   reading.dense = choose(reading.dense, world);
   return reading;
@@ -150,7 +150,7 @@ StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh
                LoadOptions const& options) {
   require_alone(options.dense);
   auto state = allocate_slice(select(source, options.keys), mesh, coordinate, options.device);
-  read_alone(state, reading_of(options), nullptr);
+  read_alone(state, reading_of(options, with_threads(options.call)), nullptr);
   return state;
 }
 
@@ -169,7 +169,7 @@ StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh
 FillReport fill(StateDict& state, FillOptions const& options) {
   require_alone(options.dense);
   require_consistent(state);
-  return read_alone(state, reading_of(options), nullptr);
+  return read_alone(state, reading_of(options, with_threads(options.call)), nullptr);
 }
 
 FillReport fill(StateDict& state, Communicator& world, FillOptions const& options) {

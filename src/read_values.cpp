@@ -3,7 +3,8 @@
 #include <map>
 #include <utility>
 
-#include "storage_reader.hpp"
+#include "parallel_reading.hpp"
+#include "state/local_tensor.hpp"
 
 namespace rankslice {
 
@@ -50,25 +51,28 @@ std::vector<ShardedTensor const*> tensors_of(StateDict const& state) {
 }  // namespace
 
 Digests read_values(StateDict const& state, std::vector<PlannedSlice> const& slices, VerifyLevel level,
-                    ReadOptions const& how, BlockDone const& done) {
+                    CallOptions const& call, BlockDone const& done) {
   auto const& model = state.source->model;
   auto const& storage = state.source->storage;
   auto const tensors = tensors_of(state);
   auto read = digests(level) ? Digests(model) : Digests();
   read.without_codes = storage.form == Form::native;
-
-  Transfers transfers(model, storage.form, done);
-  try {
-    read_pieces(storage, model, slices, how, digests(level) ? &read : nullptr, [&](PieceRead const& piece) {
-      auto const& tensor = *tensors[slices[piece.item].parameter];
-      NativeBox<std::byte> const box{.data = tensor.data.data.get(), .slice = tensor.slice()};
-      transfers.to(tensor.data.device.get()).read(piece.piece, piece.slice, piece.files, box, piece.sink);
-    });
-    transfers.finish();
-  } catch (...) {
-    transfers.abandon();
-    throw;
-  }
+  auto const read_share = [&](ForEachPiece const& for_each_piece, BlockDone const& thread_done) {
+    Transfers transfers(model, storage.form, thread_done);
+    try {
+      for_each_piece([&](PieceRead const& piece) {
+        auto const& tensor = *tensors[slices[piece.item].parameter];
+        NativeBox<std::byte> const box{.data = tensor.data.data.get(), .slice = tensor.slice()};
+        transfers.to(tensor.data.device.get()).read(piece.piece, piece.slice, piece.files, box, piece.sink);
+      });
+      transfers.finish();
+    } catch (...) {
+      transfers.abandon();
+      throw;
+    }
+  };
+  PieceReading const reading{.how = call.reading, .threads = on_a_device(state) ? 1 : call.threads, .done = done};
+  read_pieces(storage, model, slices, reading, digests(level) ? &read : nullptr, read_share);
   return read;
 }
 

@@ -11,9 +11,10 @@
 namespace rankslice {
 
 /// Read some of what a state holds from its source into its memory, in the order of the files; it is digested,
-/// converted and turned on its way. Returns the digests, none at levels that need none. Local.
+/// converted and turned on its way, by `call.threads` threads, but by one where tensors are on a device. Returns the
+/// digests, none at levels that need none. Local.
 /// @throws IoError, FormatError, DeviceError; PlanError for values that are in none of the files
 [[nodiscard]] Digests read_values(StateDict const& state, std::vector<PlannedSlice> const& slices, VerifyLevel level,
-                                  ReadOptions const& how, BlockDone const& done);
+                                  CallOptions const& call, BlockDone const& done);
 
 }  // namespace rankslice

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
+#include <memory>
 
 #include "io/direct_reader.hpp"
-#include "storage_reader.hpp"
+#include "parallel_reading.hpp"
 #include "verify/compare.hpp"
 #include "verify/second_readers.hpp"
 #include "verify/traffic.hpp"
@@ -15,20 +17,14 @@ namespace rankslice {
 
 namespace {
 
-/// Opens files past the page cache where the file system does that, and remembers where that is not known.
-class DirectFiles {
- public:
-  [[nodiscard]] std::unique_ptr<FileReader> open(std::string const& path) {
-    auto file = open_direct_reader(path, block_);
-    all_direct_ = all_direct_ && file.past_page_cache;
+/// What a thread opens files by: past the page cache where the file system does that. Tells where that is not known.
+OpenFile open_directly(std::atomic<bool>& all_direct) {
+  return [&all_direct, block = std::make_shared<DirectBlock>()](std::string const& path) {
+    auto file = open_direct_reader(path, *block);
+    if (!file.past_page_cache) all_direct = false;
     return std::move(file.reader);
-  }
-  [[nodiscard]] bool all_direct() const { return all_direct_; }
-
- private:
-  DirectBlock block_;
-  bool all_direct_ = true;
-};
+  };
+}
 
 /// One more reading of what another rank, or this one, has read.
 struct SecondReading {
@@ -41,13 +37,13 @@ SecondReading read_slices(Checkpoint const& source, std::vector<PlannedSlice> co
   auto const bytes = stored_bytes(source.storage, source.model, slices).read;
   SecondReading second;
   second.how.bytes = bytes;
-  DirectFiles direct;
-  OpenFile const open = [&](std::string const& path) {
-    return past_page_cache ? direct.open(path) : open_reader(path);
-  };
-  auto const done = watch(call, "verify", bytes, world);
-  second.digests = digest_slices(source.model, slices, source.storage, done, call.reading, open);
-  second.how.past_page_cache = past_page_cache && direct.all_direct();
+  std::atomic<bool> all_direct = true;
+  PieceReading const reading{
+      .how = call.reading, .threads = call.threads, .done = watch(call, "verify", bytes, world), .make_open = [&] {
+        return past_page_cache ? open_directly(all_direct) : OpenFile(open_reader);
+      }};
+  second.digests = digest_slices(source.model, slices, source.storage, reading);
+  second.how.past_page_cache = past_page_cache && all_direct;
   return second;
 }
 

@@ -7,6 +7,7 @@
 #include "rankslice/to_hf.hpp"
 
 #include "agreed_holdings.hpp"
+#include "agreed_threads.hpp"
 #include "format/safetensors.hpp"
 #include "format/shards.hpp"
 #include "fresh_source.hpp"
@@ -102,9 +103,10 @@ void save_shards(StateDict const& state, std::string const& out_dir, Communicato
   auto const holdings = agree_on_holdings(state, world);
   std::optional<HeldTensors> held;
   Digests expected;
+  auto const call = with_threads(options.call, world);
   on_every_rank(world, [&] {
     held.emplace(state);
-    expected = digest_held(state, options.call, &world);
+    expected = digest_held(state, call, &world);
   });
   (void)in_all_ranks(state, holdings, expected, world);  // for the copies of a tensor that must be equal
   SharedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite, world);
@@ -116,7 +118,7 @@ void save_shards(StateDict const& state, std::string const& out_dir, Communicato
 
 void save_shard(StateDict const& state, std::string const& out_dir, SaveOptions const& options) {
   HeldTensors held(state);
-  auto const expected = digest_held(state, options.call, nullptr);
+  auto const expected = digest_held(state, with_threads(options.call), nullptr);
   std::error_code error;
   std::filesystem::create_directory(out_dir, error);
   if (error) throw IoError(ExitCode::cannot_create, out_dir + ": " + error.message(), out_dir);

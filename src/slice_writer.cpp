@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "storage_reader.hpp"
+#include "parallel_reading.hpp"
 
 namespace rankslice {
 
@@ -57,7 +57,7 @@ Digests write_slices(Model const& model, std::vector<PlannedSlice> const& plan, 
 
 void check_read_back(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& target,
                      Digests const& written, BlockDone const& done) {
-  auto const found = digest_slices(model, plan, target, done);
+  auto const found = digest_slices(model, plan, target, {.done = done});
   for (auto const& item : plan) {
     for (auto const tensor : model.parameters[item.parameter].tensors) {
       if (std::ranges::equal(found.source.of(tensor), written.source.of(tensor)) &&

@@ -58,24 +58,4 @@ class StorageReader {
   std::vector<OpenedFile> open_;
 };
 
-/// A piece as it is read for one of the slices of a plan.
-struct PieceRead {
-  std::size_t item = 0;  ///< Which of the slices.
-  StoredPiece const& piece;
-  Slice slice;  ///< What it holds of that.
-  PieceFiles files;
-  DigestSink sink;
-};
-
-/// Call step(read) for every piece that holds something of the slices of a plan, in the order of the files; ranges that
-/// touch are read together. Digests go to `sums`, if given. Then the files are still what they were.
-/// @throws IoError, FormatError; PlanError when the storage lacks something of a slice.
-void read_pieces(Storage const& storage, Model const& model, std::vector<PlannedSlice> const& plan,
-                 ReadOptions const& how, Digests* sums, std::function<void(PieceRead const& read)> const& step,
-                 OpenFile const& open = {});
-
-/// Digest the slices of a plan as `storage` holds them.
-[[nodiscard]] Digests digest_slices(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& storage,
-                                    BlockDone const& done, ReadOptions const& how = {}, OpenFile const& open = {});
-
 }  // namespace rankslice

@@ -6,8 +6,10 @@
 #include <optional>
 
 #include "agreed_holdings.hpp"
+#include "agreed_threads.hpp"
 #include "format/hdf5_store_writer.hpp"
 #include "native_source.hpp"
+#include "parallel_reading.hpp"
 #include "plan/segments.hpp"
 #include "recorded_store.hpp"
 #include "resume_key.hpp"
@@ -199,7 +201,7 @@ class StoreWriter final : public UnitWriter {
   }
   [[nodiscard]] Tables read_back(std::vector<PlannedSlice> const& units) override {
     Tables found;
-    on_every_rank(world_, [&] { found.push_back(digest_slices(model_, plan_of(units), target_, done_)); });
+    on_every_rank(world_, [&] { found.push_back(digest_slices(model_, plan_of(units), target_, {.done = done_})); });
     return found;
   }
   [[nodiscard]] int writers() const override { return world_.size(); }
@@ -255,7 +257,7 @@ SaveReport save_recorded_store(StateDict const& state, std::string const& path, 
   auto const holdings = agree_on_holdings(state, world);
   std::optional<HeldTensors> held;
   on_every_rank(world, [&] { held.emplace(state); });
-  auto expected = digest_all_held(state, holdings, options.call, world);
+  auto expected = digest_all_held(state, holdings, with_threads(options.call, world), world);
   add_codes(state, holdings, world, expected);
   auto const key = options.resume ? resume_key(expected, *state.source) : std::string();
   SharedOutput output(path, StagedOutput::Kind::file, options.overwrite, world, key, options.call.notice);

@@ -6,6 +6,7 @@
 
 #include "agreed_export.hpp"
 #include "agreed_holdings.hpp"
+#include "agreed_threads.hpp"
 #include "copied_slices.hpp"
 #include "copies.hpp"
 #include "exported_state.hpp"
@@ -116,7 +117,8 @@ ExportReport export_state(StateDict const& state, std::string const& out_dir, Co
   auto const exported = as_part_of(target, state);
   std::optional<HeldTensors> held;
   on_every_rank(world, [&] { held.emplace(exported); });
-  auto const expected = without_left_out(target.taken, digest_all_held(exported, holdings, options.call, world));
+  auto const expected =
+      without_left_out(target.taken, digest_all_held(exported, holdings, with_threads(options.call, world), world));
 
   auto const values = exported_state(*held, expected, *state.source, target);
   ExportSubject subject{.values = *values};

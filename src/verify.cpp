@@ -4,16 +4,18 @@
 
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 
 #include "agreed_holdings.hpp"
+#include "agreed_threads.hpp"
 #include "copies.hpp"
 #include "hf_files.hpp"
+#include "parallel_reading.hpp"
 #include "plan/held.hpp"
 #include "plan/plan.hpp"
 #include "reread.hpp"
 #include "state/consistency.hpp"
 #include "state/local_tensor.hpp"
-#include "storage_reader.hpp"
 #include "verify/compare.hpp"
 #include "verify/coverage.hpp"
 #include "verify/rank_tables.hpp"
@@ -121,6 +123,11 @@ void require_sound(VerifyOptions const& options, Communicator& world) {
   });
 }
 
+VerifyOptions with_threads(VerifyOptions options, Communicator& world) {
+  options.call = rankslice::with_threads(std::move(options.call), world);
+  return options;
+}
+
 void verify_contents(StateDict const& state, Holdings const& holdings, Communicator& world,
                      VerifyOptions const& options, VerifyReport& report) {
   auto const& model = state.source->model;
@@ -153,8 +160,8 @@ Digests digest_share(Checkpoint const& checkpoint, Communicator& world, CallOpti
   on_every_rank(world, [&] {
     auto const slices = share_of(checkpoint, world.size(), world.rank());
     auto const bytes = plan_bytes(checkpoint.model, slices, checkpoint.storage.form);
-    share =
-        digest_slices(checkpoint.model, slices, checkpoint.storage, watch(call, "verify", bytes, &world), call.reading);
+    share = digest_slices(checkpoint.model, slices, checkpoint.storage,
+                          {.how = call.reading, .threads = call.threads, .done = watch(call, "verify", bytes, &world)});
   });
   return share;
 }
@@ -181,10 +188,11 @@ VerifyReport verify(StateDict const& state, VerifyOptions const& options) {
   require_read_digests(state);
   auto const& model = state.source->model;
   auto const rank = state.mesh.rank(state.coordinate);
-  auto const held = digest_held(state, options.call, nullptr);
+  auto const call = with_threads(options.call);
+  auto const held = digest_held(state, call, nullptr);
   add(report, differences(model, NamedDigests{"read", state.read}, {"held", held}, rank));
   if (options.level == VerifyLevel::reread) {
-    read_again(*state.source, slices_held(state), state.read, rank, options.call, report);
+    read_again(*state.source, slices_held(state), state.read, rank, call, report);
   }
   if (state.source->digests) {
     report.reference = state.source->digests_from;
@@ -209,29 +217,30 @@ VerifyReport verify(StateDict const& state, Communicator& world, VerifyOptions c
     if (digests(options.level)) require_equal_copies(*state.source, world, options.call);
     auto const holdings = agree_on_holdings(state, world);
     check_coverage(state, holdings, report.mismatches);
-    if (digests(options.level)) verify_contents(state, holdings, world, options, report);
+    if (digests(options.level)) verify_contents(state, holdings, world, with_threads(options, world), report);
   }
   share_mismatches(report, world);
   return report;
 }
 
 Digests digest(Checkpoint const& checkpoint, Communicator& world, CallOptions const& call) {
-  auto read = digest_share(checkpoint, world, call);
+  auto read = digest_share(checkpoint, world, with_threads(call, world));
   sum_over(world, read);
   return read;
 }
 
-VerifyReport verify(Checkpoint const& checkpoint, Communicator& world, VerifyOptions const& options) {
+VerifyReport verify(Checkpoint const& checkpoint, Communicator& world, VerifyOptions const& given) {
   VerifyReport report;
-  report.level = options.level;
-  require_sound(options, world);
-  if (options.level == VerifyLevel::off) return report;
+  report.level = given.level;
+  require_sound(given, world);
+  if (given.level == VerifyLevel::off) return report;
   require_same_checkpoint(checkpoint, world);
   report.tensors = checkpoint.model.parameters.size();
   for (auto const& parameter : checkpoint.model.parameters) {
     if (parameter.stacked_experts) report.experts += parameter.part_count();
   }
-  if (options.level == VerifyLevel::coverage) return report;  // opening it has proved that much
+  if (given.level == VerifyLevel::coverage) return report;  // opening it has proved that much
+  auto const options = with_threads(given, world);
   require_equal_copies(checkpoint, world, options.call);
   auto read = digest_share(checkpoint, world, options.call);
   if (options.level == VerifyLevel::reread) {

@@ -1,5 +1,7 @@
 #include "state/local_tensor.hpp"
 
+#include <algorithm>
+
 #include "plan/held.hpp"
 
 namespace rankslice {
@@ -35,6 +37,10 @@ std::vector<PlannedSlice> slices_held(StateDict const& state) {
   for (auto const& [fqn, tensor] : state.tensors)
     slices.push_back({.parameter = tensor.index, .slice = tensor.slice()});
   return slices;
+}
+
+bool on_a_device(StateDict const& state) {
+  return std::ranges::any_of(state.tensors, [](auto const& item) { return item.second.data.device != nullptr; });
 }
 
 }  // namespace rankslice

@@ -21,4 +21,7 @@ namespace rankslice {
 /// What this rank holds of the parameters of a state's source, in the order of the state. Pure.
 [[nodiscard]] std::vector<PlannedSlice> slices_held(StateDict const& state);
 
+/// Whether it has tensors on a device, which one thread uses.
+[[nodiscard]] bool on_a_device(StateDict const& state);
+
 }  // namespace rankslice

@@ -6,14 +6,9 @@
 #include <cstring>
 #include <set>
 
-#include "rankslice/device.hpp"
-
 #include "comm/checked_bytes.hpp"
+#include "core/digest_factors.hpp"
 #include "core/fingerprint.hpp"
-#include "core/literals.hpp"
-#include "core/rows_before.hpp"
-#include "transform/device_digest.hpp"
-#include "transform/parameter_digest.hpp"
 #include "verify/compare.hpp"
 #include "verify/coverage.hpp"
 #include "verify/shared_mismatches.hpp"
@@ -22,7 +17,6 @@ namespace rankslice {
 
 namespace {
 
-constexpr auto kBlockBytes = 1_MiB;
 constexpr std::size_t kAskedHolders = 8;  // for all of their tables: who has many errors need not see each expert named
 
 /// Those of the tensors that are made of a parameter, and of their scales.
@@ -60,35 +54,6 @@ void sum_over(Communicator& ranks, Model const& model, DigestTable& table, Takes
     std::copy_n(next, values.size(), values.begin());
     next += static_cast<std::ptrdiff_t>(values.size());
   });
-}
-
-/// Call step(first_element, begin, size) for blocks of bytes of a local tensor that are contiguous in the global one.
-template <typename Step>
-void for_each_block(ShardedTensor const& tensor, Step const& step) {
-  auto const& parameter = tensor.parameter;
-  auto const held = tensor.slice();
-  auto const unit = parameter.unit_bytes(Form::native);
-  for_each_run(parameter, held, [&](Slice const& run) {
-    auto const before = bytes_before(parameter, held, run);
-    auto const total = parameter.bytes(run, Form::native);
-    for (std::uint64_t begin = 0; begin < total; begin += kBlockBytes) {
-      auto const size = std::min<std::uint64_t>(kBlockBytes, total - begin);
-      step(first_element(parameter, run) + begin / unit, before + begin, size);
-    }
-  });
-}
-
-std::span<std::byte const> host_bytes(Buffer const& memory, std::uint64_t begin, std::uint64_t size,
-                                      std::vector<std::byte>& downloaded) {
-  if (!memory.device) return memory.span().subspan(begin, size);
-  downloaded.resize(size);
-  memory.device->download(memory.data.get() + begin, downloaded);
-  return downloaded;
-}
-
-/// Only the host computes values back to what they were converted from.
-bool digested_on_device(ShardedTensor const& tensor) {
-  return tensor.data.device && (!tensor.parameter.converted() || !tensor.parameter.invertible());
 }
 
 }  // namespace
@@ -213,35 +178,6 @@ std::optional<Digests> known_codes(StateDict const& state, Holdings const& holdi
   }
   auto const& recorded = state.source->digests;
   return recorded && !recorded->without_codes ? recorded : std::nullopt;
-}
-
-Digests digest_held(StateDict const& state, CallOptions const& call, Communicator* world) {
-  auto const& model = state.source->model;
-  Digests held(model);
-  held.without_codes = true;
-  std::uint64_t total = 0;
-  for (auto const& [fqn, tensor] : state.tensors) total += tensor.data.bytes;
-  std::uint64_t done = 0;
-  auto const account = [&](std::uint64_t bytes) {
-    done += bytes;
-    if (call.stop.stop_requested()) throw Interrupted();
-    if (world != nullptr) world->progress();
-    if (call.progress) call.progress({.phase = "verify", .done = done, .total = total});
-  };
-  std::vector<std::byte> downloaded;
-  for (auto const& [fqn, tensor] : state.tensors) {
-    ParameterDigest digest(model, tensor.parameter);
-    if (digested_on_device(tensor)) {
-      add_native_on_device(model, tensor.parameter, tensor.slice(), tensor.data, held);
-      account(tensor.data.bytes);
-      continue;
-    }
-    for_each_block(tensor, [&](std::uint64_t first_element, std::uint64_t begin, std::uint64_t size) {
-      digest.add_native(first_element, host_bytes(tensor.data, begin, size, downloaded), held);
-      account(size);
-    });
-  }
-  return held;
 }
 
 Digests digest_all_held(StateDict const& state, Holdings const& holdings, CallOptions const& call,

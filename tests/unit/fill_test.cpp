@@ -224,7 +224,8 @@ TEST_F(FillTinyCheckpoint, ExactlyTheBytesThatAreHeldAreRead) {
     for (auto const& [fqn, tensor] : state.tensors) held += tensor.data.bytes;
     std::vector<Progress> seen;
     auto const before = bytes_read();
-    fill(state, {.call = {.progress = [&](Progress const& progress) { seen.push_back(progress); }}});
+    fill(state,
+         {.call = {.threads = 1 + round, .progress = [&](Progress const& progress) { seen.push_back(progress); }}});
     EXPECT_EQ(bytes_read()->bytes - before->bytes - before->by_asking, held);
     expect_parts_of(whole, state, callers);
     EXPECT_EQ(seen.back().done, held);
@@ -239,7 +240,7 @@ TEST_F(FillTinyCheckpoint, OfRowsThatAreColumnsOfTheFileTheFilesRowsAreReadWhole
   auto const callers = holding(source, {{kDown, {.offsets = {1, 7, 0}, .shape = {2, 10, 256}}}});
   auto state = state_of(source, callers);
   auto const before = bytes_read();
-  fill(state);
+  fill(state, {.call = {.threads = 2}});
   EXPECT_EQ(bytes_read()->bytes - before->bytes - before->by_asking, 2U * 96 * 256 * 2);
   expect_parts_of(load_all(source), state, callers);
 }

@@ -11,6 +11,7 @@
 
 #include "rankslice/error.hpp"
 
+#include "parallel_reading.hpp"
 #include "slice_writer.hpp"
 #include "support/naive_digest.hpp"
 #include "support/raw_checkpoint.hpp"

@@ -1,0 +1,76 @@
+#include "parallel_reading.hpp"
+
+#include <algorithm>
+#include <map>
+
+#include "plan/read_plan.hpp"
+#include "plan/thread_shares.hpp"
+#include "transform/digests_of_threads.hpp"
+
+namespace rankslice {
+
+namespace {
+
+/// The digests of the slices of which some pieces have been read and some have not.
+class DigestsInProgress {
+ public:
+  DigestsInProgress(Model const& model, std::vector<PlannedSlice> const& plan, std::vector<PlannedPiece> const& pieces)
+      : model_(model), plan_(plan), pieces_left_(plan.size()) {
+    for (auto const& piece : pieces) ++pieces_left_[piece.item];
+  }
+
+  [[nodiscard]] ParameterDigest& of(std::size_t item) {
+    return digests_.try_emplace(item, model_, model_.parameters[plan_[item].parameter]).first->second;
+  }
+  void piece_done(std::size_t item) {
+    if (--pieces_left_[item] == 0) digests_.erase(item);
+  }
+
+ private:
+  Model const& model_;
+  std::vector<PlannedSlice> const& plan_;
+  std::vector<std::size_t> pieces_left_;  // by slice
+  std::map<std::size_t, ParameterDigest> digests_;
+};
+
+}  // namespace
+
+void read_pieces(Storage const& storage, Model const& model, std::vector<PlannedSlice> const& plan,
+                 PieceReading const& reading, Digests* sums, ReadShare const& read_share) {
+  auto const threads = static_cast<std::size_t>(std::max(1, reading.threads));
+  auto const shares = divide_among_threads(storage, model, in_file_order(storage, model, plan), threads);
+  DigestsOfThreads digests_of(model, sums, shares.size());
+  in_threads(static_cast<int>(shares.size()), reading.done, [&](int thread, BlockDone const& done) {
+    auto const& pieces = shares[static_cast<std::size_t>(thread)];
+    auto* const of_thread = digests_of.of(static_cast<std::size_t>(thread));
+    StorageReader reader(storage, model, {.extents = extents_read(storage, model, pieces), .how = reading.how},
+                         reading.make_open ? reading.make_open() : OpenFile());
+    DigestsInProgress digests(model, plan, pieces);
+    auto const for_each_piece = [&](std::function<void(PieceRead const&)> const& step) {
+      for (auto const& [item, located] : pieces) {
+        step({.item = item,
+              .piece = *located.piece,
+              .slice = located.slice,
+              .files = reader.files_of(*located.piece),
+              .sink = {.digest = of_thread != nullptr ? &digests.of(item) : nullptr, .sums = of_thread}});
+        digests.piece_done(item);
+      }
+      reader.check_unchanged();
+    };
+    read_share(for_each_piece, done);
+  });
+  digests_of.sum();
+}
+
+Digests digest_slices(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& storage,
+                      PieceReading const& reading) {
+  Digests sums(model);
+  sums.without_codes = storage.form == Form::native;
+  read_pieces(storage, model, plan, reading, &sums, [&](ForEachPiece const& for_each_piece, BlockDone const& done) {
+    Transfer transfer(model, storage.form, done);
+    for_each_piece([&](PieceRead const& read) { transfer.digest(read.piece, read.slice, read.files, read.sink); });
+  });
+  return sums;
+}
+
+}  // namespace rankslice
