@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <span>
 #include <tuple>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "agreed_holdings.hpp"
 #include "agreed_threads.hpp"
 #include "dense_ring.hpp"
+#include "io/huge_pages.hpp"
 #include "io/memory.hpp"
 #include "plan/dense_shares.hpp"
 #include "plan/plan.hpp"
@@ -26,22 +28,39 @@ namespace rankslice {
 
 namespace {
 
-Buffer allocate(std::uint64_t bytes, std::shared_ptr<Device> const& device) {
-  if (!device) return allocate_host(bytes);
-  return {.data = device->allocate(bytes), .bytes = bytes, .device = device};
+std::vector<Buffer> allocate(std::span<std::uint64_t const> sizes, LoadOptions const& options) {
+  auto const& device = options.device;
+  if (!device) return allocate_host(sizes, options.huge_pages);
+  std::vector<Buffer> buffers;
+  for (auto const bytes : sizes) buffers.push_back({device->allocate(bytes), bytes, device});
+  return buffers;
 }
 
 /// This rank's slice without values. Host memory is not touched: its pages come as they are read.
 StateDict allocate_slice(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh,
-                         MeshCoordinate const& coordinate, std::shared_ptr<Device> const& device) {
+                         MeshCoordinate const& coordinate, LoadOptions const& options) {
   StateDict state{.tensors = {}, .mesh = mesh, .coordinate = coordinate, .source = source, .read = {}};
-  for (auto const& planned : make_load_plan(source->model, source->storage.form, mesh, coordinate).slices) {
-    auto const& parameter = source->model.parameters[planned.parameter];
-    auto tensor = place_local_tensor(parameter, planned, mesh);
-    tensor.data = allocate(parameter.bytes(planned.slice, Form::native), device);
+  auto const plan = make_load_plan(source->model, source->storage.form, mesh, coordinate);
+  std::vector<std::uint64_t> sizes;
+  for (auto const& planned : plan.slices) {
+    sizes.push_back(source->model.parameters[planned.parameter].bytes(planned.slice, Form::native));
+  }
+  auto memory = allocate(sizes, options);
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    auto const& parameter = source->model.parameters[plan.slices[i].parameter];
+    auto tensor = place_local_tensor(parameter, plan.slices[i], mesh);
+    tensor.data = std::move(memory[i]);
     state.tensors.emplace(parameter.fqn, std::move(tensor));
   }
   return state;
+}
+
+/// @throws UsageError where the tensors, which have been read, were to be on huge pages and are not
+void require_pages(StateDict const& state, LoadOptions const& options) {
+  if (options.huge_pages != HugePages::on || options.device) return;
+  std::vector<Buffer> memory;
+  for (auto const& [fqn, tensor] : state.tensors) memory.push_back(tensor.data);
+  require_on_huge_pages(memory);
 }
 
 /// What is read how: what the ranks have alike of `LoadOptions` and `FillOptions`.
@@ -129,9 +148,11 @@ Reading reading_of(Options const& options, CallOptions call) {
 
 /// The same on every rank, with the choice made. Collective. @throws PlanError, UsageError
 template <typename Options>
-Reading agree_on_reading(Options const& options, Communicator& world) {
+Reading agree_on_reading(Options const& options, Communicator& world, HugePages pages = HugePages::automatic) {
   auto reading = reading_of(options, with_threads(options.call, world));
-  require_same_options(fmt::format("verify level {}, dense {}", name(reading.level), name(reading.dense)), world);
+  require_same_options(
+      fmt::format("verify level {}, dense {}, huge pages {}", name(reading.level), name(reading.dense), name(pages)),
+      world);
   reading.dense = choose(reading.dense, world);
   return reading;
 }
@@ -149,20 +170,22 @@ void require_alone(DenseReading dense) {
 StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh, MeshCoordinate const& coordinate,
                LoadOptions const& options) {
   require_alone(options.dense);
-  auto state = allocate_slice(select(source, options.keys), mesh, coordinate, options.device);
+  auto state = allocate_slice(select(source, options.keys), mesh, coordinate, options);
   read_alone(state, reading_of(options, with_threads(options.call)), nullptr);
+  require_pages(state, options);
   return state;
 }
 
 StateDict load(std::shared_ptr<Checkpoint const> const& source, Mesh const& mesh, Communicator& world,
                LoadOptions const& options) {
   require_same_mesh(mesh, world);
-  auto const reading = agree_on_reading(options, world);
+  auto const reading = agree_on_reading(options, world, options.huge_pages);
   StateDict state;
   on_every_rank(world, [&] {
-    state = allocate_slice(select(source, options.keys), mesh, mesh.coordinate(world.rank()), options.device);
+    state = allocate_slice(select(source, options.keys), mesh, mesh.coordinate(world.rank()), options);
   });
   read_together(state, {.mesh = mesh}, reading, world);
+  if (options.huge_pages == HugePages::on) on_every_rank(world, [&] { require_pages(state, options); });
   return state;
 }
 

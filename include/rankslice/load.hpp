@@ -36,7 +36,7 @@ enum class DenseReading : std::uint8_t {
 /// On which pages of host memory large tensors stand.
 enum class HugePages : std::uint8_t {
   automatic,  ///< On huge pages where the system gives them.
-  on,         ///< … and an error where it does not.
+  on,         ///< … and UsageError where it does not, which is looked at before and after reading.
   off,        ///< On small ones.
 };
 
@@ -53,7 +53,7 @@ struct LoadOptions {
   /// `full` digests every block while it is in the staging buffer, for `verify`.
   VerifyLevel verify = VerifyLevel::full;
   DenseReading dense = DenseReading::automatic;
-  HugePages huge_pages = HugePages::automatic;
+  HugePages huge_pages = HugePages::automatic;  ///< Of tensors of at least 128 KiB, side by side in one mapping.
   CallOptions call{};
 };
 

@@ -8,6 +8,7 @@
 #include "cli/commands.hpp"
 #include "cli/device.hpp"
 #include "cli/listing.hpp"
+#include "io/huge_pages.hpp"
 #include "plan/dense_shares.hpp"
 
 namespace rankslice::cli {
@@ -55,6 +56,13 @@ DenseReading choose_dense(Job& job) {
   return chosen;
 }
 
+/// On which pages of the host large tensors will stand.
+void report_pages(Job& job) {
+  auto const why_not = job.options.huge_pages() == HugePages::off ? "as asked for" : why_no_huge_pages();
+  job.report["choices"]["hugepages"] = why_not.empty() ? "on" : "off";
+  job.console.detail(fmt::format("pages    {}", why_not.empty() ? "huge" : "small: " + why_not));
+}
+
 }  // namespace
 
 void load(Job& job) {
@@ -71,6 +79,7 @@ void load(Job& job) {
 
   auto const dense = choose_dense(job);
   auto const device = options.dry_run ? nullptr : choose_device(job);
+  if (!device) report_pages(job);
 
   // The clock runs from before the first file is opened to the slowest rank's last tensor.
   auto const start = std::chrono::steady_clock::now();

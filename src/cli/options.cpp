@@ -23,8 +23,8 @@ void refuse_later_options(int argc, char** argv) {
   for (int i = 2; i < argc; ++i) {
     std::string_view const word(argv[i]);
     auto const name = word.substr(0, word.find('='));
-    for (auto const* later : {"--io", "--cache", "--hugepages", "--threads", "--compare", "--master-port",
-                              "--max-bandwidth", "--grace", "--side-files"}) {
+    for (auto const* later :
+         {"--io", "--cache", "--threads", "--compare", "--master-port", "--max-bandwidth", "--grace", "--side-files"}) {
       refuse(name == later, std::string(name));
     }
   }

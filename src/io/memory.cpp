@@ -7,18 +7,24 @@
 #include <new>
 
 #include "core/literals.hpp"
+#include "io/huge_pages.hpp"
 
 namespace rankslice {
 
 namespace {
 
-constexpr std::uint64_t kHugePage = 2_MiB;
+constexpr std::uint64_t kOwnPages = 128_KiB;  // the unused end of a last page is 3 % of a tensor at most then
 constexpr std::align_val_t kCacheLine{64};
 
 std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
+std::uint64_t whole_pages(std::uint64_t bytes) {
+  static auto const page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  return round_up(bytes, page);
+}
+
 // Anonymous memory of `length` bytes, whole pages, that begins at a huge page: mapped larger, then trimmed.
-std::byte* map_at_huge_page(std::uint64_t length) {
+std::byte* map_at_huge_page(std::uint64_t length, HugePages pages) {
   auto const mapped_length = length + kHugePage;
   auto* const mapped = ::mmap(nullptr, mapped_length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) throw std::bad_alloc();
@@ -28,20 +34,51 @@ std::byte* map_at_huge_page(std::uint64_t length) {
   auto const after = mapped_length - before - length;
   if (before > 0) ::munmap(first, before);
   if (after > 0) ::munmap(first + before + length, after);
-  ::madvise(first + before, length, MADV_HUGEPAGE);  // a wish: a system without huge pages gives small ones
+  // A wish: a system without huge pages gives small ones.
+  ::madvise(first + before, length, pages == HugePages::off ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
   return first + before;
+}
+
+Buffer from_heap(std::uint64_t bytes) {
+  auto* const data = static_cast<std::byte*>(::operator new(bytes, kCacheLine));
+  return {{data, [](std::byte* memory) { ::operator delete(memory, kCacheLine); }}, bytes};
+}
+
+/// Part of a mapping, which is unmapped by itself: what huge pages it shares with others the system takes apart.
+Buffer own_pages(std::byte* data, std::uint64_t bytes) {
+  return {{data, [length = whole_pages(bytes)](std::byte* memory) { ::munmap(memory, length); }}, bytes};
+}
+
+std::uint64_t bytes_to_map(std::span<std::uint64_t const> sizes) {
+  std::uint64_t total = 0;
+  for (auto const bytes : sizes) {
+    if (bytes > std::numeric_limits<std::uint64_t>::max() / 4 - total) throw std::bad_alloc();
+    if (bytes >= kOwnPages) total += whole_pages(bytes);
+  }
+  return total;
 }
 
 }  // namespace
 
-Buffer allocate_host(std::uint64_t bytes) {
-  if (bytes < kHugePage) {
-    auto* const data = static_cast<std::byte*>(::operator new(bytes, kCacheLine));
-    return {{data, [](std::byte* memory) { ::operator delete(memory, kCacheLine); }}, bytes};
+std::vector<Buffer> allocate_host(std::span<std::uint64_t const> sizes, HugePages pages) {
+  if (pages == HugePages::on) require_huge_pages();
+  auto const total = bytes_to_map(sizes);
+  std::vector<Buffer> buffers(sizes.size());
+  for (std::size_t i = 0; i < sizes.size(); ++i) {  // before the mapping, which nobody owns until they do
+    if (sizes[i] < kOwnPages) buffers[i] = from_heap(sizes[i]);
   }
-  if (bytes > std::numeric_limits<std::uint64_t>::max() / 2) throw std::bad_alloc();
-  auto const length = round_up(bytes, static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)));
-  return {{map_at_huge_page(length), [length](std::byte* memory) { ::munmap(memory, length); }}, bytes};
+  if (total == 0) return buffers;
+  auto* next = map_at_huge_page(total, pages);
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] < kOwnPages) continue;
+    buffers[i] = own_pages(next, sizes[i]);
+    next += whole_pages(sizes[i]);
+  }
+  return buffers;
+}
+
+Buffer allocate_host(std::uint64_t bytes, HugePages pages) {
+  return allocate_host(std::span(&bytes, 1), pages).front();
 }
 
 }  // namespace rankslice

@@ -1,14 +1,21 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "rankslice/buffer.hpp"
+#include "rankslice/load.hpp"
 
 namespace rankslice {
 
-/// Fresh host memory for one tensor: on 2 MiB pages where it is large enough to use them and the system gives them,
-/// 64-byte aligned otherwise. Not zeroed by us, not touched. Its pages go back when the last copy is dropped.
-/// @throws std::bad_alloc
-[[nodiscard]] Buffer allocate_host(std::uint64_t bytes);
+/// Fresh host memory for many tensors, a buffer for each size: 64-byte aligned, not zeroed by us, not touched. From
+/// 128 KiB on a tensor has whole pages of its own, which go back when the last copy of its buffer is dropped. They are
+/// cut from one mapping that begins at a huge page, so that tensors which lie side by side share huge pages.
+/// @throws std::bad_alloc; UsageError when huge pages are asked for (`on`) and this system or process has none
+[[nodiscard]] std::vector<Buffer> allocate_host(std::span<std::uint64_t const> sizes, HugePages pages);
+
+/// The same for one.
+[[nodiscard]] Buffer allocate_host(std::uint64_t bytes, HugePages pages = HugePages::automatic);
 
 }  // namespace rankslice

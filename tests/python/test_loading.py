@@ -158,3 +158,36 @@ def test_a_device_that_is_not_there_is_named(tiny):
     with pytest.raises(rankslice.DeviceError, match="^cuda:0: ") as refused:
         rankslice.load(tiny, rank=0, world_size=2, device="cuda:0")
     assert refused.value.code == 69
+
+
+def huge_kib_of(state):
+    """What stands on huge pages in the mappings that tensors are in."""
+    places = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in state.values() if t.nbytes]
+    found, is_ours = 0, False
+    with open("/proc/self/smaps") as smaps:
+        for line in smaps:
+            word = line.split()[0]
+            if not word.endswith(":"):
+                begin, end = (int(address, 16) for address in word.split("-"))
+                is_ours = any(begin < last and first < end for first, last in places)
+            elif is_ours and word == "AnonHugePages:":
+                found += int(line.split()[1])
+    return found
+
+
+def test_tensors_stand_on_huge_pages_or_small_ones_as_asked_for(tiny):
+    with open("/sys/kernel/mm/transparent_hugepage/enabled") as enabled:
+        if "[never]" in enabled.read():
+            with pytest.raises(rankslice.errors.UsageError, match="says never"):
+                rankslice.load(tiny, rank=0, world_size=1, hugepages="on")
+            return
+    on = rankslice.load(tiny, rank=0, world_size=1, hugepages="on")
+    large = sum(t.nbytes for t in on.values() if t.nbytes >= 128 << 10)
+    assert large >= 4 << 20 and huge_kib_of(on) << 10 >= large - (2 << 20)  # all but the end of the mapping
+    off = rankslice.load(tiny, rank=0, world_size=1, hugepages="off")
+    assert huge_kib_of(off) == 0 and all(torch.equal(off[name], tensor) for name, tensor in on.items())
+
+
+def test_pages_of_a_kind_that_there_is_not_are_refused(tiny):
+    with pytest.raises(rankslice.errors.UsageError, match="hugepages: there is no 1GB"):
+        rankslice.load(tiny, rank=0, world_size=1, hugepages="1GB")

@@ -169,7 +169,7 @@ def resident():
 def test_memory_goes_with_the_last_tensor_over_it():
     size = 256 << 20
     before = resident()
-    whole = torch.from_dlpack(_native.allocate(size)).fill_(1)
+    whole = torch.from_dlpack(_native.allocate([size], "auto")[0]).fill_(1)
     part = whole[size // 2 :].view(torch.float32)
     assert resident() - before > size // 2
     del whole

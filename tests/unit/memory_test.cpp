@@ -6,6 +6,7 @@
 #include <fstream>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "core/literals.hpp"
 
@@ -79,9 +80,62 @@ TEST(AllocateHost, ManyAllocationsGrowNothing) {
   EXPECT_LT(mapped_kib(), before + 8 * 1024);
 }
 
+std::uint64_t resident_kib() {
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;) {
+    if (word != "VmRSS:") continue;
+    std::uint64_t kib = 0;
+    status >> kib;
+    return kib;
+  }
+  ADD_FAILURE() << "no VmRSS";
+  return 0;
+}
+
+TEST(AllocateHost, ManyTensorsAtOnceAreApartAndAlignedAndOfTheSizesAskedFor) {
+  std::vector<std::uint64_t> const sizes{3_MiB, 0, 128_KiB - 1, 128_KiB, 2_MiB, 1, 5_MiB + 1, 64, 130_KiB + 7};
+  auto const buffers = allocate_host(sizes, HugePages::automatic);
+  ASSERT_EQ(buffers.size(), sizes.size());
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    EXPECT_EQ(buffers[i].bytes, sizes[i]);
+    EXPECT_TRUE(is_aligned(buffers[i].data.get(), 64)) << i;
+    std::ranges::fill(buffers[i].span(), static_cast<std::byte>(i + 1));
+  }
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    auto const own = static_cast<std::byte>(i + 1);
+    EXPECT_TRUE(std::ranges::all_of(buffers[i].span(), [own](auto byte) { return byte == own; })) << i;
+  }
+}
+
+TEST(AllocateHost, TensorsSideBySideTakeNoMoreThanTheirPages) {
+  std::vector<std::uint64_t> const sizes(40, 2_MiB + 128_KiB + 1);
+  auto const before = mapped_kib();
+  auto const buffers = allocate_host(sizes, HugePages::automatic);
+  EXPECT_LT(mapped_kib(), before + 40 * (2048 + 128 + 4) + 1024);
+}
+
+TEST(AllocateHost, EachTensorOfAMappingGivesItsPagesBackAloneAndTheOthersKeepTheirBytes) {
+  std::vector<std::uint64_t> const sizes(24, 3_MiB + 4_KiB);  // so that neighbours share a huge page
+  auto buffers = allocate_host(sizes, HugePages::automatic);
+  for (std::size_t i = 0; i < sizes.size(); ++i) std::ranges::fill(buffers[i].span(), static_cast<std::byte>(i + 1));
+  auto left = resident_kib();
+  for (auto const i : std::vector<std::size_t>{0, 23, 12, 11, 1, 5, 7}) {
+    buffers[i] = {};
+    EXPECT_LT(resident_kib() + 3072 - 64, left) << i;
+    left = resident_kib();
+  }
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    if (!buffers[i].data) continue;
+    auto const own = static_cast<std::byte>(i + 1);
+    EXPECT_TRUE(std::ranges::all_of(buffers[i].span(), [own](auto byte) { return byte == own; })) << i;
+  }
+}
+
 TEST(AllocateHost, MoreThanTheAddressSpaceIsBadAlloc) {
   EXPECT_THROW(static_cast<void>(allocate_host(UINT64_MAX)), std::bad_alloc);
   EXPECT_THROW(static_cast<void>(allocate_host(std::uint64_t{1} << 60)), std::bad_alloc);
+  std::vector<std::uint64_t> const together(8, std::uint64_t{1} << 61);
+  EXPECT_THROW(static_cast<void>(allocate_host(together, HugePages::automatic)), std::bad_alloc);
 }
 
 }  // namespace

@@ -9,10 +9,13 @@
 
 #include <algorithm>
 #include <functional>
+#include <initializer_list>
+#include <utility>
 
 #include "rankslice/load.hpp"
 #include "rankslice/make_state_dict.hpp"
 
+#include "io/huge_pages.hpp"
 #include "io/memory.hpp"
 #include "plan/plan.hpp"
 #include "python/native/arguments.hpp"
@@ -26,11 +29,26 @@ namespace rankslice::python {
 
 namespace {
 
-/// Fresh host memory on huge pages, as a DLPack tensor of bytes, which owns it.
-nb::ndarray<std::uint8_t, nb::ndim<1>, nb::device::cpu> allocate(std::uint64_t bytes) {
-  auto* const buffer = new Buffer(allocate_host(bytes));
-  nb::capsule const owner(buffer, [](void* held) noexcept { delete static_cast<Buffer*>(held); });
-  return {buffer->data.get(), {bytes}, owner};
+using Bytes = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::device::cpu>;
+
+/// Fresh host memory side by side, as DLPack tensors of bytes, each of which owns its part.
+std::vector<Bytes> allocate(std::vector<std::uint64_t> const& sizes, std::string const& hugepages) {
+  std::vector<Bytes> tensors;
+  for (auto& memory : allocate_host(sizes, known(parse_huge_pages(hugepages), "hugepages", hugepages))) {
+    auto* const buffer = new Buffer(std::move(memory));
+    nb::capsule const owner(buffer, [](void* held) noexcept { delete static_cast<Buffer*>(held); });
+    tensors.emplace_back(buffer->data.get(), std::initializer_list<std::size_t>{buffer->bytes}, owner);
+  }
+  return tensors;
+}
+
+/// UsageError where the tensors of the host, which have been read, do not stand on huge pages.
+void require_state_on_huge_pages(StateDict const& state) {
+  std::vector<Buffer> memory;
+  for (auto const& [fqn, tensor] : state.tensors) {
+    if (!tensor.data.device) memory.push_back(tensor.data);
+  }
+  require_on_huge_pages(memory);
 }
 
 /// A tensor of Python's: what the rank has of it, in memory that `owner` keeps alive.
@@ -115,7 +133,8 @@ void bind_state(nb::module_& module) {
       });
   module.def("make_mesh", &make_mesh, nb::arg("ranks"), nb::arg("ep"), nb::arg("ep_shard"));
   module.def("held", &held, nb::arg("checkpoint"), nb::arg("mesh"), nb::arg("rank"));
-  module.def("allocate", &allocate, nb::arg("bytes"));
+  module.def("allocate", &allocate, nb::arg("sizes"), nb::arg("hugepages"));
+  module.def("require_on_huge_pages", &require_state_on_huge_pages, nb::arg("state"));
 
   nb::class_<LocalTensor>(module, "LocalTensor");
   module.def("local_tensor", &local_tensor, nb::arg("dtype"), nb::arg("global_shape"), nb::arg("offsets"),

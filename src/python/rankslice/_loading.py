@@ -38,6 +38,7 @@ def load(
     exclude: str | None = None,
     verify: Level = "full",
     dense: Dense = "auto",
+    hugepages: _tensors.HugePages = "auto",
     progress: _progress.Progress = None,
 ) -> StateDict:
     """Loads this rank's part of a checkpoint: its experts of every stacked tensor, and all other tensors.
@@ -69,6 +70,8 @@ def load(
             all it needs, or the ranks each byte ``once``, a share each, which they pass on; ``auto``: once where the
             ranks are on several hosts. A tensor misread by the one that reads it is the same on all then: only what the
             checkpoint recorded, or ``verify="reread"``, finds that.
+        hugepages: ``on`` for tensors on huge pages of host memory or UsageError, ``off`` for small pages, ``auto`` for
+            huge ones where the system gives them.
         progress: True for a bar, or a function (phase, bytes done, bytes in all).
 
     Raises:
@@ -87,7 +90,7 @@ def load(
 
     def prepare() -> tuple[dict[str, torch.Tensor], Filling]:
         _names.require_known(names)
-        fresh = _fresh_tensors(checkpoint, place, to_device)
+        fresh = _fresh_tensors(checkpoint, place, to_device, hugepages)
         return fresh, Filling(checkpoint, place, fresh, "native")
 
     tensors, filling = _steps.agreed(world, prepare)
@@ -95,6 +98,8 @@ def load(
         filling.fill(world, verify, dense, report, prove=False)
         state = _steps.agreed(world, lambda: adopt(tensors, checkpoint, place))
         state.read = filling.digests
+        if hugepages == "on":
+            _steps.agreed(world, lambda: _native.require_on_huge_pages(state))
         raise_if_bad(_native.verify(state, world, verify, None, report))
     if place.device_mesh is not None:
         tensors = _as_dtensors(checkpoint, tensors, place.device_mesh)
@@ -108,13 +113,17 @@ def _device_of(device: torch.device | str | None, place: MeshPlace) -> torch.dev
     return require_real(torch.device(device))
 
 
-def _fresh_tensors(checkpoint: _native.Checkpoint, place: MeshPlace, device: torch.device) -> dict[str, torch.Tensor]:
+def _fresh_tensors(
+    checkpoint: _native.Checkpoint, place: MeshPlace, device: torch.device, hugepages: _tensors.HugePages
+) -> dict[str, torch.Tensor]:
     """Memory for what this rank has of every tensor, each of its own, so that it can be freed alone."""
     parts = parts_of(checkpoint, place)
     if place.device_mesh is not None:
         for native in natives(checkpoint).values():
             _require_even(native, place.mesh.ep)
-    return {n.fqn: _tensors.empty(n.dtype, parts[n.fqn].shape, device) for n in natives(checkpoint).values()}
+    held = list(natives(checkpoint).values())
+    memory = _tensors.side_by_side([(n.dtype, parts[n.fqn].shape) for n in held], device, hugepages)
+    return {n.fqn: tensor for n, tensor in zip(held, memory)}
 
 
 def _require_even(native: Native, ep: int) -> None:

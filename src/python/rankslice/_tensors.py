@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from rankslice._device import Devices
     from rankslice._state import Native
+
+HugePages = Literal["auto", "on", "off"]
+"""On which pages of host memory tensors stand."""
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -74,20 +77,41 @@ def torch_shape(name: str, shape: Sequence[int]) -> list[int]:
 
 
 def empty(name: str, shape: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Memory for a local tensor of its own: on the host C++'s, on huge pages, which the tensor owns; not zeroed.
+    """Memory for a local tensor of its own, not zeroed.
 
     Raises:
         DeviceError: there is no such device, or it has no memory left.
     """
-    dtype, sizes = torch_dtype(name), torch_shape(name, shape)
-    count = torch.Size(sizes).numel()
-    if device.type != "cpu" or count == 0:
-        try:
-            return torch.empty(sizes, dtype=dtype, device=device)
-        except (RuntimeError, AssertionError) as error:  # the latter where torch was built without that device
-            raise DeviceError(f"{device}: {error}") from error
-    memory = torch.from_dlpack(_native.allocate(count * dtype.itemsize))
-    return memory.view(dtype).view(sizes)
+    return side_by_side([(name, shape)], device)[0]
+
+
+def side_by_side(
+    wanted: Sequence[tuple[str, Sequence[int]]], device: torch.device, hugepages: HugePages = "auto"
+) -> list[torch.Tensor]:
+    """The same for many, dtypes and shapes: on the host C++'s memory, on huge pages that neighbours share, of which
+    each tensor owns its part.
+
+    Raises:
+        DeviceError: there is no such device, or it has no memory left.
+        UsageError: there are no huge pages, though asked for.
+    """
+    dtypes = [torch_dtype(name) for name, _ in wanted]
+    shapes = [torch_shape(name, shape) for name, shape in wanted]
+    if device.type != "cpu":
+        return [_on_device(shape, dtype, device) for shape, dtype in zip(shapes, dtypes)]
+    sizes = [torch.Size(shape).numel() * dtype.itemsize for shape, dtype in zip(shapes, dtypes)]
+    memory = _native.allocate(sizes, hugepages)
+    return [
+        torch.from_dlpack(part).view(dtype).view(shape) if size else torch.empty(shape, dtype=dtype)
+        for part, size, dtype, shape in zip(memory, sizes, dtypes, shapes)
+    ]
+
+
+def _on_device(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    try:
+        return torch.empty(shape, dtype=dtype, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without that device
+        raise DeviceError(f"{device}: {error}") from error
 
 
 def over(
