@@ -2,14 +2,52 @@
 
 #include <fmt/format.h>
 
+#include "io/direct_file.hpp"
+#include "io/page_cache.hpp"
+#include "io/positional.hpp"
 #include "plan/read_plan.hpp"
 
 namespace rankslice {
 
+namespace {
+
+std::vector<Extent> places_of(BlockPlan const& plan) {
+  std::vector<Extent> places;
+  for (auto const& block : plan.blocks) places.push_back({block.file, block.bytes});
+  return places;
+}
+
+}  // namespace
+
 StorageReader::StorageReader(Storage const& storage, Model const& model, ExpectedReads reads, OpenFile open)
     : storage_(storage), model_(model), open_file_(std::move(open)), open_(storage.files.size()) {
   if (!reads.extents.empty()) runs_ = runs_by_file(reads.extents, storage.files.size());
-  if (!open_file_) open_file_ = open_reader;
+  if (open_file_) return;
+  open_file_ = reads.extents.empty() ? open_reader : open_in_order;
+  choice_ = choose_reads(storage.files, reads.extents, reads.how);
+  if (!choice_.ahead.empty()) read_ahead();
+}
+
+void StorageReader::read_ahead() {
+  auto const direct = choice_.by == ReadBackend::direct;
+  auto plan = plan_blocks(choice_.ahead, {.alignment = direct ? kDirectAlignment : 1});
+  auto const in_blocks = runs_by_file(places_of(plan), runs_.size());
+  for (std::size_t i = 0; i < runs_.size(); ++i) runs_[i] = without(runs_[i], in_blocks[i]);
+  auto const make_engine = [&](unsigned depth, std::span<std::byte> memory) {
+    return choice_.uring ? make_uring_engine(depth, memory) : make_pread_engine();
+  };
+  auto const open = [this](std::uint32_t index) { return open_for_blocks(index); };
+  ahead_ = std::make_unique<ReadAhead>(std::move(plan), open, make_engine);
+}
+
+/// The same file as that of the reader, once more: reads past the page cache need a descriptor of their own.
+UniqueFd StorageReader::open_for_blocks(std::uint32_t index) {
+  auto const& path = storage_.files[index].path;
+  auto const identity = file(index).identity();
+  auto fd = choice_.by == ReadBackend::direct ? open_direct(path) : UniqueFd();
+  if (!fd.valid()) fd = open_regular(path);  // the file system lets nobody past its cache
+  if (identity_of(fd.get(), path) != identity) throw IoError(ExitCode::io, path + ": changed while it was read", path);
+  return fd;
 }
 
 FileReader& StorageReader::file(std::uint32_t index) {
@@ -26,9 +64,18 @@ FileReader& StorageReader::file(std::uint32_t index) {
     if (known.modified_ns != 0 && slot.identity.modified_ns != known.modified_ns) {
       throw IoError(ExitCode::io, known.path + ": changed since its header was read", known.path);
     }
-    if (!runs_.empty()) slot.reader = std::make_unique<WindowReader>(std::move(slot.reader), runs_[index], windows_);
+    slot.reader = as_expected(std::move(slot.reader), index);
   }
   return *slot.reader;
+}
+
+/// A reader that knows what will be read of its file.
+std::unique_ptr<FileReader> StorageReader::as_expected(std::unique_ptr<FileReader> file, std::uint32_t index) {
+  if (runs_.empty()) return file;
+  file = std::make_unique<WindowReader>(std::move(file), runs_[index], windows_);
+  if (ahead_) file = std::make_unique<AheadReader>(std::move(file), index, *ahead_);
+  if (choice_.to_drop.empty() || choice_.to_drop[index].empty()) return file;
+  return std::make_unique<DroppingReader>(std::move(file), choice_.to_drop[index]);
 }
 
 PieceFiles StorageReader::files_of(StoredPiece const& piece) {

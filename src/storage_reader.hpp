@@ -8,6 +8,8 @@
 #include "rankslice/options.hpp"
 
 #include "io/file.hpp"
+#include "io/read_ahead.hpp"
+#include "io/read_choice.hpp"
 #include "io/window_reader.hpp"
 #include "plan/plan.hpp"
 #include "transform/transfer.hpp"
@@ -31,6 +33,7 @@ struct ExpectedReads {
 class StorageReader {
  public:
   /// Both outlive the reader. Files are read through `open`, if given, whatever `reads.how` says. One thread uses it.
+  /// @throws IoError, FormatError for files that it looks at, or when it cannot read as it is asked to
   StorageReader(Storage const& storage, Model const& model, ExpectedReads reads = {}, OpenFile open = {});
 
   /// @throws IoError, FormatError, PlanError when the storage lacks something of the slice.
@@ -50,12 +53,18 @@ class StorageReader {
     std::unique_ptr<FileReader> reader;
     FileIdentity identity;
   };
+  void read_ahead();
+  [[nodiscard]] UniqueFd open_for_blocks(std::uint32_t index);
+  [[nodiscard]] std::unique_ptr<FileReader> as_expected(std::unique_ptr<FileReader> file, std::uint32_t index);
+
   Storage const& storage_;
   Model const& model_;
-  std::vector<std::vector<Range>> runs_;  // by file; empty when they are not known
-  ReadWindows windows_;
   OpenFile open_file_;
+  ReadChoice choice_;
+  std::vector<std::vector<Range>> runs_;  // by file, that `pread` reads; empty when they are not known
+  ReadWindows windows_;
   std::vector<OpenedFile> open_;
+  std::unique_ptr<ReadAhead> ahead_;
 };
 
 }  // namespace rankslice

@@ -1,52 +1,28 @@
 #include "io/direct_reader.hpp"
 
-#include <fcntl.h>
-#include <linux/magic.h>
-#include <sys/stat.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
 #include "core/literals.hpp"
+#include "io/direct_file.hpp"
 #include "io/positional.hpp"
 
 namespace rankslice {
 
 namespace {
 
-constexpr auto kAlignment = 4_KiB;  // of offsets, sizes and memory: what every common device and file system takes
 constexpr auto kBlockBytes = 1_MiB;
-
-constexpr unsigned long kLustreMagic = 0x0BD00BD0;  // not in linux/magic.h
-
-/// A file can differ from others of its file system: ext4 reads through the cache what it journals or encrypts.
-bool is_excepted([[maybe_unused]] int fd) {
-#ifdef STATX_DIOALIGN  // from Linux 6.1 on
-  struct ::statx found {};
-  if (::statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &found) != 0) return false;
-  return (found.stx_mask & STATX_DIOALIGN) != 0 && found.stx_dio_offset_align == 0;
-#else
-  return false;
-#endif
-}
-
-bool reads_past_page_cache(int fd) {
-  struct ::statfs system {};
-  if (::fstatfs(fd, &system) != 0) return false;
-  return keeps_its_word(static_cast<unsigned long>(system.f_type)) && !is_excepted(fd);
-}
 
 }  // namespace
 
 void DirectBlock::MemoryTraits::close(Handle memory) noexcept { std::free(memory); }
 
-DirectBlock::DirectBlock() : memory_(static_cast<std::byte*>(std::aligned_alloc(kAlignment, kBlockBytes))) {
+DirectBlock::DirectBlock() : memory_(static_cast<std::byte*>(std::aligned_alloc(kDirectAlignment, kBlockBytes))) {
   if (!memory_.valid()) throw std::bad_alloc();
 }
 
@@ -84,8 +60,9 @@ class DirectReader final : public FileReader {
 
   /// Hold the block of `offset`, or what there is of it before the end of the file.
   bool fill(std::uint64_t offset, std::uint64_t size) {
-    auto const begin = offset / kAlignment * kAlignment;
-    auto const end = std::min((offset + size + kAlignment - 1) / kAlignment * kAlignment, begin + kBlockBytes);
+    auto const begin = offset / kDirectAlignment * kDirectAlignment;
+    auto const end =
+        std::min((offset + size + kDirectAlignment - 1) / kDirectAlignment * kDirectAlignment, begin + kBlockBytes);
     block_.owner_ = nullptr;
     block_.range_ = {begin, begin};
     auto& got = block_.range_.end;
@@ -106,14 +83,9 @@ class DirectReader final : public FileReader {
   DirectBlock& block_;
 };
 
-bool keeps_its_word(unsigned long file_system) {
-  constexpr std::array<unsigned long, 4> kKnown{EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, NFS_SUPER_MAGIC, kLustreMagic};
-  return std::ranges::find(kKnown, file_system) != kKnown.end();
-}
-
 DirectFile open_direct_reader(std::string const& path, DirectBlock& block) {
   auto buffered = open_reader(path);
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | O_DIRECT));
+  auto fd = open_direct(path);
   if (!fd.valid()) return {.reader = std::move(buffered)};
   auto const known = reads_past_page_cache(fd.get());
   auto direct = std::make_unique<DirectReader>(path, std::move(fd), block);

@@ -33,10 +33,6 @@ struct DirectFile {
   bool past_page_cache = false;  ///< Known of this file, not only asked for.
 };
 
-/// Whether a file system, by the `f_type` of `statfs`, reads past the page cache of this host where it accepts to.
-/// Others may accept it and read through the cache all the same.
-[[nodiscard]] bool keeps_its_word(unsigned long file_system);
-
 /// A regular file, read past the page cache of this host where its file system accepts to, in aligned blocks; of
 /// requests that follow one another none is read twice. `block` outlives the reader. @throws as `open_reader`
 [[nodiscard]] DirectFile open_direct_reader(std::string const& path, DirectBlock& block);

@@ -60,7 +60,7 @@ FileIdentity identity_of(int fd, std::string const& path) {
 
 void FdTraits::close(Handle fd) noexcept { ::close(fd); }
 
-std::unique_ptr<FileReader> open_reader(std::string const& path) {
+UniqueFd open_regular(std::string const& path) {
   // Without O_NONBLOCK the open of a FIFO waits for its writer; regular files do not know the flag.
   auto const flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
   UniqueFd fd(uninterrupted([&] { return ::open(path.c_str(), flags); }));
@@ -68,6 +68,16 @@ std::unique_ptr<FileReader> open_reader(std::string const& path) {
   if (!S_ISREG(status(path, fd.get()).st_mode)) {
     throw FormatError(fmt::format("{}: is not a regular file", path), path);
   }
+  return fd;
+}
+
+std::unique_ptr<FileReader> open_reader(std::string const& path) {
+  return std::make_unique<PosixReader>(path, open_regular(path));
+}
+
+std::unique_ptr<FileReader> open_in_order(std::string const& path) {
+  auto fd = open_regular(path);
+  ::posix_fadvise(fd.get(), 0, 0, POSIX_FADV_SEQUENTIAL);
   return std::make_unique<PosixReader>(path, std::move(fd));
 }
 

@@ -24,6 +24,12 @@ using ReadOnce = std::function<::ssize_t(std::byte* out, std::size_t size, std::
 /// `FileReader::read`.
 void read_fully(FileReader const& file, ReadOnce const& read_once, std::span<std::byte> out, std::uint64_t offset);
 
+/// A regular file, opened for reading. @throws as `open_reader`
+[[nodiscard]] UniqueFd open_regular(std::string const& path);
+
+/// As `open_reader`, of a file whose tensors will be read as they lie: the system reads further ahead.
+[[nodiscard]] std::unique_ptr<FileReader> open_in_order(std::string const& path);
+
 /// Of the file that an open descriptor is of; `path` is for the error. @throws IoError
 [[nodiscard]] FileIdentity identity_of(int fd, std::string const& path);
 

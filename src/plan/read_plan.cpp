@@ -18,19 +18,6 @@ Extent first_read(StoredPiece const& piece) {
 
 }  // namespace
 
-std::vector<Range> merge(std::vector<Range> ranges) {
-  std::ranges::sort(ranges);
-  std::vector<Range> runs;
-  for (auto const& range : ranges) {
-    if (runs.empty() || range.begin > runs.back().end) {
-      runs.push_back(range);
-    } else {
-      runs.back().end = std::max(runs.back().end, range.end);
-    }
-  }
-  return runs;
-}
-
 std::vector<PlannedPiece> in_file_order(Storage const& storage, Model const& model,
                                         std::vector<PlannedSlice> const& plan) {
   std::vector<PlannedPiece> pieces;
@@ -51,18 +38,6 @@ std::vector<Extent> extents_read(Storage const& storage, Model const& model, std
     }
   }
   return extents;
-}
-
-std::vector<std::vector<Range>> runs_by_file(std::vector<Extent> const& extents, std::size_t files) {
-  std::vector<std::vector<Range>> by_file(files);
-  for (auto const& extent : extents) by_file[extent.file].push_back(extent.bytes);
-  for (auto& ranges : by_file) ranges = merge(std::move(ranges));
-  return by_file;
-}
-
-std::vector<std::vector<Range>> merged_runs(Storage const& storage, Model const& model,
-                                            std::vector<PlannedPiece> const& pieces) {
-  return runs_by_file(extents_read(storage, model, pieces), storage.files.size());
 }
 
 }  // namespace rankslice

@@ -13,9 +13,6 @@ struct PlannedPiece {
   LocatedSlice located;
 };
 
-/// Ranges that touch as one, ascending. Pure.
-[[nodiscard]] std::vector<Range> merge(std::vector<Range> ranges);
-
 /// All of it, in the order of files and of the bytes in them, scales included, so that what lies together is read
 /// together. Pure.
 /// @throws PlanError as `locate`.
@@ -25,12 +22,5 @@ struct PlannedPiece {
 /// The bytes that are read for some pieces and their block scales, in the order in which they are read. Pure.
 [[nodiscard]] std::vector<Extent> extents_read(Storage const& storage, Model const& model,
                                                std::vector<PlannedPiece> const& pieces);
-
-/// What is read of each of some files: ascending runs with gaps between them. Pure.
-[[nodiscard]] std::vector<std::vector<Range>> runs_by_file(std::vector<Extent> const& extents, std::size_t files);
-
-/// The bytes that are read for some pieces and their block scales, by file. Pure.
-[[nodiscard]] std::vector<std::vector<Range>> merged_runs(Storage const& storage, Model const& model,
-                                                          std::vector<PlannedPiece> const& pieces);
 
 }  // namespace rankslice

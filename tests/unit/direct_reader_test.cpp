@@ -16,6 +16,7 @@
 
 #include "rankslice/error.hpp"
 
+#include "io/direct_file.hpp"
 #include "io/file.hpp"
 #include "support/raw_checkpoint.hpp"
 #include "support/temp_dir.hpp"

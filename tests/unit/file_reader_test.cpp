@@ -11,7 +11,10 @@
 #include "rankslice/error.hpp"
 
 #include "core/literals.hpp"
+#include "io/direct_file.hpp"
 #include "io/file.hpp"
+#include "io/positional.hpp"
+#include "io/read_ahead.hpp"
 #include "io/window_reader.hpp"
 #include "support/faulty_reader.hpp"
 #include "support/memory_reader.hpp"
@@ -60,6 +63,7 @@ std::string message_of(std::function<void()> const& call, ExitCode code) {
 struct Implementation {
   std::string name;
   std::function<std::unique_ptr<FileReader>(std::string const& path)> open;
+  bool uring = false;
 };
 
 void PrintTo(Implementation const& implementation, std::ostream* out) { *out << implementation.name; }
@@ -75,9 +79,41 @@ std::unique_ptr<FileReader> open_with_window(std::string const& path) {
                                         windows);
 }
 
+/// Some of a file read ahead, by an engine, past the page cache or through it.
+class ReadAheadFile final : public FileReader {
+ public:
+  ReadAheadFile(std::string const& path, bool uring, bool direct)
+      : ahead_(
+            plan_blocks({{0, {3, 120}}, {0, {290, 300}}}, {.alignment = direct ? kDirectAlignment : 1, .most_gap = 0}),
+            [=](std::uint32_t) {
+              auto fd = direct ? open_direct(path) : UniqueFd();
+              return fd.valid() ? std::move(fd) : open_regular(path);
+            },
+            [=](unsigned depth, std::span<std::byte> memory) {
+              return uring ? make_uring_engine(depth, memory) : make_pread_engine();
+            }),
+        reader_(open_reader(path), 0, ahead_) {}
+
+  [[nodiscard]] std::string const& path() const override { return reader_.path(); }
+  [[nodiscard]] FileIdentity identity() const override { return reader_.identity(); }
+  void read(std::span<std::byte> out, std::uint64_t offset) override { reader_.read(out, offset); }
+
+ private:
+  ReadAhead ahead_;
+  AheadReader reader_;
+};
+
+Implementation read_ahead(std::string name, bool uring, bool direct) {
+  auto const open = [=](std::string const& path) { return std::make_unique<ReadAheadFile>(path, uring, direct); };
+  return {.name = std::move(name), .open = open, .uring = uring};
+}
+
 /// What every FileReader promises.
 class FileReaderConformance : public testing::TestWithParam<Implementation> {
  protected:
+  void SetUp() override {
+    if (GetParam().uring && !why_no_uring_engine().empty()) GTEST_SKIP() << why_no_uring_engine();
+  }
   std::unique_ptr<FileReader> open(std::vector<std::byte> const& bytes) {
     put_file(path_, bytes);
     return GetParam().open(path_);
@@ -130,7 +166,9 @@ INSTANTIATE_TEST_SUITE_P(
         Implementation{"Posix", open_reader},
         Implementation{"Memory",
                        [](auto const& path) { return std::make_unique<MemoryReader>(read_file(path, 1_MiB), path); }},
-        Implementation{"Window", open_with_window},
+        Implementation{"Window", open_with_window}, read_ahead("AheadByPread", false, false),
+        read_ahead("AheadByUring", true, false), read_ahead("AheadDirectByPread", false, true),
+        read_ahead("AheadDirectByUring", true, true),
         Implementation{"ShortReads", [](auto const& path) { return open_faulty(path, {.most_bytes = 3}); }},
         Implementation{"Interrupted", [](auto const& path) { return open_faulty(path, {.interrupt_every = 2}); }},
         Implementation{"ShortAndInterrupted",

@@ -11,6 +11,7 @@
 #include "rankslice/error.hpp"
 
 #include "hf_target.hpp"
+#include "io/block_plan.hpp"
 #include "support/hand_model.hpp"
 
 namespace rankslice {
@@ -18,6 +19,12 @@ namespace {
 
 using testing::ElementsAre;
 using testing::IsEmpty;
+
+/// What is read for a plan, by file.
+std::vector<std::vector<Range>> merged_runs(Storage const& storage, Model const& model,
+                                            std::vector<PlannedPiece> const& pieces) {
+  return runs_by_file(extents_read(storage, model, pieces), storage.files.size());
+}
 
 constexpr std::uint64_t kExperts = 5, kHidden = 8, kIntermediate = 4;
 constexpr std::uint64_t kMatrix = kHidden * kIntermediate * 2;  // bytes of a BF16 down, gate or up matrix

@@ -1,0 +1,133 @@
+#include "io/page_cache.hpp"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "core/literals.hpp"
+#include "io/positional.hpp"
+
+namespace rankslice {
+
+namespace {
+
+constexpr auto kLeaf = 1_MiB;
+constexpr auto kDropBytes = 8_MiB;  // of what is forgotten at once
+
+#ifndef SYS_cachestat
+constexpr long kCachestat = 451;  // the same on every machine, from Linux 6.5 on
+#else
+constexpr long kCachestat = SYS_cachestat;
+#endif
+
+std::uint64_t page_bytes() {
+  static auto const bytes = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  return bytes;
+}
+
+std::uint64_t pages_of(Range bytes) {
+  return (bytes.end + page_bytes() - 1) / page_bytes() - bytes.begin / page_bytes();
+}
+
+/// As cachestat(2) has them.
+struct CacheRange {
+  std::uint64_t offset, length;
+};
+struct CacheCounts {
+  std::uint64_t cached, dirty, writeback, evicted, recently_evicted;
+};
+
+std::optional<std::uint64_t> cached_by_cachestat(int fd, Range bytes) {
+  CacheRange const range{bytes.begin, bytes.size()};
+  CacheCounts counts{};
+  if (::syscall(kCachestat, fd, &range, &counts, 0) != 0) return std::nullopt;
+  return counts.cached;
+}
+
+/// By a mapping that is never touched, and could not be.
+std::optional<std::uint64_t> cached_by_mincore(int fd, Range bytes) {
+  auto const begin = bytes.begin / page_bytes() * page_bytes();
+  auto const length = pages_of(bytes) * page_bytes();
+  auto* const mapped = ::mmap(nullptr, length, PROT_NONE, MAP_SHARED, fd, static_cast<::off_t>(begin));
+  if (mapped == MAP_FAILED) return std::nullopt;
+  std::vector<unsigned char> there(pages_of(bytes));
+  auto const result = ::mincore(mapped, length, there.data());
+  ::munmap(mapped, length);
+  if (result != 0) return std::nullopt;
+  return std::ranges::count_if(there, [](unsigned char page) { return (page & 1U) != 0; });
+}
+
+/// How many pages of a range are in the page cache.
+std::optional<std::uint64_t> cached_pages(int fd, Range bytes) {
+  auto const cached = cached_by_cachestat(fd, bytes);
+  return cached ? cached : cached_by_mincore(fd, bytes);
+}
+
+void append(std::vector<Range>& parts, Range part) {
+  if (!parts.empty() && parts.back().end == part.begin) {
+    parts.back().end = part.end;
+  } else {
+    parts.push_back(part);
+  }
+}
+
+void add_cold_parts(int fd, Range bytes, std::vector<Range>& cold) {
+  auto const cached = cached_pages(fd, bytes);
+  auto const pages = pages_of(bytes);
+  if (cached && *cached >= pages) return;
+  if (!cached || *cached == 0) return append(cold, bytes);
+  if (bytes.size() <= kLeaf) {
+    if (*cached * 4 < pages * 3) append(cold, bytes);
+    return;
+  }
+  auto const middle = bytes.begin + (bytes.size() / 2 + kLeaf - 1) / kLeaf * kLeaf;
+  add_cold_parts(fd, {bytes.begin, middle}, cold);
+  if (middle < bytes.end) add_cold_parts(fd, {middle, bytes.end}, cold);
+}
+
+}  // namespace
+
+std::vector<Range> cold_parts(int fd, std::vector<Range> const& runs) {
+  std::vector<Range> cold;
+  for (auto const& run : runs) {
+    if (!run.empty()) add_cold_parts(fd, run, cold);
+  }
+  return cold;
+}
+
+DroppingReader::DroppingReader(std::unique_ptr<FileReader> file, std::vector<Range> cold)
+    : file_(std::move(file)), fd_(open_regular(file_->path())), cold_(std::move(cold)) {}
+
+/// Once more, with the pages that were under way when it was their turn.
+DroppingReader::~DroppingReader() {
+  for (auto const& part : cold_) drop(part);
+}
+
+void DroppingReader::read(std::span<std::byte> out, std::uint64_t offset) {
+  file_->read(out, offset);
+  if (offset != behind_.end) {
+    drop(behind_);
+    behind_ = {offset, offset};
+  }
+  behind_.end = offset + out.size();
+  if (behind_.size() < kDropBytes) return;
+  drop(behind_);
+  behind_.begin = behind_.end;
+}
+
+void DroppingReader::drop(Range bytes) const {
+  for (auto part = std::ranges::upper_bound(cold_, bytes.begin, {}, &Range::end);
+       part != cold_.end() && part->begin < bytes.end; ++part) {
+    auto const shared = intersection(*part, bytes);
+    auto const begin = (shared.begin + page_bytes() - 1) / page_bytes() * page_bytes();
+    auto const end = shared.end / page_bytes() * page_bytes();
+    if (begin >= end) continue;
+    ::posix_fadvise(fd_.get(), static_cast<::off_t>(begin), static_cast<::off_t>(end - begin), POSIX_FADV_DONTNEED);
+  }
+}
+
+}  // namespace rankslice

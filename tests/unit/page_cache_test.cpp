@@ -1,0 +1,104 @@
+// What the page cache has of a file, and that it forgets what was only read in passing.
+
+#include "io/page_cache.hpp"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <fstream>
+#include <stdexcept>
+
+#include "core/literals.hpp"
+#include "io/positional.hpp"
+#include "support/failing_syscall.hpp"
+#include "support/raw_checkpoint.hpp"
+#include "support/temp_dir.hpp"
+
+namespace rankslice {
+namespace {
+
+using testing::ElementsAre;
+using testing::IsEmpty;
+
+constexpr auto kFileBytes = 6_MiB + 100;
+
+class PageCacheOfAFile : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::ofstream(path_, std::ios::binary).write(reinterpret_cast<char const*>(bytes_.data()), std::ssize(bytes_));
+    fd_ = open_regular(path_);
+    ASSERT_EQ(::fsync(fd_.get()), 0);
+    ::posix_fadvise(fd_.get(), 0, 0, POSIX_FADV_DONTNEED);
+    ::posix_fadvise(fd_.get(), 0, 0, POSIX_FADV_RANDOM);  // no reading ahead: what is read is there, and no more
+    if (cold() != std::vector{whole_}) GTEST_SKIP() << "this file system keeps files in memory";
+  }
+  [[nodiscard]] std::vector<Range> cold() const { return cold_parts(fd_.get(), {whole_}); }
+  void warm(Range bytes) const {
+    test::Bytes out(bytes.size());
+    ASSERT_EQ(::pread(fd_.get(), out.data(), out.size(), static_cast<::off_t>(bytes.begin)), std::ssize(out));
+  }
+
+  static constexpr Range whole_{0, kFileBytes};
+  test::TempDir dir_;
+  std::string const path_ = dir_.file("data");
+  test::Bytes const bytes_ = test::random_bytes(kFileBytes, 1);
+  UniqueFd fd_;
+};
+
+TEST_F(PageCacheOfAFile, HasWhatWasRead) {
+  warm({1_MiB, 3_MiB});
+  EXPECT_THAT(cold(), ElementsAre(Range{0, 1_MiB}, Range{3_MiB, kFileBytes}));
+  EXPECT_THAT(cold_parts(fd_.get(), {{1_MiB, 2_MiB}, {2_MiB + 5, 3_MiB}}), IsEmpty());
+  EXPECT_THAT(cold_parts(fd_.get(), {{4_MiB, 4_MiB}, {5_MiB + 1, 5_MiB + 2}}),
+              ElementsAre(Range{5_MiB + 1, 5_MiB + 2}));
+  warm(whole_);
+  EXPECT_THAT(cold(), IsEmpty());
+}
+
+TEST_F(PageCacheOfAFile, CountsAMiBAsThereWithThreeQuartersOfItsPages) {
+  warm({0, 512_KiB});
+  EXPECT_THAT(cold_parts(fd_.get(), {{0, 1_MiB}}), ElementsAre(Range{0, 1_MiB}));
+  warm({512_KiB, 768_KiB});
+  EXPECT_THAT(cold_parts(fd_.get(), {{0, 1_MiB}}), IsEmpty());
+}
+
+// cachestat(2) came with Linux 6.5.
+TEST_F(PageCacheOfAFile, IsLookedAtOnOlderSystemsToo) {
+  warm({1_MiB, 3_MiB});
+  std::vector<Range> const expected{{0, 1_MiB}, {3_MiB, kFileBytes}};
+  auto const outcome = test::outcome_with_failing(451, ENOSYS, [&] {
+    if (cold() != expected) throw std::runtime_error("other parts");
+  });
+  if (!outcome) GTEST_SKIP() << "system calls cannot be filtered here";
+  EXPECT_EQ(*outcome, "done");
+}
+
+TEST_F(PageCacheOfAFile, ForgetsWhatADroppingReaderRead) {
+  {
+    DroppingReader reader(open_in_order(path_), {whole_});
+    test::Bytes out(100'000);
+    for (std::uint64_t at = 0; at < kFileBytes; at += out.size()) {
+      auto const part = std::span(out).first(std::min<std::uint64_t>(out.size(), kFileBytes - at));
+      reader.read(part, at);
+      ASSERT_TRUE(std::ranges::equal(part, std::span(bytes_).subspan(at, part.size()))) << at;
+    }
+  }
+  EXPECT_THAT(cold_parts(fd_.get(), {{0, 6_MiB}}), ElementsAre(Range{0, 6_MiB}));
+}
+
+TEST_F(PageCacheOfAFile, KeepsWhatWasThereBeforeADroppingReaderCame) {
+  warm({1_MiB, 2_MiB});
+  {
+    DroppingReader reader(open_in_order(path_), cold());
+    test::Bytes out(kFileBytes);
+    reader.read(out, 0);
+  }
+  EXPECT_THAT(cold_parts(fd_.get(), {{0, 6_MiB}}), ElementsAre(Range{0, 1_MiB}, Range{2_MiB, 6_MiB}));
+}
+
+}  // namespace
+}  // namespace rankslice

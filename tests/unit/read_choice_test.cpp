@@ -1,0 +1,141 @@
+// How files are read: by what is asked for, what the page cache has, and what the system lets us do.
+
+#include "io/read_choice.hpp"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <fstream>
+#include <stdexcept>
+
+#include "rankslice/error.hpp"
+
+#include "core/literals.hpp"
+#include "io/direct_file.hpp"
+#include "io/page_cache.hpp"
+#include "io/positional.hpp"
+#include "io/read_engine.hpp"
+#include "support/failing_syscall.hpp"
+#include "support/temp_dir.hpp"
+
+namespace rankslice {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+constexpr auto kBytes = 8_MiB;
+
+/// Two files, of which all is read but a MiB of the second one: that first.
+class Choice : public testing::Test {
+ protected:
+  void SetUp() override {
+    for (auto const* name : {"a", "b"}) {
+      auto const path = dir_.file(name);
+      std::ofstream(path) << std::string(kBytes, *name);
+      files_.push_back({.name = name, .path = path, .size = kBytes});
+    }
+  }
+  [[nodiscard]] ReadChoice choose(ReadBackend by, PageCache cache = PageCache::keep) const {
+    return choose_reads(files_, extents_, {.backend = by, .cache = cache});
+  }
+  /// Let the page cache forget a file. False: it does not.
+  [[nodiscard]] bool cool(std::size_t file) const {
+    auto const fd = open_regular(files_[file].path);
+    ::fsync(fd.get());
+    ::posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED);
+    return cold_parts(fd.get(), {{0, kBytes}}) == std::vector{Range{0, kBytes}};
+  }
+  [[nodiscard]] bool on_local_disk() const { return is_on_local_disk(open_regular(files_[0].path).get()); }
+
+  test::TempDir dir_;
+  std::vector<CatalogFile> files_;
+  std::vector<Extent> const extents_{{1, {1_MiB, kBytes}}, {0, {0, kBytes}}};
+};
+
+TEST_F(Choice, OfFilesInThePageCacheIsPread) {
+  auto const choice = choose(ReadBackend::automatic);
+  EXPECT_EQ(choice.by, ReadBackend::pread);
+  EXPECT_THAT(choice.ahead, IsEmpty());
+  EXPECT_EQ(choice.why, "the page cache has all of it");
+}
+
+TEST_F(Choice, OfAFileThatIsNotThereIsToReadItAhead) {
+  if (!cool(1)) GTEST_SKIP() << "this file system keeps files in memory";
+  if (!why_no_uring_engine().empty()) GTEST_SKIP() << why_no_uring_engine();
+  auto const choice = choose(ReadBackend::automatic);
+  EXPECT_EQ(choice.by, on_local_disk() ? ReadBackend::direct : ReadBackend::io_uring);
+  EXPECT_TRUE(choice.uring);
+  EXPECT_THAT(choice.ahead, ElementsAre(extents_[0])) << "and what is there by pread";
+  EXPECT_THAT(choice.why, HasSubstr("47 % are not in the page cache"));
+}
+
+TEST_F(Choice, OfAFewCachelessBytesIsPread) {
+  if (!cool(1)) GTEST_SKIP() << "this file system keeps files in memory";
+  auto const choice = choose_reads(files_, {{1, {0, 3_MiB}}, {0, {0, kBytes}}}, {});
+  EXPECT_EQ(choice.by, ReadBackend::pread);
+  EXPECT_EQ(choice.why, "the page cache has nearly all of it");
+}
+
+TEST_F(Choice, IsPreadWhereIoUringIsForbidden) {
+  if (!cool(0) || !cool(1)) GTEST_SKIP() << "this file system keeps files in memory";
+  auto const outcome = test::outcome_with_failing(SYS_io_uring_setup, EPERM, [&] {
+    auto const choice = choose(ReadBackend::automatic);
+    if (choice.by != ReadBackend::pread || !choice.ahead.empty()) throw std::runtime_error("not by pread");
+    throw IoError(ExitCode::io, choice.why);
+  });
+  if (!outcome) GTEST_SKIP() << "system calls cannot be filtered here";
+  EXPECT_THAT(*outcome, HasSubstr("100 % are not in the page cache, and io_uring is not to be had: "));
+}
+
+TEST_F(Choice, IsWhatWasAskedFor) {
+  auto const pread = choose(ReadBackend::pread);
+  EXPECT_EQ(pread.by, ReadBackend::pread);
+  EXPECT_THAT(pread.ahead, IsEmpty());
+  auto const direct = choose(ReadBackend::direct);
+  EXPECT_EQ(direct.by, ReadBackend::direct);
+  EXPECT_EQ(direct.ahead, extents_);
+  if (!why_no_uring_engine().empty()) GTEST_SKIP() << why_no_uring_engine();
+  auto const uring = choose(ReadBackend::io_uring);
+  EXPECT_EQ(uring.by, ReadBackend::io_uring);
+  EXPECT_EQ(uring.ahead, extents_);
+  EXPECT_EQ(uring.why, "as asked for");
+}
+
+TEST_F(Choice, OfIoUringWhereItIsForbiddenIsAnError) {
+  auto const outcome =
+      test::outcome_with_failing(SYS_io_uring_setup, EPERM, [&] { static_cast<void>(choose(ReadBackend::io_uring)); });
+  if (!outcome) GTEST_SKIP() << "system calls cannot be filtered here";
+  EXPECT_THAT(*outcome, HasSubstr("74 files cannot be read by io_uring: "));
+}
+
+TEST_F(Choice, OfDirectReadsWhereIoUringIsForbiddenIsOneAfterTheOther) {
+  auto const outcome = test::outcome_with_failing(SYS_io_uring_setup, EPERM, [&] {
+    auto const choice = choose(ReadBackend::direct);
+    if (choice.by != ReadBackend::direct || choice.uring || choice.ahead != extents_)
+      throw std::runtime_error("not so");
+  });
+  if (!outcome) GTEST_SKIP() << "system calls cannot be filtered here";
+  EXPECT_EQ(*outcome, "done");
+}
+
+TEST_F(Choice, ToDropIsWhatThePageCacheDidNotHave) {
+  if (!cool(1)) GTEST_SKIP() << "this file system keeps files in memory";
+  EXPECT_THAT(choose(ReadBackend::pread).to_drop, IsEmpty());
+  EXPECT_THAT(choose(ReadBackend::pread, PageCache::drop).to_drop,
+              ElementsAre(IsEmpty(), ElementsAre(Range{1_MiB, kBytes})));
+  EXPECT_THAT(choose(ReadBackend::direct, PageCache::drop).to_drop, IsEmpty()) << "nothing gets there";
+}
+
+TEST_F(Choice, OfAFileThatIsGoneIsAnError) {
+  files_[1].path = dir_.file("gone");
+  EXPECT_THROW((void)choose(ReadBackend::automatic), IoError);
+}
+
+}  // namespace
+}  // namespace rankslice
