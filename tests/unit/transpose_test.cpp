@@ -5,7 +5,10 @@
 #include <cstring>
 #include <random>
 #include <span>
+#include <tuple>
 #include <vector>
+
+#include "support/vector_target.hpp"
 
 namespace rankslice {
 
@@ -46,12 +49,16 @@ void check_transpose(std::uint64_t rows, std::uint64_t columns, std::uint64_t si
   ASSERT_TRUE(actual == expected);
 }
 
-class TransposeOf : public testing::TestWithParam<std::uint64_t> {};
+class TransposeOf : public testing::TestWithParam<std::tuple<std::uint64_t, test::VectorTarget>> {
+ protected:
+  std::uint64_t const size_ = std::get<0>(GetParam());
+  test::OnTarget const here_{std::get<1>(GetParam())};
+};
 
 TEST_P(TransposeOf, MatricesOfAllSmallSizes) {
   for (std::uint64_t rows = 0; rows <= 70; rows += rows < 34 ? 1 : 3) {
     for (std::uint64_t columns = 0; columns <= 70; columns += columns < 18 ? 1 : 4) {
-      check_transpose(rows, columns, GetParam(), {0, columns}, {0, rows});
+      check_transpose(rows, columns, size_, {0, columns}, {0, rows});
       if (HasFatalFailure()) return;
     }
   }
@@ -61,8 +68,8 @@ TEST_P(TransposeOf, MatricesInsideOthersAtAnyAddress) {
   for (std::uint64_t const rows : {1U, 7U, 16U, 63U, 64U, 65U, 130U}) {
     for (std::uint64_t const columns : {1U, 8U, 15U, 32U, 33U, 70U}) {
       for (std::uint64_t skip = 0; skip < 3; ++skip) {
-        check_transpose(rows, columns, GetParam(), {skip, columns + 5}, {2 * skip, rows + 3});
-        check_transpose(rows, columns, GetParam(), {7 * skip, 128}, {16 * skip, 256});
+        check_transpose(rows, columns, size_, {skip, columns + 5}, {2 * skip, rows + 3});
+        check_transpose(rows, columns, size_, {7 * skip, 128}, {16 * skip, 256});
         if (HasFatalFailure()) return;
       }
     }
@@ -70,12 +77,12 @@ TEST_P(TransposeOf, MatricesInsideOthersAtAnyAddress) {
 }
 
 TEST_P(TransposeOf, StripsOfAnExpert) {
-  check_transpose(64, 2048, GetParam(), {0, 2048}, {128, 1024});
-  check_transpose(200, 1000, GetParam(), {1, 1000}, {0, 512});
+  check_transpose(64, 2048, size_, {0, 2048}, {128, 1024});
+  check_transpose(200, 1000, size_, {1, 1000}, {0, 512});
 }
 
 TEST_P(TransposeOf, ATransposeIsTheMatrixAgain) {
-  std::uint64_t const rows = 129, columns = 257, size = GetParam();
+  std::uint64_t const rows = 129, columns = 257, size = size_;
   auto const matrix = random_bytes(rows * columns * size);
   Bytes once(matrix.size());
   Bytes twice(matrix.size());
@@ -85,7 +92,8 @@ TEST_P(TransposeOf, ATransposeIsTheMatrixAgain) {
   EXPECT_EQ(twice, matrix);
 }
 
-INSTANTIATE_TEST_SUITE_P(ElementBytes, TransposeOf, testing::Values(1, 2, 4, 8));
+INSTANTIATE_TEST_SUITE_P(ElementBytesAndTargets, TransposeOf,
+                         testing::Combine(testing::Values(1, 2, 4, 8), testing::ValuesIn(test::vector_targets())));
 
 TEST(Transpose, MovesElementsAndNotTheirBytes) {
   std::vector<std::uint16_t> const matrix{0x0102, 0x0304, 0x0506, 0x0708, 0x090a, 0x0b0c};  // 2 x 3
