@@ -25,11 +25,15 @@ namespace {
 
 constexpr auto kRoomForTheRest = 64_MiB;  // headers, small files, what a file system keeps for itself
 
-std::vector<BenchStep> selected_steps(Options const& options) {
+/// @throws UsageError for a step that one rank alone cannot do
+std::vector<BenchStep> selected_steps(Options const& options, int ranks) {
   std::vector<BenchStep> steps;
   for (auto const& step : bench_steps()) {
     auto const asked = std::ranges::find(options.steps, step.name) != options.steps.end();
-    if (asked || options.steps.empty()) steps.push_back(step);
+    auto const possible = ranks > 1 || !step.needs_peers;
+    if (asked && !possible) throw UsageError(fmt::format("--steps {}: one rank talks to nobody", step.name));
+    auto const usual = options.steps.empty() && possible && !step.is_cold;
+    if (asked || usual || (options.cold && step.is_cold)) steps.push_back(step);
   }
   return steps;
 }
@@ -79,14 +83,20 @@ class Bench {
  public:
   explicit Bench(Job& job)
       : job_(job),
-        steps_(selected_steps(job.options)),
+        steps_(selected_steps(job.options, job.world.size())),
         writes_(std::ranges::any_of(steps_, &BenchStep::writes)),
         subject_{.world = job.world,
-                 .call = {.progress = [](Progress const&) { stop_when_asked(); }},
-                 .alive = [&world = job.world] {
-                   world.progress();
-                   stop_when_asked();
-                 }} {}
+                 .call = {.reading = job.options.reading(),
+                          .threads = job.options.threads,
+                          .progress = [](Progress const&) { stop_when_asked(); }},
+                 .huge_pages = job.options.huge_pages(),
+                 .threads = std::max(1, job.options.threads),
+                 .alive =
+                     [&world = job.world] {
+                       world.progress();
+                       stop_when_asked();
+                     },
+                 .plain_mpi = job.plain_mpi} {}
 
   void run() {
     auto const& input = job_.options.input;
@@ -109,6 +119,7 @@ class Bench {
   void make_scratch(std::string const& place);
   [[nodiscard]] std::string synthesize_checkpoint();
   void prepare();
+  void prepare_cold();
   void hold();
   void measure_step(BenchStep const& known);
   void describe();
@@ -197,18 +208,37 @@ void Bench::prepare() {
   auto& subject = subject_;
   auto const& checkpoint = *subject.checkpoint;
   on_every_rank(job_.world, [&] {
-    subject.mesh = make_mesh(job_.world.size());
+    subject.mesh = make_mesh(job_.world.size(), job_.options.ep, job_.options.ep_shard);
     auto const plan = make_load_plan(checkpoint.model, checkpoint.storage.form, subject.mesh,
                                      subject.mesh.coordinate(job_.world.rank()));
-    subject.plain = std::make_unique<PlainReader>(checkpoint.storage, owned_extents(checkpoint, plan));
+    subject.extents = owned_extents(checkpoint, plan);
+    subject.plain = std::make_shared<PlainReader const>(checkpoint.storage, subject.extents, subject.threads);
     subject.plain->warm_page_cache(subject.alive);
     subject.owned_bytes = plan.bytes_owned;
   });
+  if (std::ranges::any_of(steps_, &BenchStep::is_cold)) prepare_cold();
+}
+
+/// What only some of the ranks can do is measured on none.
+void Bench::prepare_cold() {
+  auto& subject = subject_;
+  on_every_rank(job_.world, [&] {
+    try {
+      subject.direct = std::make_shared<PlainReader const>(subject.checkpoint->storage, subject.extents,
+                                                           subject.threads, PlainReader::Way::direct);
+    } catch (IoError const& refused) {
+      job_.console.detail(refused.what());
+    }
+  });
+  std::vector<std::uint64_t> can{subject.direct != nullptr ? 1U : 0U, 1U};
+  job_.world.all_reduce(can, Reduce::min);
+  if (can[0] == 0) subject.direct.reset();
+  subject.has_uring = can[1] != 0;
 }
 
 /// Load what the steps after `load` work on.
 void Bench::hold() {
-  LoadOptions const options{.call = subject_.call};
+  LoadOptions const options{.huge_pages = subject_.huge_pages, .call = subject_.call};
   subject_.held = load(subject_.checkpoint, subject_.mesh, job_.world, options);
 }
 

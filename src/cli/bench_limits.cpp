@@ -15,6 +15,7 @@
 #include "rankslice/mesh.hpp"
 
 #include "core/literals.hpp"
+#include "core/threads.hpp"
 #include "io/memory.hpp"
 #include "io/positional.hpp"
 
@@ -23,6 +24,7 @@ namespace rankslice::cli {
 namespace {
 
 constexpr auto kBlockBytes = 1_MiB;
+constexpr auto kPageBytes = 4_KiB;  // and what O_DIRECT takes on every common device
 
 void write_fully(int fd, std::string const& path, std::span<std::byte const> bytes, std::uint64_t offset) {
   while (!bytes.empty()) {
@@ -32,6 +34,28 @@ void write_fully(int fd, std::string const& path, std::span<std::byte const> byt
     bytes = bytes.subspan(static_cast<std::size_t>(put));
     offset += static_cast<std::uint64_t>(put);
   }
+}
+
+UniqueFd open_file(std::string const& path, int flags) {
+  UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags));
+  if (file.valid()) return file;
+  throw IoError(ExitCode::io, fmt::format("{}: cannot be opened: {}", path, reason(errno)), path);
+}
+
+Range whole_pages(Range bytes) {
+  return {bytes.begin / kPageBytes * kPageBytes, (bytes.end + kPageBytes - 1) / kPageBytes * kPageBytes};
+}
+
+/// Of a range of pages those that are in the page cache. All of them where the system does not tell.
+std::uint64_t resident_bytes(int fd, Range pages) {
+  if (pages.empty()) return 0;
+  auto* const mapped = ::mmap(nullptr, pages.size(), PROT_READ, MAP_SHARED, fd, static_cast<::off_t>(pages.begin));
+  if (mapped == MAP_FAILED) return pages.size();
+  std::vector<unsigned char> resident((pages.size() + kPageBytes - 1) / kPageBytes, 1);
+  ::mincore(mapped, pages.size(), resident.data());  // touches nothing
+  ::munmap(mapped, pages.size());
+  return static_cast<std::uint64_t>(std::ranges::count_if(resident, [](auto page) { return (page & 1U) != 0; })) *
+         kPageBytes;
 }
 
 }  // namespace
@@ -48,38 +72,76 @@ Buffer allocate_huge_pages(std::uint64_t bytes) {
   return allocate_host(std::max<std::uint64_t>(bytes, 2_MiB));  // smaller memory may have been used before
 }
 
-PlainReader::PlainReader(Storage const& storage, std::vector<Extent> extents)
-    : extents_(std::move(extents)), files_(storage.files.size()) {
-  for (auto const& extent : extents_) {
-    auto& file = files_[extent.file];
-    if (!file) file = open_reader(storage.files[extent.file].path);
-    bytes_ += extent.bytes.size();
+PlainReader::PlainReader(Storage const& storage, std::vector<Extent> const& extents, int threads, Way way)
+    : threads_(threads), extents_(extents), paths_(storage.files.size()), files_(storage.files.size()) {
+  for (auto const& [file, bytes] : extents_) {
+    if (!files_[file].valid()) {
+      paths_[file] = storage.files[file].path;
+      files_[file] = open_file(paths_[file], way == Way::direct ? O_DIRECT : 0);
+    }
+    bytes_ += bytes.size();
+    auto const from = way == Way::direct ? whole_pages(bytes) : bytes;
+    for (auto begin = from.begin; begin < from.end; begin += kBlockBytes) {
+      auto const end = std::min(begin + kBlockBytes, from.end);
+      blocks_.push_back({.file = file, .bytes = {begin, end}, .place = memory_bytes_});
+      memory_bytes_ += end - begin;
+    }
+  }
+  if (way == Way::direct && !blocks_.empty()) {  // that a file opens so is no promise
+    auto const memory = allocate_small_pages(kBlockBytes);
+    read_block(blocks_.front(), memory.data.get());
+  }
+}
+
+void PlainReader::read_block(Block const& block, std::byte* to) const {
+  for (auto [begin, end] = block.bytes; begin < end;) {
+    auto const got = ::pread(files_[block.file].get(), to, end - begin, static_cast<::off_t>(begin));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) {
+      auto const& path = paths_[block.file];
+      throw IoError(ExitCode::io, fmt::format("{}: reading failed: {}", path, reason(errno)), path);
+    }
+    if (got == 0) return;  // the last page of a file is rarely whole
+    to += got;
+    begin += static_cast<std::uint64_t>(got);
   }
 }
 
 template <typename Place>
-void PlainReader::for_each_block(Place const& place, Alive const& alive) const {
-  for (auto const& [file, bytes] : extents_) {
-    for (auto begin = bytes.begin; begin < bytes.end; begin += kBlockBytes) {
-      files_[file]->read(place(std::min(kBlockBytes, bytes.end - begin)), begin);
-      alive();
-    }
-  }
+void PlainReader::for_each_block(Alive const& alive, Place const& place) const {
+  auto const threads = static_cast<std::uint64_t>(threads_);
+  in_threads(
+      threads_, [&](std::uint64_t) { alive(); },
+      [&](int thread, BlockDone const& done) {
+        auto const mine = balanced_part(blocks_.size(), threads, static_cast<std::uint64_t>(thread));
+        for (auto i = mine.begin; i < mine.end; ++i) {
+          read_block(blocks_[i], place(thread, blocks_[i]));
+          done(blocks_[i].bytes.size());
+        }
+      });
 }
 
 void PlainReader::read(std::span<std::byte> out, Alive const& alive) const {
-  for_each_block(
-      [&](std::uint64_t size) {
-        auto const block = out.first(size);
-        out = out.subspan(size);
-        return block;
-      },
-      alive);
+  for_each_block(alive, [&](int, Block const& block) { return out.data() + block.place; });
 }
 
 void PlainReader::warm_page_cache(Alive const& alive) const {
-  std::vector<std::byte> memory(kBlockBytes);
-  for_each_block([&](std::uint64_t size) { return std::span(memory).first(size); }, alive);
+  std::vector<std::vector<std::byte>> memory(static_cast<std::size_t>(threads_), std::vector<std::byte>(kBlockBytes));
+  for_each_block(alive, [&](int thread, Block const&) { return memory[static_cast<std::size_t>(thread)].data(); });
+}
+
+void PlainReader::drop_page_cache() const {
+  for (auto const& file : files_) {
+    if (!file.valid()) continue;
+    ::fdatasync(file.get());  // what is not written yet would stay
+    ::posix_fadvise(file.get(), 0, 0, POSIX_FADV_DONTNEED);
+  }
+}
+
+std::uint64_t PlainReader::bytes_in_page_cache() const {
+  std::uint64_t bytes = 0;
+  for (auto const& [file, range] : extents_) bytes += resident_bytes(files_[file].get(), whole_pages(range));
+  return bytes;
 }
 
 void read_memory(std::span<std::byte const> bytes) {
@@ -97,6 +159,19 @@ void read_memory(std::span<std::byte const> bytes) {
   for (std::size_t lane = 0; lane < sizeof(Words) / sizeof(std::uint64_t); ++lane) total += sums[0][lane];
   std::uint64_t volatile used = total;  // or the compiler leaves the reading out
   static_cast<void>(used);
+}
+
+void read_memory(std::vector<std::span<std::byte const>> const& blocks, int threads, Alive const& alive) {
+  in_threads(
+      threads, [&](std::uint64_t) { alive(); },
+      [&](int thread, BlockDone const& done) {
+        auto const mine =
+            balanced_part(blocks.size(), static_cast<std::uint64_t>(threads), static_cast<std::uint64_t>(thread));
+        for (auto i = mine.begin; i < mine.end; ++i) {
+          read_memory(blocks[i]);
+          done(blocks[i].size());
+        }
+      });
 }
 
 std::vector<std::span<std::byte const>> blocks_of(StateDict const& held) {

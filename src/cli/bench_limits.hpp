@@ -26,29 +26,53 @@ using Alive = std::function<void()>;
 /// Fresh private memory on 2 MiB pages, not touched yet, where the system has them. @throws std::bad_alloc
 [[nodiscard]] Buffer allocate_huge_pages(std::uint64_t bytes);
 
-/// Plain `pread` of byte ranges.
+/// Plain `pread` of byte ranges, by some threads at once.
 class PlainReader {
  public:
-  /// Opens the files that have extents. @throws IoError
-  PlainReader(Storage const& storage, std::vector<Extent> extents);
+  enum class Way : std::uint8_t {
+    buffered,
+    direct,  ///< Past the page cache, in aligned blocks.
+  };
 
+  /// Opens the files that have extents. @throws IoError, also where a file system does not read directly
+  PlainReader(Storage const& storage, std::vector<Extent> const& extents, int threads, Way way = Way::buffered);
+
+  /// Of the extents.
   [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
-  /// One extent after the other into `out`, of at least `bytes()`.
+  /// What `read` needs: with `direct` some more than `bytes()`.
+  [[nodiscard]] std::uint64_t memory_bytes() const { return memory_bytes_; }
+  /// One extent after the other into `out`, which begins on a page.
   void read(std::span<std::byte> out, Alive const& alive) const;
   /// Into the same small memory again and again: the page cache has them then, if it has the room.
   void warm_page_cache(Alive const& alive) const;
+  /// Let the page cache of this host forget the files, as far as it does that.
+  void drop_page_cache() const;
+  /// Of the extents, in whole pages.
+  [[nodiscard]] std::uint64_t bytes_in_page_cache() const;
 
  private:
+  struct Block {
+    std::uint32_t file = 0;
+    Range bytes;
+    std::uint64_t place = 0;  // in the memory of `read`
+  };
+  void read_block(Block const& block, std::byte* to) const;
   template <typename Place>
-  void for_each_block(Place const& place, Alive const& alive) const;
+  void for_each_block(Alive const& alive, Place const& place) const;
 
+  int threads_;
   std::vector<Extent> extents_;
-  std::vector<std::unique_ptr<FileReader>> files_;
-  std::uint64_t bytes_ = 0;
+  std::vector<Block> blocks_;
+  std::vector<std::string> paths_;
+  std::vector<UniqueFd> files_;
+  std::uint64_t bytes_ = 0, memory_bytes_ = 0;
 };
 
 /// Read memory once, as fast as one thread can without leaving anything behind.
 void read_memory(std::span<std::byte const> bytes);
+
+/// The same of many pieces of it, by some threads at once.
+void read_memory(std::vector<std::span<std::byte const>> const& blocks, int threads, Alive const& alive);
 
 /// The memory of a state dict in blocks of at most 1 MiB.
 [[nodiscard]] std::vector<std::span<std::byte const>> blocks_of(StateDict const& held);

@@ -122,6 +122,7 @@ StepResult measure(Step const& step, int repeats, Communicator& world, NextRun c
     result.runs.push_back({.name = run.name,
                            .meaning = run.meaning,
                            .bytes = bytes.front(),
+                           .count = run.count,
                            .seconds = {},
                            .keeps_memory = run.keeps_memory});
     memory.emplace_back(run);
@@ -137,6 +138,11 @@ StepResult measure(Step const& step, int repeats, Communicator& world, NextRun c
   }
   for (std::size_t i = 0; i < runs; ++i) {
     if (step.runs[i].keeps_memory) result.runs[i].memory = memory[i].of_all(world);
+  }
+  if (step.left_in_cache) {
+    std::vector<std::uint64_t> left{step.left_in_cache()};
+    world.all_reduce(left, Reduce::sum);
+    result.left_in_cache = left.front();
   }
   return result;
 }

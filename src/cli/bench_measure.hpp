@@ -11,11 +11,18 @@
 
 namespace rankslice::cli {
 
+/// How many of what: `{2924, "tensor"}`.
+struct Count {
+  std::uint64_t number = 0;
+  char const* of = "";
+};
+
 /// One thing that is timed, on this rank. The clock runs during `work` only.
 struct Run {
   std::string name;
   std::string meaning;        ///< What is inside the clock, for those who read the figures.
   std::uint64_t bytes = 0;    ///< That this rank moves.
+  Count count{};              ///< What `work` does many times, where that tells more than bytes.
   bool collective = false;    ///< `work` agrees with the other ranks itself.
   bool keeps_memory = false;  ///< `work` leaves `bytes_kept` of memory behind, and its peak is looked at.
   std::uint64_t bytes_kept = 0;
@@ -34,6 +41,8 @@ struct Step {
   std::string name;
   std::vector<Run> runs;
   std::vector<Comparison> comparisons;
+  /// Of cold runs: the most bytes of this rank that were in the page cache all the same when one began.
+  std::function<std::uint64_t()> left_in_cache{};
 };
 
 /// Resident memory of one rank around a run, the largest of all repeats.
@@ -46,6 +55,7 @@ struct ResidentMemory {
 struct RunResult {
   std::string name, meaning;
   std::uint64_t bytes = 0;      ///< Of all ranks.
+  Count count{};                ///< Of one rank.
   std::vector<double> seconds;  ///< By repeat: the slowest rank's, from a common start.
   bool keeps_memory = false;
   /// By rank, on rank 0, of a run that keeps memory; nothing where the system does not let the peak be reset.
@@ -60,6 +70,7 @@ struct StepResult {
   std::string name;
   std::vector<RunResult> runs;
   std::vector<Comparison> comparisons;
+  std::optional<std::uint64_t> left_in_cache{};  ///< `Step::left_in_cache` of all ranks.
 
   /// Ours divided by the limit.
   [[nodiscard]] double ratio_of_minima(Comparison which) const {

@@ -23,38 +23,6 @@ std::uint64_t held_bytes(StateDict const& held) {
   return bytes;
 }
 
-Run read_run(BenchSubject& subject, std::string name, std::string meaning, Buffer (*allocate)(std::uint64_t)) {
-  auto const memory = std::make_shared<Buffer>();
-  auto const& plain = *subject.plain;
-  return {.name = std::move(name),
-          .meaning = std::move(meaning),
-          .bytes = plain.bytes(),
-          .work =
-              [=, &plain, &subject] {
-                *memory = allocate(plain.bytes());
-                plain.read(memory->span(), subject.alive);
-              },
-          .clean = [memory] { *memory = {}; }};
-}
-
-Run load_run(BenchSubject& subject, std::string name, std::string meaning, VerifyLevel level, bool verifies) {
-  auto const loaded = std::make_shared<StateDict>();
-  return {.name = std::move(name),
-          .meaning = std::move(meaning),
-          .bytes = subject.plain->bytes(),
-          .collective = true,
-          .keeps_memory = true,
-          .bytes_kept = subject.owned_bytes,
-          .work =
-              [=, &subject] {
-                *loaded =
-                    load(subject.checkpoint, subject.mesh, subject.world, {.verify = level, .call = subject.call});
-                if (verifies)
-                  throw_if_bad(subject.world, verify(*loaded, subject.world, {.level = level, .call = subject.call}));
-              },
-          .clean = [loaded] { *loaded = {}; }};
-}
-
 /// Who writes.
 enum class Writers { all, rank_0 };
 
@@ -114,22 +82,56 @@ class Writing {
 
 }  // namespace
 
+Run read_run(BenchSubject& subject, std::shared_ptr<PlainReader const> plain, std::string name, std::string meaning,
+             Buffer (*allocate)(std::uint64_t)) {
+  auto const memory = std::make_shared<Buffer>();
+  return {.name = std::move(name),
+          .meaning = std::move(meaning),
+          .bytes = plain->bytes(),
+          .work =
+              [=, &subject] {
+                *memory = allocate(plain->memory_bytes());
+                plain->read(memory->span(), subject.alive);
+              },
+          .clean = [memory] { *memory = {}; }};
+}
+
+Run load_run(BenchSubject& subject, std::string name, std::string meaning, LoadOptions options, bool verifies) {
+  auto const loaded = std::make_shared<StateDict>();
+  options.huge_pages = subject.huge_pages;
+  return {.name = std::move(name),
+          .meaning = std::move(meaning),
+          .bytes = subject.plain->bytes(),
+          .collective = true,
+          .keeps_memory = true,
+          .bytes_kept = subject.owned_bytes,
+          .work =
+              [=, &subject] {
+                *loaded = load(subject.checkpoint, subject.mesh, subject.world, options);
+                if (!verifies) return;
+                VerifyOptions const proved{.level = options.verify, .call = options.call};
+                throw_if_bad(subject.world, verify(*loaded, subject.world, proved));
+              },
+          .clean = [loaded] { *loaded = {}; }};
+}
+
 Step load_step(BenchSubject& subject) {
+  auto const loading = [&](std::string name, std::string meaning, VerifyLevel level, bool verifies) {
+    return load_run(subject, std::move(name), std::move(meaning), {.verify = level, .call = subject.call}, verifies);
+  };
   return {
       .name = "load",
-      .runs = {load_run(subject, "load --verify off",
-                        "the opened checkpoint becomes the state dict in the native layout", VerifyLevel::off, false),
-               load_run(subject, "load, digesting", "the same, and every byte digested as it is read",
-                        VerifyLevel::full, false),
-               load_run(subject, "load --verify coverage", "loading without digests, and who holds what",
-                        VerifyLevel::coverage, true),
-               load_run(subject, "load --verify full", "loading with digests, then those of what is held",
-                        VerifyLevel::full, true),
-               load_run(subject, "load --verify reread", "the same, and every byte read again", VerifyLevel::reread,
-                        true),
-               read_run(subject, "pread, 4 KiB pages", "the owned extents into fresh memory, as they are",
-                        allocate_small_pages),
-               read_run(subject, "pread, 2 MiB pages", "the same into fresh memory on huge pages",
+      .runs = {loading("load --verify off", "the opened checkpoint becomes the state dict in the native layout",
+                       VerifyLevel::off, false),
+               loading("load, digesting", "the same, and every byte digested as it is read", VerifyLevel::full, false),
+               loading("load --verify coverage", "loading without digests, and who holds what", VerifyLevel::coverage,
+                       true),
+               loading("load --verify full", "loading with digests, then those of what is held", VerifyLevel::full,
+                       true),
+               loading("load --verify reread", "the same, and every byte read again", VerifyLevel::reread, true),
+               read_run(subject, subject.plain, "pread, 4 KiB pages",
+                        "the owned extents into fresh memory, as they are", allocate_small_pages),
+               read_run(subject, subject.plain, "pread, 2 MiB pages", "the same into fresh memory on huge pages",
                         allocate_huge_pages)},
       .comparisons = {{0, 5}, {0, 6}, {1, 0}, {2, 0}, {3, 0}, {4, 0}}};
 }
@@ -148,13 +150,8 @@ Step verify_step(BenchSubject& subject) {
                    {.name = "read memory",
                     .meaning = "the same memory read once and added up",
                     .bytes = bytes,
-                    .work =
-                        [&subject] {
-                          for (auto const& [fqn, tensor] : subject.held.tensors) {
-                            read_memory(tensor.data.span());
-                            subject.alive();
-                          }
-                        }}},
+                    .work = [blocks = blocks_of(subject.held),
+                             &subject] { read_memory(blocks, subject.threads, subject.alive); }}},
           .comparisons = {{0, 1}}};
 }
 

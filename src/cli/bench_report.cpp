@@ -20,6 +20,8 @@ constexpr double kGigabyte = 1e9;
 
 double speed(RunResult const& run) { return static_cast<double>(run.bytes) / run.median() / kGigabyte; }
 
+double microseconds_each(RunResult const& run) { return run.median() * 1e6 / static_cast<double>(run.count.number); }
+
 Json or_null(std::string const& text) { return text.empty() ? Json(nullptr) : Json(text); }
 
 /// "… name  : text" in a file of lines; empty when it is not there.
@@ -57,6 +59,11 @@ Json run_json(RunResult const& run) {
             {"seconds", run.seconds},     {"seconds_min", run.min()}, {"seconds_median", run.median()},
             {"gb_per_second", speed(run)}};
   if (run.keeps_memory) json["memory"] = memory_json(run);
+  if (run.count.number > 0) {
+    json["count"] = run.count.number;
+    json["of"] = run.count.of;
+    json["microseconds_each"] = microseconds_each(run);
+  }
   return json;
 }
 
@@ -70,7 +77,9 @@ Json step_json(StepResult const& step) {
                       {"of_minima", step.ratio_of_minima(comparison)},
                       {"of_medians", step.ratio_of_medians(comparison)}});
   }
-  return {{"step", step.name}, {"runs", runs}, {"ratios", ratios}};
+  Json json{{"step", step.name}, {"runs", runs}, {"ratios", ratios}};
+  if (step.left_in_cache) json["left_in_page_cache_bytes"] = *step.left_in_cache;
+  return json;
 }
 
 /// Where this rank runs.
@@ -103,12 +112,15 @@ std::string format_name(CheckpointFormat format) {
 
 std::string text_of(Json const& value) { return value.is_string() ? value.get<std::string>() : "unknown"; }
 
-constexpr auto kLine = "{:<10} {:<26} {:>9} {:>10} {:>10} {:>7}{}\n";
+constexpr auto kLine = "{:<11} {:<28} {:>12} {:>10} {:>10} {:>9}{}\n";
 constexpr auto kRatios = " {:>8} {:>8}";
 
 std::string line(std::string const& step, RunResult const& run, std::string const& name, std::string const& ratios) {
-  return fmt::format(kLine, step, name, human_bytes(run.bytes), fmt::format("{:.2f}", run.min() * 1e3),
-                     fmt::format("{:.2f}", run.median() * 1e3), fmt::format("{:.2f}", speed(run)), ratios);
+  auto const counts = run.count.number > 0;
+  return fmt::format(kLine, step, name, counts ? counted(run.count.number, run.count.of) : human_bytes(run.bytes),
+                     fmt::format("{:.2f}", run.min() * 1e3), fmt::format("{:.2f}", run.median() * 1e3),
+                     counts ? fmt::format("{:.2f} us", microseconds_each(run)) : fmt::format("{:.2f}", speed(run)),
+                     ratios);
 }
 
 /// Each of ours, and its limits below it.
@@ -130,7 +142,7 @@ std::string step_lines(StepResult const& step) {
 std::string meanings(StepResult const& step) {
   std::string text;
   for (auto const& run : step.runs) {
-    text += fmt::format("{:<10} {:<26} {}\n", text.empty() ? step.name : "", run.name, run.meaning);
+    text += fmt::format("{:<11} {:<28} {}\n", text.empty() ? step.name : "", run.name, run.meaning);
   }
   return text;
 }
@@ -140,15 +152,22 @@ std::string memory_lines(StepResult const& step) {
   for (auto const& run : step.runs) {
     if (!run.keeps_memory) continue;
     if (!run.memory) {
-      text += fmt::format("{:<26} not known: this system does not let a peak be reset\n", run.name);
+      text += fmt::format("{:<28} not known: this system does not let a peak be reset\n", run.name);
       continue;
     }
     auto const over = [](ResidentMemory const& seen) { return seen.peak - std::min(seen.peak, seen.kept); };
     auto const& worst = *std::ranges::max_element(*run.memory, {}, over);
-    text += fmt::format("{:<26} {} over the {} that it owns; {} were resident before\n", run.name,
+    text += fmt::format("{:<28} {} over the {} that it owns; {} were resident before\n", run.name,
                         human_bytes(over(worst)), human_bytes(worst.kept), human_bytes(worst.before));
   }
   return text.empty() ? "" : "\npeak resident memory of the rank with most over what it owns\n" + text;
+}
+
+std::string cache_lines(StepResult const& step) {
+  if (!step.left_in_cache) return {};
+  if (*step.left_in_cache == 0) return fmt::format("{}: nothing was in the page cache when a run began\n", step.name);
+  return fmt::format("{}: {} stayed in the page cache when a run began, so these times are not those of the disk\n",
+                     step.name, human_bytes(*step.left_in_cache));
 }
 
 std::string heading(BenchReport const& report) {
@@ -162,7 +181,7 @@ std::string heading(BenchReport const& report) {
                       counted(report.ranks.size(), "rank"), counted(hosts.size(), "host"),
                       first["usable_cores"].get<int>(), counted(first["cores"].get<std::uint64_t>(), "core"),
                       text_of(first["cpu"]), text_of(first["kernel"]), text_of(first["huge_pages"]));
-  text += fmt::format("read from {} with a warm page cache: every rank has read its bytes before\n",
+  text += fmt::format("read from {}, but for cold steps with a warm page cache: every rank has read its bytes before\n",
                       text_of(or_null(report.file_system)));
   if (!report.scratch.empty()) {
     text += fmt::format("written to {}, below {}\n", text_of(or_null(report.scratch_file_system)), report.scratch);
@@ -213,10 +232,12 @@ std::string to_text(BenchReport const& report) {
                       fmt::format(kRatios, "of min", "of med."));
   for (auto const& step : report.steps) text += step_lines(step);
   for (auto const& step : report.steps) text += memory_lines(step);
+  for (auto const& step : report.steps) text += cache_lines(step);
   text += fmt::format(
       "\nBelow each of ours stand its limits (:), measured in the same {} by the same ranks on as many bytes.\n"
       "Times are the slowest rank's from a common start. GB/s: the bytes of all ranks, each counted once, in the\n"
-      "median time. The last two columns are ours divided by the limit: below 1.00 ours is faster.\n\n",
+      "median time; us: the median time for each one. The last two columns are ours divided by the limit: below 1.00\n"
+      "ours is faster.\n\n",
       counted(static_cast<std::uint64_t>(report.repeats), "repeat"));
   for (auto const& step : report.steps) text += meanings(step);
   return text;

@@ -13,6 +13,9 @@ std::span<BenchStep const> bench_steps() {
       BenchStep{.name = "gather", .uses_held = true, .make = gather_step},
       BenchStep{.name = "transpose", .uses_held = true, .make = transpose_step},
       BenchStep{.name = "digest", .uses_held = true, .make = digest_step},
+      BenchStep{.name = "plan", .make = plan_step},
+      BenchStep{.name = "collectives", .needs_peers = true, .make = collectives_step},
+      BenchStep{.name = "cold", .is_cold = true, .make = cold_step},
   };
   return kSteps;
 }

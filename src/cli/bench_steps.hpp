@@ -7,12 +7,14 @@
 
 #include "rankslice/checkpoint.hpp"
 #include "rankslice/communicator.hpp"
+#include "rankslice/load.hpp"
 #include "rankslice/mesh.hpp"
 #include "rankslice/options.hpp"
 #include "rankslice/state_dict.hpp"
 
 #include "cli/bench_limits.hpp"
 #include "cli/bench_measure.hpp"
+#include "cli/plain_collectives.hpp"
 
 namespace rankslice::cli {
 
@@ -20,13 +22,19 @@ namespace rankslice::cli {
 struct BenchSubject {
   Communicator& world;
   CallOptions call;
+  HugePages huge_pages = HugePages::automatic;
+  int threads = 1;  ///< Of the limits, as many as `call` has.
   Alive alive;
+  PlainCollectives* plain_mpi = nullptr;  ///< Null without MPI.
   std::shared_ptr<Checkpoint const> checkpoint{};
   Mesh mesh{};
-  std::unique_ptr<PlainReader> plain{};  ///< Of the extents that this rank owns.
-  std::uint64_t owned_bytes = 0;         ///< In the native form.
-  std::string scratch{};                 ///< Folder for the steps that write.
-  StateDict held{};                      ///< Of the steps that do not load.
+  std::vector<Extent> extents{};                ///< That this rank owns.
+  std::shared_ptr<PlainReader const> plain{};   ///< Of them.
+  std::shared_ptr<PlainReader const> direct{};  ///< The same past the page cache; null where a rank cannot do that.
+  bool has_uring = false;                       ///< On every rank.
+  std::uint64_t owned_bytes = 0;                ///< In the native form.
+  std::string scratch{};                        ///< Folder for the steps that write.
+  StateDict held{};                             ///< Of the steps that do not load.
 };
 
 /// What can be measured, and what has to be there for it.
@@ -34,9 +42,17 @@ struct BenchStep {
   std::string_view name;
   bool writes = false;
   bool uses_held = false;
+  bool is_cold = false;      ///< Only measured where it is asked for.
+  bool needs_peers = false;  ///< Left out on one rank.
   /// Local. The subject outlives the result.
   Step (*make)(BenchSubject&) = nullptr;
 };
+
+/// A run that loads, and the plain reading of the same extents into fresh memory.
+[[nodiscard]] Run load_run(BenchSubject& subject, std::string name, std::string meaning, LoadOptions options,
+                           bool verifies = false);
+[[nodiscard]] Run read_run(BenchSubject& subject, std::shared_ptr<PlainReader const> plain, std::string name,
+                           std::string meaning, Buffer (*allocate)(std::uint64_t));
 
 /// By the order in which they run.
 [[nodiscard]] std::span<BenchStep const> bench_steps();
@@ -47,8 +63,13 @@ struct BenchStep {
 [[nodiscard]] Step store_step(BenchSubject& subject);
 [[nodiscard]] Step to_hf_step(BenchSubject& subject);
 [[nodiscard]] Step gather_step(BenchSubject& subject);
-// … and bench_kernels.cpp.
+// … bench_kernels.cpp …
 [[nodiscard]] Step transpose_step(BenchSubject& subject);
 [[nodiscard]] Step digest_step(BenchSubject& subject);
+// … bench_cold.cpp …
+[[nodiscard]] Step cold_step(BenchSubject& subject);
+// … and bench_scale.cpp.
+[[nodiscard]] Step plan_step(BenchSubject& subject);
+[[nodiscard]] Step collectives_step(BenchSubject& subject);
 
 }  // namespace rankslice::cli

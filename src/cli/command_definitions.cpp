@@ -174,10 +174,13 @@ void add_bench(CLI::App& app, Options& o) {
   option(sub, "--repeats", o.repeats, "How often each run is timed")->check(CLI::Range(1, 1000))->capture_default_str();
   std::vector<std::string> steps;
   for (auto const& step : bench_steps()) steps.emplace_back(step.name);
-  option(sub, "--steps", o.steps, fmt::format("Some of {} [all]", fmt::join(steps, ",")))
+  option(sub, "--steps", o.steps, fmt::format("Some of {} [all that --cold asks for]", fmt::join(steps, ",")))
       ->delimiter(',')
       ->allow_extra_args(false)
       ->check(CLI::IsMember(steps));
+  flag(sub, "--cold", o.cold,
+       "Also the steps that let the page cache forget the checkpoint's files before each run, whoever else wants them");
+  add_mesh_options(sub, o);
   add_model_options(sub, o);
   add_rank_options(sub, o);
   add_reading_options(sub, o);

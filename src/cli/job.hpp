@@ -14,6 +14,7 @@
 #include "cli/console.hpp"
 #include "cli/launch.hpp"
 #include "cli/options.hpp"
+#include "cli/plain_collectives.hpp"
 #include "facts/timeline.hpp"
 #include "facts/trace.hpp"
 #include "facts/words.hpp"
@@ -31,8 +32,9 @@ class Job {
   Communicator& world;
   Console& console;
   MpiFacts mpi;
-  Json report;          ///< Complete on rank 0 only.
-  bool listed = false;  ///< The command has printed its own data; stdout gets no report beside it.
+  PlainCollectives* plain_mpi = nullptr;  ///< Of the same ranks; null without MPI.
+  Json report;                            ///< Complete on rank 0 only.
+  bool listed = false;                    ///< The command has printed its own data; stdout gets no report beside it.
 
   /// Progress, and stopping by SIGINT or SIGTERM, for the library's calls.
   [[nodiscard]] CallOptions call();

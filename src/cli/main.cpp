@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <stop_token>
 #include <string_view>
 #include <thread>
@@ -44,6 +45,29 @@ class MpiDeadline {
 
  private:
   std::jthread timer_;  // told to stop, and joined, at the end of the scope
+};
+
+/// All ranks, as MPI itself has them.
+class MpiCalls final : public PlainCollectives {
+ public:
+  void all_reduce_sum(std::span<std::uint64_t> values) override {
+    MPI_Allreduce(MPI_IN_PLACE, values.data(), static_cast<int>(values.size()), MPI_UINT64_T, MPI_SUM, MPI_COMM_WORLD);
+  }
+  void broadcast(std::span<std::byte> bytes, int root) override {
+    MPI_Bcast(bytes.data(), static_cast<int>(bytes.size()), MPI_BYTE, root, MPI_COMM_WORLD);
+  }
+  void gather(std::span<std::byte const> bytes, std::span<std::byte> all, int root) override {
+    auto const size = static_cast<int>(bytes.size());
+    MPI_Gather(bytes.data(), size, MPI_BYTE, all.data(), size, MPI_BYTE, root, MPI_COMM_WORLD);
+  }
+  void pass_on(std::span<std::byte const> bytes, std::span<std::byte> received) override {
+    int rank = 0, ranks = 1;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+    auto const size = static_cast<int>(bytes.size());
+    MPI_Sendrecv(bytes.data(), size, MPI_BYTE, (rank + 1) % ranks, 0, received.data(), size, MPI_BYTE,
+                 (rank + ranks - 1) % ranks, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+  }
 };
 
 /// MPI from its start to its end, and the communicator of all ranks. A process that no MPI launcher started is a job of
@@ -83,6 +107,8 @@ class Ranks {
   }
 
   [[nodiscard]] bool has_mpi() const { return mpi_ != nullptr; }
+  /// Null without MPI.
+  [[nodiscard]] PlainCollectives* plain_mpi() { return mpi_ ? &mpi_calls_ : nullptr; }
 
   /// Also before MPI is started.
   [[nodiscard]] MpiFacts mpi_facts() const {
@@ -128,6 +154,7 @@ class Ranks {
     return granted == MPI_THREAD_SERIALIZED ? "serialized" : "multiple";
   }
 
+  MpiCalls mpi_calls_;
   std::unique_ptr<Mpi> mpi_;  // outlives the communicator
   std::unique_ptr<Communicator> world_;
   GpuRanks gpus_;  ///< NCCL over `world_`, where it is used.
@@ -168,6 +195,7 @@ int run(Options const& options, Communicator& world, Ranks* ranks, Console& cons
   // Without MPI nobody but the doctor asks which one it would be.
   auto const names_mpi = ranks != nullptr && (ranks->has_mpi() || options.command == "doctor");
   Job job(options, world, console, names_mpi ? ranks->mpi_facts() : MpiFacts{});
+  if (ranks != nullptr) job.plain_mpi = ranks->plain_mpi();
   try {
     job.prepare_records();
     if (ranks != nullptr) ranks->tell_why_no_nccl(job);

@@ -65,6 +65,7 @@ struct Options {
 
   std::string scratch;
   int repeats = 5;
+  bool cold = false;
   std::vector<std::string> steps;  ///< Empty: all
 
   std::vector<std::string> paths;  ///< For `doctor` to look at.

@@ -4,8 +4,11 @@ import collections
 import os
 import re
 import shlex
+import shutil
 import signal
 import statistics
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from test_reads import own_bytes, tensor_bytes, times_read, traced
 
 TWICE = ["--repeats", 2]
 PREAD = {"pread, 4 KiB pages", "pread, 2 MiB pages"}
+COLD_PREAD = {"pread, 4 KiB pages", "pread, O_DIRECT"}
 PWRITE = {"pwrite, fsync", "pwrite"}
 COMPARED = {  # step: {what is measured: its limits}
     "load": {
@@ -39,7 +43,20 @@ COMPARED = {  # step: {what is measured: its limits}
         "transpose, warm memory": {"memcpy, warm memory"},
     },
     "digest": {"digest, as stored": {"read memory"}, "digest, swapped": {"read memory"}},
+    "plan": {f"{which} ranks": {"all of 1 rank"} for which in ("all of 64", "all of 4096", "one of 4096")},
 }
+TALKING = {
+    "collectives": {
+        f"{call}, {size}": {f"{limit}, {size}" for limit in (f"MPI, {call}", *also)}
+        for call in ("all_reduce", "broadcast", "gather", "ring")
+        for size, also in (("64 B", []), ("8.39 MB", ["memcpy"]))
+    }
+}
+COLD = {"cold": {f"load --io {backend}": COLD_PREAD for backend in ("auto", "pread", "io_uring", "direct")}}
+
+
+def compared_by(ranks):
+    return COMPARED | (TALKING if ranks > 1 else {})
 
 
 @pytest.fixture
@@ -53,7 +70,7 @@ def scratch(tmp_path):
 def measured(request, tmp_path_factory):
     """(ranks, report, scratch folder) of a bench of everything on the synthetic `tiny`."""
     folder = tmp_path_factory.mktemp("bench")
-    arguments = ["bench", "--preset", "tiny", "--repeats", 3, "--scratch", folder, "--json"]
+    arguments = ["bench", "--preset", "tiny", "--cold", "--repeats", 3, "--scratch", folder, "--json"]
     return request.param or 1, run_ok(*arguments, ranks=request.param).json, folder
 
 
@@ -69,7 +86,7 @@ def step_named(report, name):
 
 
 def test_every_step_stands_beside_its_limits(measured):
-    _, report, _ = measured
+    ranks, report, _ = measured
     assert report["schema"] == "rankslice.bench/1" and report["ok"] is True
     found = {}
     for step in report["steps"]:
@@ -77,8 +94,8 @@ def test_every_step_stands_beside_its_limits(measured):
         for ratio in step["ratios"]:
             compared.setdefault(ratio["ours"], set()).add(ratio["limit"])
         assert set(runs_of(step)) == {name for ours, limits in compared.items() for name in {ours} | limits}
-    assert found == COMPARED
-    assert list(found) == list(COMPARED)
+    assert found == compared_by(ranks) | COLD
+    assert list(found) == list(compared_by(ranks) | COLD)
 
 
 def test_all_samples_are_there_and_the_figures_follow_from_them(measured):
@@ -92,6 +109,8 @@ def test_all_samples_are_there_and_the_figures_follow_from_them(measured):
             assert entry["seconds_median"] == statistics.median(entry["seconds"])
             assert entry["gb_per_second"] == pytest.approx(entry["bytes"] / entry["seconds_median"] / 1e9)
             assert entry["meaning"]
+            if "count" in entry:
+                assert entry["microseconds_each"] == pytest.approx(entry["seconds_median"] * 1e6 / entry["count"])
         for ratio in step["ratios"]:
             ours, limit = (runs[ratio[which]]["seconds"] for which in ("ours", "limit"))
             assert ratio["of_minima"] == pytest.approx(min(ours) / min(limit))
@@ -120,7 +139,9 @@ def test_ours_and_its_limit_move_the_same_bytes(measured, tiny, tiny_tensors):
     }
     expected["digest"] = expected["transpose"]
     expected["gather"] = report["checkpoint"]["bytes"]
-    for step in report["steps"]:
+    expected["cold"] = expected["load"]
+    expected["plan"] = 0  # of tensors, which it counts
+    for step in [step for step in report["steps"] if step["step"] != "collectives"]:
         assert {entry["bytes"] for entry in step["runs"]} == {expected[step["step"]]}, step["step"]
     assert report["checkpoint"]["bytes"] == sum(value.nbytes for value in tiny_tensors.values())
 
@@ -189,12 +210,33 @@ def test_a_checkpoint_or_store_of_ones_own(of, scratch, request):
     report = result.json
     assert report["checkpoint"]["path"] == str(path) and report["checkpoint"]["preset"] is None
     assert report["checkpoint"]["format"] == ("huggingface" if of == "tiny" else "store")
-    assert [step["step"] for step in report["steps"]] == list(COMPARED)
+    assert [step["step"] for step in report["steps"]] == list(compared_by(2))
     assert list(scratch.iterdir()) == []
 
 
 def test_a_rank_without_experts_is_no_hindrance(mini, scratch):
     run_ok("bench", mini, "--repeats", 1, "--scratch", scratch, "-q", ranks=7)
+
+
+def test_planning_and_talking_count_tensors_and_calls(measured, tiny_tensors):
+    ranks, report, _ = measured
+    assert {(e["count"], e["of"]) for e in step_named(report, "plan")["runs"]} == {(len(tiny_tensors), "tensor")}
+    for entry in step_named(report, "collectives")["runs"] if ranks > 1 else []:
+        size = {"64 B": 64, "8.39 MB": 8 << 20}[entry["name"].split(", ")[-1]]
+        assert entry["of"] == "call" and entry["bytes"] == ranks * size * entry["count"]
+
+
+@pytest.mark.parametrize("mesh", [Mesh(2, 1), Mesh(1, 2), Mesh(1, 1, 2)], ids=str)
+def test_every_mesh_can_be_measured(mesh, tiny, tiny_tensors, scratch):
+    shape = ["--ep", mesh.ep, "--ep-shard", mesh.ep_shard]
+    arguments = ["--scratch", scratch, "--steps", "load,store,digest", "--cold", "--json", *shape]
+    report = run_ok("bench", tiny, "--repeats", 1, *arguments, ranks=2).json
+    assert report["mesh"] == mesh.sizes
+    held = [reference.local_state(tiny_tensors, mesh, rank) for rank in range(2)]
+    for name in ("load", "cold"):
+        memory = step_named(report, name)["runs"][0]["memory"] or []
+        owned = [sum(value.nbytes for value in state.values()) for state in held]
+        assert [seen["owned_bytes"] for seen in memory] == owned[: len(memory)]
 
 
 def test_steps_are_measured_once_in_the_usual_order(tiny):
@@ -204,13 +246,46 @@ def test_steps_are_measured_once_in_the_usual_order(tiny):
     assert [step["step"] for step in from_environment["steps"]] == ["verify", "digest"]
 
 
+# Cold runs ----------------------------------------------------------------------------------------------------------
+
+
+def test_cold_steps_are_measured_only_where_they_are_asked_for(tiny):
+    arguments = ["bench", tiny, *TWICE, "--json", "--steps"]
+    assert [step["step"] for step in run_ok(*arguments, "digest").json["steps"]] == ["digest"]
+    assert [step["step"] for step in run_ok(*arguments, "digest", "--cold").json["steps"]] == ["digest", "cold"]
+    assert [step["step"] for step in run_ok(*arguments, "cold").json["steps"]] == ["cold"]
+
+
+@pytest.mark.usefixtures("strace")
+def test_every_rank_has_every_file_forgotten_before_every_cold_run(tiny, tmp_path):
+    on_rank = OnRank(tmp_path / "ranks", traced="all", strace="-e trace=fadvise64")
+    step = run_ok("bench", tiny, *TWICE, "--steps", "cold", "--json", ranks=2, on_rank=on_rank).json["steps"][0]
+    for rank in range(2):
+        calls = "".join(trace.read_text() for trace in on_rank.traces(rank))
+        forgotten = re.findall(r"fadvise64\(\d+<[^>]*/([^/>]+)>, 0, 0, POSIX_FADV_DONTNEED\)\s+= 0", calls)
+        names = [path.name for path in reference.shard_files(tiny)]
+        assert collections.Counter(forgotten) == dict.fromkeys(names, 2 * len(step["runs"]))
+    assert step["left_in_page_cache_bytes"] == 0
+
+
+def test_what_stays_in_the_page_cache_is_told(tiny, tmp_path):
+    """The files of a tmpfs are nowhere else."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        kept = shutil.copytree(tiny, Path(folder) / "kept")
+        arguments = ["bench", kept, "--repeats", 1, "--steps", "cold", "-q"]
+        step = run_ok(*arguments, "--json").json["steps"][0]
+        text = run_ok(*arguments).stdout
+    assert step["left_in_page_cache_bytes"] >= step["runs"][0]["bytes"]
+    assert re.search(r"^cold: .* stayed in the page cache", text, re.MULTILINE)
+
+
 # What is told -------------------------------------------------------------------------------------------------------
 
 
 def test_the_table_has_a_line_for_everything_and_says_once_what_it_means(tiny, scratch):
-    text = run_ok("bench", tiny, *TWICE, "--scratch", scratch, "-q", ranks=2).stdout
+    text = run_ok("bench", tiny, *TWICE, "--cold", "--scratch", scratch, "-q", ranks=2).stdout
     table, _, meanings = text.partition("\nBelow each")
-    for step, compared in COMPARED.items():
+    for step, compared in (compared_by(2) | COLD).items():
         for ours, limits in compared.items():
             block = table[re.search(rf"^(?:{step})? +{re.escape(ours)} +\d", table, re.MULTILINE).start() :]
             for limit in limits:
@@ -321,6 +396,10 @@ def test_wrong_usage_and_wrong_places(code, arguments, says, ranks, mini, tmp_pa
     assert result.rank_codes == dict.fromkeys(range(ranks or 1), code), result.stderr
     assert says in result.stderr and result.stderr.count("error: ") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["ranks"] and sorted(mini.rglob("*")) == before
+
+
+def test_one_rank_cannot_talk(tiny):
+    expect(2, "bench", tiny, "--steps", "load,collectives", says=["collectives", "one rank"])
 
 
 def test_a_broken_checkpoint_is_refused_by_all_before_anything_is_written(broken, scratch, tmp_path):
