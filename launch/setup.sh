@@ -29,10 +29,10 @@ say() { printf 'setup: %s\n' "$*"; }
 readonly build_packages=(
   g++ cmake ninja-build ccache pkg-config git ca-certificates python3 python3-venv
   libopenmpi-dev openmpi-bin libhdf5-dev libsimdjson-dev nlohmann-json3-dev libcli11-dev libfmt-dev libxxhash-dev libpcre2-dev
-  libssl-dev libhwy-dev
+  libssl-dev libhwy-dev liburing-dev
   libgtest-dev libgmock-dev)
 # What the program is linked with, and ssh, by which mpirun starts the ranks of other hosts.
-readonly runtime_packages=(libfmt9 libhdf5-103-1 libhwy1 libpcre2-8-0 libsimdjson14 libssl3 openmpi-bin openssh-client)
+readonly runtime_packages=(libfmt9 libhdf5-103-1 libhwy1 libpcre2-8-0 libsimdjson14 libssl3 liburing2 openmpi-bin openssh-client)
 readonly test_packages=(python3-dev strace hdf5-tools)
 readonly slurm_packages=(slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge)
 # Beside Open MPI, whose programs keep the plain names: Debian ranks them higher.

@@ -29,8 +29,7 @@ StorageReader::StorageReader(Storage const& storage, Model const& model, Expecte
 }
 
 void StorageReader::read_ahead() {
-  auto const direct = choice_.by == ReadBackend::direct;
-  auto plan = plan_blocks(choice_.ahead, {.alignment = direct ? kDirectAlignment : 1});
+  auto plan = blocks_of(choice_);
   auto const in_blocks = runs_by_file(places_of(plan), runs_.size());
   for (std::size_t i = 0; i < runs_.size(); ++i) runs_[i] = without(runs_[i], in_blocks[i]);
   auto const make_engine = [&](unsigned depth, std::span<std::byte> memory) {

@@ -25,6 +25,7 @@ class Rankslice(CMakePackage, CudaPackage):
     depends_on("highway")
     depends_on("pcre2")
     depends_on("openssl")
+    depends_on("liburing")
     depends_on("nccl@2.28:", when="+cuda")
 
     conflicts("%gcc@:11", msg="C++20 as gcc 12 has it")

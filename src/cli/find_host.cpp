@@ -7,6 +7,7 @@
 #include "io/direct_reader.hpp"
 #include "io/file_system.hpp"
 #include "io/host_limits.hpp"
+#include "io/read_engine.hpp"
 
 namespace rankslice::cli {
 
@@ -16,8 +17,8 @@ constexpr std::uint64_t kManyFiles = 4096;
 constexpr auto kLittleRoom = 1_GiB;
 
 Finding find_io_uring() {
-  auto const why_not = why_no_io_uring();
-  return {.check = "io_uring", .text = why_not.empty() ? "available; files are read by pread in any case" : why_not};
+  auto const why_not = why_no_uring_engine();
+  return {.check = "io_uring", .text = why_not.empty() ? "available" : why_not};
 }
 
 Finding find_huge_pages() {

@@ -5,7 +5,6 @@
 #include "rankslice/error.hpp"
 
 #include "core/literals.hpp"
-#include "io/block_plan.hpp"
 #include "io/direct_file.hpp"
 #include "io/page_cache.hpp"
 #include "io/positional.hpp"
@@ -82,6 +81,10 @@ ReadChoice choose(std::vector<Extent> const& extents, ReadBackend asked, Look co
 }
 
 }  // namespace
+
+BlockPlan blocks_of(ReadChoice const& choice) {
+  return plan_blocks(choice.ahead, {.alignment = choice.by == ReadBackend::direct ? kDirectAlignment : 1});
+}
 
 ReadChoice choose_reads(std::vector<CatalogFile> const& files, std::vector<Extent> const& extents,
                         ReadOptions const& how) {

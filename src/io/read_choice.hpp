@@ -7,6 +7,8 @@
 #include "rankslice/options.hpp"
 #include "rankslice/tensor_catalog.hpp"
 
+#include "io/block_plan.hpp"
+
 namespace rankslice {
 
 /// How the bytes that one thread will ask for are read.
@@ -23,5 +25,8 @@ struct ReadChoice {
 /// @throws IoError (`io`) for `io_uring` where it is not to be had, and as `open_reader`; FormatError
 [[nodiscard]] ReadChoice choose_reads(std::vector<CatalogFile> const& files, std::vector<Extent> const& extents,
                                       ReadOptions const& how);
+
+/// The blocks of what is read ahead. Pure.
+[[nodiscard]] BlockPlan blocks_of(ReadChoice const& choice);
 
 }  // namespace rankslice

@@ -1,0 +1,139 @@
+"""How files are read: the same bytes whichever way, no more of them than planned, and with few calls."""
+
+import os
+import re
+import subprocess
+
+import pytest
+
+import checkpoints
+import reference
+from program import PROGRAM, OnRank, run, run_ok
+from system_calls import TRACE, tensor_bytes, times_read
+
+WAYS = ["pread", "io_uring", "direct"]
+BLOCK = 1 << 20
+SECTOR = 512  # what the system counts block input in, whatever the device
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A checkpoint of 14 MB."""
+    folder = tmp_path_factory.mktemp("stored") / "ckpt"
+    run_ok("synth", folder, "--preset", "tiny")
+    return folder
+
+
+def cool(folder):
+    """Let the page cache forget the tensors; skips where it does not."""
+    for path in reference.shard_files(folder):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if block_input("inspect", folder) == 0:
+        pytest.skip("this file system keeps files in memory")
+    for path in reference.shard_files(folder):  # the headers, which inspect has read, and what was read with them
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def block_input(*arguments):
+    """Bytes that a run brought from disks, as the kernel counted them for the process."""
+    child = subprocess.Popen([PROGRAM, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    assert status == 0
+    return usage.ru_inblock * SECTOR
+
+
+def uring_or_skip():
+    found = run("doctor", "--json").json
+    if "available" not in str([entry for entry in found["hosts"][0]["findings"] if entry["check"] == "io_uring"]):
+        pytest.skip("io_uring is not to be had here")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("cache", ["keep", "drop"])
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_bytes_arrive_whichever_way(way, cache, ranks, stored, tmp_path):
+    if way == "io_uring":
+        uring_or_skip()
+    cool(stored)
+    result = run_ok("load", stored, "--io", way, "--cache", cache, "--save-shards", tmp_path / "s", "--json", ranks=ranks)
+    assert result.json["choices"]["io"] == way
+    run_ok("to-hf", tmp_path / "s", tmp_path / "out")
+    assert not checkpoints.folder_differences(stored, tmp_path / "out")
+
+
+def test_what_the_page_cache_lacks_is_read_past_it_and_what_it_has_is_not(stored):
+    uring_or_skip()
+    cool(stored)
+    first = run_ok("load", stored, "--verify", "off", "-v", "--json")
+    if first.json["choices"]["io"] != "direct":
+        pytest.skip("not on a local disk")
+    assert re.search(r"reading  direct: 100 % are not in the page cache, but on a local disk", first.stderr)
+    for path in reference.shard_files(stored):
+        path.read_bytes()
+    second = run_ok("load", stored, "--verify", "off", "-v", "--json")
+    assert second.json["choices"]["io"] == "pread"
+    assert "reading  pread: the page cache has all of it" in second.stderr
+
+
+@pytest.mark.parametrize("way", ["io_uring", "direct"])
+def test_a_cold_load_brings_from_the_disk_what_was_planned(way, stored):
+    """Reads of io_uring are no system calls that strace sees: the kernel counts what it brings for a process."""
+    uring_or_skip()
+    shards = reference.shard_files(stored)
+    tensors = sum(int(mask.sum()) for mask in tensor_bytes(stored).values())
+    cool(stored)
+    headers = block_input("inspect", stored)  # cold from `cool`, with what the system reads ahead of them
+    cool(stored)
+    brought = block_input("load", stored, "--verify", "off", "--threads", 1, "--io", way)
+    if way == "io_uring":  # through the page cache: no page of a file twice
+        assert tensors <= brought <= sum(path.stat().st_size + 4096 for path in shards)
+    else:
+        assert tensors <= brought <= tensors + headers + len(shards) * 2 * 4096
+
+
+@pytest.mark.usefixtures("strace")
+def test_direct_reads_get_each_page_once(stored, tmp_path):
+    """Where io_uring is forbidden they are made by pread, and so seen by strace."""
+    on_rank = OnRank(tmp_path, traced="0", strace=TRACE + " -e inject=io_uring_setup:error=EPERM")
+    run_ok("load", stored, "--verify", "off", "--threads", 1, "--io", "direct", on_rank=on_rank)
+    counts = times_read(on_rank, 0, reference.shard_files(stored))
+    for file, mask in tensor_bytes(stored).items():
+        in_tensors = counts[file][mask]
+        assert in_tensors.min() == 1 and in_tensors[4096:].max() == 1, file  # the header's page has tensor bytes too
+
+
+@pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_load_makes_few_system_calls(way, stored, tmp_path):
+    """For 1 GB: at most 2,100 preads of 512 KiB, or 2,100 entries into io_uring for blocks of 1 MiB."""
+    if way == "io_uring":
+        uring_or_skip()
+    calls = "pread64,io_uring_enter,io_uring_setup"
+    on_rank = OnRank(tmp_path, traced="0", strace=f"-f -e trace={calls}")
+    run_ok("load", stored, "--verify", "off", "--threads", 1, "--io", way, on_rank=on_rank)
+    made = sum(trace.read_text().count("(") for trace in on_rank.traces(0))
+    tensors, total = len(reference.extents(stored)), sum(int(mask.sum()) for mask in tensor_bytes(stored).values())
+    headers = 4 * len(reference.shard_files(stored))
+    assert made <= 2.1 * total / BLOCK + headers + (tensors if way == "pread" else 0)
+
+
+@pytest.mark.usefixtures("strace")
+def test_io_uring_that_is_forbidden_is_an_error_when_asked_for_and_else_is_not_used(stored, tmp_path):
+    on_rank = OnRank(tmp_path, traced="0", strace="-e trace=io_uring_setup -e inject=io_uring_setup:error=EPERM")
+    result = run("load", stored, "--io", "io_uring", on_rank=on_rank)
+    assert result.code == 74 and "files cannot be read by io_uring: it is forbidden here" in result.stderr
+    cool(stored)
+    assert run_ok("load", stored, "--verify", "off", "--json", on_rank=on_rank).json["choices"]["io"] == "pread"
+
+
+def test_what_was_read_is_dropped_from_the_page_cache(stored):
+    cool(stored)
+    total = sum(int(mask.sum()) for mask in tensor_bytes(stored).values())
+    run_ok("load", stored, "--verify", "off", "--io", "pread", "--cache", "drop")
+    assert block_input("load", stored, "--verify", "off", "--io", "pread") > 0.9 * total, "all but edges once more"
+    assert block_input("load", stored, "--verify", "off", "--io", "pread") == 0, "kept by default"
+    run_ok("load", stored, "--verify", "off", "--io", "pread", "--cache", "drop")
+    assert block_input("load", stored, "--verify", "off", "--io", "pread") == 0, "what was there before stays"
