@@ -1,8 +1,16 @@
 #include "rankslice/checkpoint.hpp"
 
+#include "agreed_threads.hpp"
 #include "checkpoint_parts.hpp"
 
 namespace rankslice {
+
+namespace {
+
+/// All processors of one who is alone; ranks of a job parse all at once, each the same.
+std::size_t threads_of_one() { return static_cast<std::size_t>(with_threads(CallOptions{}).threads); }
+
+}  // namespace
 
 std::shared_ptr<Checkpoint const> open_checkpoint(std::string const& path, Communicator& world,
                                                   OpenOptions const& options) {
@@ -11,7 +19,11 @@ std::shared_ptr<Checkpoint const> open_checkpoint(std::string const& path, Commu
   on_every_rank(world, [&] {
     if (world.rank() != 0) return;
     parts = read_checkpoint_parts(path, options);
-    if (world.size() > 1) packed = pack(parts);
+    if (world.size() > 1) {
+      packed = pack(parts);
+    } else {
+      parts.threads = threads_of_one();
+    }
   });
   std::shared_ptr<Checkpoint const> checkpoint;
   if (world.size() > 1) broadcast_vector(world, packed, 0);
@@ -23,7 +35,9 @@ std::shared_ptr<Checkpoint const> open_checkpoint(std::string const& path, Commu
 }
 
 std::shared_ptr<Checkpoint const> open_checkpoint(std::string const& path, OpenOptions const& options) {
-  return std::make_shared<Checkpoint const>(assemble(read_checkpoint_parts(path, options)));
+  auto parts = read_checkpoint_parts(path, options);
+  parts.threads = threads_of_one();
+  return std::make_shared<Checkpoint const>(assemble(std::move(parts)));
 }
 
 }  // namespace rankslice

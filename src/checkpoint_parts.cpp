@@ -266,7 +266,7 @@ Checkpoint assemble(CheckpointParts parts) {
   config.partial = parts.hf.headers == HeaderOrigin::selection;
   config.modelopt_file = std::ranges::count(parts.hf.side_files, "hf_quant_config.json", &SideFile::name) != 0;
   auto const& family = find_family(parts.family, config, parts.text_only);
-  checkpoint.catalog = make_catalog(parts.hf, parts.hf_folder, parts.warnings);
+  checkpoint.catalog = make_catalog(parts.hf, parts.hf_folder, parts.warnings, parts.threads);
   if (checkpoint.catalog.tensors.empty()) {
     throw FormatError(fmt::format("{}: there are no tensors in it", parts.path), parts.path);
   }

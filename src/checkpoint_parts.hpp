@@ -37,6 +37,7 @@ struct CheckpointParts {
   std::vector<StoreContents::RecordedDigest> source_digests;  ///< Recorded by a store, or by a manifest.
   std::vector<StoreContents::RecordedDigest> stored_digests;
   std::vector<std::string> warnings;
+  std::size_t threads = 1;  ///< That parse headers; everybody's own.
 };
 
 /// Local. @throws IoError, FormatError

@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <optional>
 #include <string_view>
+#include <utility>
 
 #include "rankslice/error.hpp"
 
+#include "core/each_in_threads.hpp"
+#include "core/literals.hpp"
 #include "format/hf_folder.hpp"
 #include "format/hf_index.hpp"
 #include "format/name_table.hpp"
@@ -37,11 +40,23 @@ bool has_parts_of_tensors(HfFile const& file) {
   return parse_safetensors_header(file.header, file.size, file.name).metadata.contains("DCP_SHARDING_INFO");
 }
 
-void append_file(TensorCatalog& catalog, HfFile const& file, std::string const& folder) {
+/// A thread is worth starting for a MiB of JSON.
+std::vector<SafetensorsHeader> parse_headers(HfLayout const& layout, std::string const& folder, std::size_t threads) {
+  auto const& files = layout.files;
+  std::uint64_t bytes = 0;
+  for (auto const& file : files) bytes += file.header.size();
+  std::vector<SafetensorsHeader> headers(files.size());
+  each_in_threads(files.size(), std::min<std::size_t>(threads, bytes / 1_MiB), [&](std::size_t i) {
+    headers[i] = parse_safetensors_header(files[i].header, files[i].size, below(folder, files[i].name));
+  });
+  return headers;
+}
+
+void append_file(TensorCatalog& catalog, HfFile const& file, std::string const& folder, SafetensorsHeader header) {
   auto const number = static_cast<std::uint32_t>(catalog.files.size());
-  auto const place = below(folder, file.name);
-  catalog.files.push_back({file.name, folder.empty() ? "" : place, file.size, file.modified_ns});
-  for (auto& tensor : parse_safetensors_header(file.header, file.size, place).tensors)
+  auto const place = folder.empty() ? std::string() : below(folder, file.name);
+  catalog.files.push_back({file.name, place, file.size, file.modified_ns});
+  for (auto& tensor : header.tensors)
     catalog.tensors.push_back({std::move(tensor.name), tensor.dtype, std::move(tensor.shape), {number, tensor.bytes}});
 }
 
@@ -76,9 +91,13 @@ void warn_of_total_size(TensorCatalog const& catalog, HfIndex const& index, std:
 
 }  // namespace
 
-TensorCatalog make_catalog(HfLayout const& layout, std::string const& folder, std::vector<std::string>& warnings) {
+TensorCatalog make_catalog(HfLayout const& layout, std::string const& folder, std::vector<std::string>& warnings,
+                           std::size_t threads) {
   TensorCatalog catalog;
-  for (auto const& file : layout.files) append_file(catalog, file, folder);
+  auto headers = parse_headers(layout, folder, threads);
+  for (std::size_t i = 0; i < headers.size(); ++i) {
+    append_file(catalog, layout.files[i], folder, std::move(headers[i]));
+  }
   auto const names = table_of(catalog);
   if (auto const duplicate = names.duplicate()) {
     auto const &first = catalog.tensors[duplicate->first], &second = catalog.tensors[duplicate->second];

@@ -21,6 +21,7 @@
 #include "rankslice/make_state_dict.hpp"
 #include "rankslice/manifest.hpp"
 
+#include "core/each_in_threads.hpp"
 #include "core/literals.hpp"
 #include "format/hf_index.hpp"
 #include "format/safetensors.hpp"
@@ -175,19 +176,39 @@ void expect_shards(std::string const& folder, HfIndex const& index, std::string 
                                  missing.size(), index.shards.size(), some_of(names)));
 }
 
+/// A file with its header read.
+struct OpenedFile {
+  FileIdentity identity;
+  std::vector<std::byte> header;
+};
+
+/// Opening and reading a file is waiting, mostly: several at once where there are many.
+std::vector<OpenedFile> open_files(std::string const& folder, std::vector<std::string> const& names) {
+  constexpr std::size_t kMostThreads = 8;
+  constexpr std::size_t kFilesPerThread = 8;
+  std::vector<OpenedFile> opened(names.size());
+  each_in_threads(names.size(), std::min(kMostThreads, names.size() / kFilesPerThread), [&](std::size_t i) {
+    auto const path = below(folder, names[i]);
+    auto const reader = open_reader(path);
+    opened[i] = {reader->identity(), read_safetensors_header(*reader, path)};
+  });
+  return opened;
+}
+
 /// The headers of the files, which are distinct.
 std::vector<HfFile> read_headers(std::string const& folder, std::vector<std::string> const& names) {
+  auto opened = open_files(folder, names);
   std::vector<HfFile> files;
   std::map<std::pair<std::uint64_t, std::uint64_t>, std::string> name_of_inode;
-  for (auto const& name : names) {
-    auto const path = below(folder, name);
-    auto const reader = open_reader(path);
-    auto const identity = reader->identity();
-    auto const [known, is_new] = name_of_inode.emplace(std::pair(identity.device, identity.inode), name);
-    if (!is_new)
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    auto const& identity = opened[i].identity;
+    auto const [known, is_new] = name_of_inode.emplace(std::pair(identity.device, identity.inode), names[i]);
+    if (!is_new) {
+      auto const path = below(folder, names[i]);
       throw FormatError(fmt::format("{}: expected a file of its own, found the same file as {}", path, known->second),
                         path);
-    files.push_back({name, identity.size, read_safetensors_header(*reader, path), identity.modified_ns});
+    }
+    files.push_back({names[i], identity.size, std::move(opened[i].header), identity.modified_ns});
   }
   return files;
 }

@@ -21,8 +21,10 @@ inline constexpr std::uint64_t kMaxSideFileBytes = std::uint64_t{256} << 20;
 
 /// The catalog that the headers and the index of a layout describe, with files placed below `folder` (without paths
 /// when that is empty: they are nowhere), and checked against the index: each tensor in the shard that the index names,
-/// none missing, none in two shards, none left over. Pure. @throws FormatError
+/// none missing, none in two shards, none left over. Headers of many tensors are parsed by up to `threads` threads.
+/// Pure.
+/// @throws FormatError
 [[nodiscard]] TensorCatalog make_catalog(HfLayout const& layout, std::string const& folder,
-                                         std::vector<std::string>& warnings);
+                                         std::vector<std::string>& warnings, std::size_t threads = 1);
 
 }  // namespace rankslice

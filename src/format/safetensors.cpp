@@ -153,15 +153,15 @@ void check_begin(std::vector<Tensor> const& tensors, std::size_t i, std::string 
 }
 
 void check_size(Tensor const& tensor, std::string const& file) {
-  auto const shape = shortened(to_string(tensor.shape), 200);
   auto const bytes = checked_byte_size(tensor.dtype, tensor.shape);
+  if (bytes == tensor.bytes.size()) return;
+  auto const shape = shortened(to_string(tensor.shape), 200);
   if (!bytes)
     refuse_tensor(file, tensor.name,
                   fmt::format("shape {} of {} is no whole number of bytes below 2^61", shape, name(tensor.dtype)));
-  if (*bytes != tensor.bytes.size())
-    refuse_tensor(file, tensor.name,
-                  fmt::format("data_offsets: expected {} bytes for shape {} of {}, found [{}, {}] with {}", *bytes,
-                              shape, name(tensor.dtype), tensor.bytes.begin, tensor.bytes.end, tensor.bytes.size()));
+  refuse_tensor(file, tensor.name,
+                fmt::format("data_offsets: expected {} bytes for shape {} of {}, found [{}, {}] with {}", *bytes, shape,
+                            name(tensor.dtype), tensor.bytes.begin, tensor.bytes.end, tensor.bytes.size()));
 }
 
 /// The tensors, sorted, cover the data of the file exactly: no hole, no overlap, nothing after the last.

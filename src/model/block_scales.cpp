@@ -88,13 +88,15 @@ void check_weight(MappedCatalog const& mapped, std::size_t i, bool has_scales, K
 }  // namespace
 
 std::vector<std::optional<std::uint32_t>> find_block_scales(KeyTable const& table, TensorCatalog const& catalog) {
+  std::vector<std::optional<std::uint32_t>> weights(catalog.tensors.size());
+  auto const are_scales = [&](CatalogTensor const& tensor) { return tensor.name.ends_with(table.scale_suffix); };
+  if (std::ranges::none_of(catalog.tensors, are_scales)) return weights;
   Numbers numbers;
   for (std::uint32_t i = 0; i < catalog.tensors.size(); ++i) numbers.emplace(catalog.tensors[i].name, i);
-  std::vector<std::optional<std::uint32_t>> weights(catalog.tensors.size());
   std::unordered_map<std::uint32_t, std::uint32_t> scales_of;
   for (std::uint32_t i = 0; i < weights.size(); ++i) {
     auto const& tensor = catalog.tensors[i];
-    if (!tensor.name.ends_with(table.scale_suffix)) continue;
+    if (!are_scales(tensor)) continue;
     weights[i] = find_weight(table, catalog, numbers, tensor);
     auto const [earlier, is_new] = scales_of.emplace(*weights[i], i);
     if (is_new) continue;

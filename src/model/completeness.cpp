@@ -187,9 +187,13 @@ void check_expert_layers(KeyTable const& table, MappedCatalog const& mapped, Mod
     throw no_experts(table.stacked.front());
   }
   ExpertLayers const layers(table, mapped);
+  KeyMapping const* last = nullptr;
   for (std::size_t i = 0; i < mapped.keys.size(); ++i) {
     auto const& key = mapped.keys[i];
-    if (is_stacked(key)) layers.demand(key.stacked->stack, key.layer, mapped.catalog.tensors[i].name + " is there");
+    if (!is_stacked(key)) continue;
+    auto const is_known = last != nullptr && last->stacked->stack == key.stacked->stack && last->layer == key.layer;
+    last = &key;  // a layer's experts mostly stand together
+    if (!is_known) layers.demand(key.stacked->stack, key.layer, mapped.catalog.tensors[i].name + " is there");
   }
   demand_announced_layers(layers, mapped, config);
 }

@@ -97,6 +97,7 @@ std::vector<Layout> find_layouts(MappedCatalog const& mapped, ExpertSizes const&
 
 ExpertLayout find_expert_layout(Family const& family, TensorCatalog const& catalog,
                                 std::map<std::string_view, Shape> const& native_shapes) {
+  if (native_shapes.empty()) return ExpertLayout::automatic;
   auto const prefix = find_prefix(family.keys, catalog.tensors);
   for (auto const& tensor : catalog.tensors) {
     if (tensor.name.ends_with(family.keys.scale_suffix)) continue;

@@ -76,6 +76,10 @@ bool is_weight_scale(std::string_view name, std::unordered_set<std::string_view>
 }
 
 void look_at_scales(TensorCatalog const& catalog, std::vector<std::string>& warnings) {
+  auto const ends_as_one = [](CatalogTensor const& tensor) {
+    return tensor.name.ends_with(kScale) || tensor.name.ends_with(kZeroPoint);
+  };
+  if (std::ranges::none_of(catalog.tensors, ends_as_one)) return;
   std::unordered_set<std::string_view> names;
   for (auto const& tensor : catalog.tensors) names.insert(tensor.name);
   std::vector<std::string_view> carried;

@@ -6,7 +6,6 @@ namespace rankslice {
 
 namespace {
 
-constexpr std::string_view kDigits = "0123456789";
 constexpr std::string_view kLayer = "{L}";
 
 // Cuts `[text]` or `{name}` off the front of a pattern and returns what is between the brackets.
@@ -17,10 +16,25 @@ std::string_view take_bracketed(std::string_view& pattern, char closing) {
   return inner;
 }
 
+// These three are asked for every tensor and every rule, and are over after a few characters: plain loops, no calls.
 std::string_view take_digits(std::string_view& key) {
-  auto const digits = key.substr(0, std::min(key.find_first_not_of(kDigits), key.size()));
-  key.remove_prefix(digits.size());
+  std::size_t count = 0;
+  while (count < key.size() && key[count] >= '0' && key[count] <= '9') ++count;
+  auto const digits = key.substr(0, count);
+  key.remove_prefix(count);
   return digits;
+}
+
+std::string_view literal_at_front(std::string_view pattern) {
+  std::size_t count = 0;
+  while (count < pattern.size() && pattern[count] != '[' && pattern[count] != '{') ++count;
+  return pattern.substr(0, count);
+}
+
+std::string_view literal_at_end(std::string_view pattern) {
+  auto begin = pattern.size();
+  while (begin > 0 && pattern[begin - 1] != ']' && pattern[begin - 1] != '}') --begin;
+  return pattern.substr(begin);
 }
 
 bool match_rest(std::string_view pattern, std::string_view key, KeyPlaces& places) {
@@ -33,7 +47,7 @@ bool match_rest(std::string_view pattern, std::string_view key, KeyPlaces& place
       place = take_digits(key);
       if (place.empty()) return false;
     } else {
-      auto const literal = pattern.substr(0, std::min(pattern.find_first_of("[{"), pattern.size()));
+      auto const literal = literal_at_front(pattern);
       if (!key.starts_with(literal)) return false;
       key.remove_prefix(literal.size());
       pattern.remove_prefix(literal.size());
@@ -45,6 +59,7 @@ bool match_rest(std::string_view pattern, std::string_view key, KeyPlaces& place
 }  // namespace
 
 std::optional<KeyPlaces> match_key(std::string_view pattern, std::string_view key) {
+  if (!key.ends_with(literal_at_end(pattern))) return std::nullopt;  // most keys that do not match end otherwise
   KeyPlaces places;
   if (!match_rest(pattern, key, places)) return std::nullopt;
   return places;
