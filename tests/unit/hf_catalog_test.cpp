@@ -58,6 +58,23 @@ class MakeCatalog : public testing::Test {
   std::vector<std::string> warnings_;
 };
 
+TEST_F(MakeCatalog, IsTheSameHoweverManyThreadsParse) {
+  std::vector<HfFile> files;
+  for (int file = 10; file < 50; ++file) {
+    std::vector<std::string> names;  // more than a MiB of JSON for each of four threads
+    for (int i = 0; i < 2000; ++i) names.push_back("layer." + std::to_string(file) + ".tensor." + std::to_string(i));
+    files.push_back(file_with(std::to_string(file) + ".safetensors", names));
+  }
+  auto const layout = layout_of(std::move(files));
+  auto const alone = make(layout);
+  auto const by_four = make_catalog(layout, "dir", warnings_, 4);
+  ASSERT_EQ(by_four.tensors.size(), 80'000U);
+  for (std::size_t i = 0; i < alone.tensors.size(); ++i) {
+    ASSERT_EQ(by_four.tensors[i].name, alone.tensors[i].name);
+    ASSERT_EQ(by_four.tensors[i].extent, alone.tensors[i].extent);
+  }
+}
+
 TEST_F(MakeCatalog, WithoutAFolderFilesHaveNoPathAndAreStillNamed) {
   auto const catalog = make_catalog(layout_of({file_with("s1.safetensors", {"x"})}), "", warnings_);
   EXPECT_EQ(catalog.files[0].name, "s1.safetensors");

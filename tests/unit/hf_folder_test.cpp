@@ -101,6 +101,23 @@ TEST_F(HfFolder, WithoutAnIndexTheNamesTellThatAShardIsMissing) {
   EXPECT_EQ(read().files.size(), 3U);
 }
 
+TEST_F(HfFolder, TheHeadersOfManyFilesAreEachTheirOwnHoweverManyThreadsRead) {
+  for (int i = 100; i < 180; ++i) write_shard("part-" + std::to_string(i) + ".safetensors", std::to_string(i));
+  auto const files = read().files;
+  ASSERT_EQ(files.size(), 80U);
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    auto const number = std::to_string(100 + i);
+    EXPECT_EQ(files[i].name, "part-" + number + ".safetensors");
+    EXPECT_EQ(files[i].header, raw_header(one_tensor(number)));
+  }
+}
+
+TEST_F(HfFolder, OfManyFilesTheFirstBrokenOneIsNamed) {
+  for (int i = 100; i < 180; ++i) write_shard("part-" + std::to_string(i) + ".safetensors", std::to_string(i));
+  for (auto const* broken : {"part-178", "part-131", "part-155"}) write(broken + ".safetensors"s, "short");
+  EXPECT_THAT(format_error([&] { read(); }).what(), HasSubstr("part-131.safetensors"));
+}
+
 // ---- With an index ----
 
 TEST_F(HfFolder, ReadsTheIndexAndTheHeadersOfItsShardsByName) {
