@@ -278,14 +278,17 @@ TEST_F(FillTinyCheckpoint, AfterAnErrorNothingCountsAsRead) {
   auto state = state_of(source, callers);
   fill(state);
   auto const right = state.read;
-  std::stop_source stop;
-  auto const stop_halfway = [&](Progress const& progress) {
-    if (progress.done * 2 > progress.total) stop.request_stop();
-  };
-  EXPECT_THROW(fill(state, {.call = {.progress = stop_halfway, .stop = stop.get_token()}}), Interrupted);
-  EXPECT_EQ(state.read.source.tensors(), 0U);
-  digest_source(state);  // which would keep what there is
-  EXPECT_TRUE(std::ranges::equal(state.read.source.values(), right.source.values()));
+  for (auto const threads : {1, 2, 5}) {
+    std::stop_source stop;
+    auto const stop_later = [&](Progress const& progress) {
+      if (progress.done * 8 > progress.total) stop.request_stop();
+    };
+    EXPECT_THROW(fill(state, {.call = {.threads = threads, .progress = stop_later, .stop = stop.get_token()}}),
+                 Interrupted);
+    EXPECT_EQ(state.read.source.tensors(), 0U);
+    digest_source(state);  // which would keep what there is
+    EXPECT_TRUE(std::ranges::equal(state.read.source.values(), right.source.values()));
+  }
 }
 
 TEST_F(FillTinyCheckpoint, AStopTokenStopsIt) {
