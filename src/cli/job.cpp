@@ -11,10 +11,12 @@
 
 #include "rankslice/store.hpp"
 
+#include "agreed_threads.hpp"
 #include "cli/manifest_output.hpp"
 #include "cli/version.hpp"
 #include "hf_target.hpp"
 #include "io/file.hpp"
+#include "io/processors.hpp"
 
 namespace rankslice::cli {
 
@@ -125,10 +127,20 @@ Job::Job(Options const& job_options, Communicator& job_world, Console& job_conso
   if (!mpi.version.empty()) report["versions"]["mpi"] = mpi.version;
 }
 
+void Job::decide_threads() {
+  if (world.size() > 1 || options.threads > 0) {
+    threads_ = with_threads({.threads = options.threads}, world).threads;
+  } else {
+    threads_ = fair_threads(own_processors(), common_processors(), processes_of_host());
+  }
+  report["choices"]["threads"] = threads_;
+  console.detail(fmt::format("threads  {} on this rank{}", threads_, options.threads > 0 ? ", as asked for" : ""));
+}
+
 CallOptions Job::call() {
   return {
       .reading = options.reading(),
-      .threads = options.threads,
+      .threads = threads_,
       .progress =
           [this](Progress const& progress) {
             if (auto const code = stop_code()) throw Interrupted(*code);
@@ -199,13 +211,9 @@ void Job::expect_free(std::string const& output, StagedOutput::Kind kind, bool o
 }
 
 void Job::report_ranks(RankBytes const& bytes, double seconds_load, Device const* device) {
-  Json mine{{"rank", world.rank()},
-            {"host", world.host(world.rank())},
-            {"bytes_read", bytes.read},
-            {"bytes_wanted", bytes.wanted},
-            {"bytes_owned", bytes.owned},
-            {"seconds_load", seconds_load},
-            {"peak_rss_bytes", peak_rss_bytes()}};
+  Json mine{{"rank", world.rank()},         {"host", world.host(world.rank())},  {"bytes_read", bytes.read},
+            {"bytes_wanted", bytes.wanted}, {"bytes_owned", bytes.owned},        {"threads", threads_},
+            {"seconds_load", seconds_load}, {"peak_rss_bytes", peak_rss_bytes()}};
   if (device != nullptr) {
     mine["device"] = device->name();
     mine["peak_device_bytes"] = device->peak_bytes();

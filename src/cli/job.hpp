@@ -36,6 +36,9 @@ class Job {
   Json report;                            ///< Complete on rank 0 only.
   bool listed = false;                    ///< The command has printed its own data; stdout gets no report beside it.
 
+  /// Decide how many threads each rank works with, and say it. Collective.
+  void decide_threads();
+
   /// Progress, and stopping by SIGINT or SIGTERM, for the library's calls.
   [[nodiscard]] CallOptions call();
   [[nodiscard]] OpenOptions open_options() const;
@@ -92,6 +95,7 @@ class Job {
   void got_on();
   [[nodiscard]] RankTrace own_trace() const;
 
+  int threads_ = 0;  ///< 0: not decided.
   bool report_ready_ = false, metrics_ready_ = false, trace_ready_ = false;
   Timeline timeline_;
   RankClock clock_;

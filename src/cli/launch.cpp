@@ -64,6 +64,16 @@ LaunchEnvironment launch_environment() {
   return env;
 }
 
+int processes_of_host() {
+  auto most = 1;
+  for (auto const* variable :
+       {"LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE"}) {
+    most =
+        std::max(most, number(variable).value_or(1));  // Slurm's may be a list, "4(x2),3", of which this is the first
+  }
+  return most;
+}
+
 void require_one_job(LaunchEnvironment const& env, int world_size, bool mpi) {
   auto const& job = env.largest;
   if (world_size > 1 || job.ranks == 1) return;

@@ -20,6 +20,9 @@ struct LaunchEnvironment {
 };
 [[nodiscard]] LaunchEnvironment launch_environment();
 
+/// How many processes of one job launchers say that they started on this host; 1 when they do not say.
+[[nodiscard]] int processes_of_host();
+
 /// What this program knows of its MPI library; empty without MPI.
 struct MpiFacts {
   std::string version;  ///< "Open MPI v4.1.4"

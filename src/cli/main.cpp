@@ -175,6 +175,11 @@ bool uses_ranks(Options const& options) {
          options.command == "doctor" || (options.command == "load" && !options.rank);
 }
 
+bool moves_bytes(Options const& options) {
+  return options.command == "load" || options.command == "verify" || options.command == "to-hf" ||
+         options.command == "bench";
+}
+
 /// Tell and report an error. One that the ranks agreed on is told by rank 0, any other by the rank that has it.
 void tell(Job& job, Error const& error, bool agreed) {
   if (!agreed || job.world.rank() == 0) {
@@ -201,6 +206,7 @@ int run(Options const& options, Communicator& world, Ranks* ranks, Console& cons
     if (ranks != nullptr) ranks->tell_why_no_nccl(job);
     on_every_rank(world, [&] { check_options(options); });
     require_same_options(options, world);
+    if (moves_bytes(options)) job.decide_threads();
     job.start_trace();
     find_command(options.command)(job);
     job.gather_trace();

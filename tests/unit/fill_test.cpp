@@ -38,7 +38,9 @@ using testing::HasSubstr;
 using Source = std::shared_ptr<Checkpoint const>;
 
 /// Every tensor whole, in memory of our own.
-StateDict load_all(Source const& source) { return load(source, make_mesh(1), MeshCoordinate{}); }
+StateDict load_all(Source const& source) {
+  return load(source, make_mesh(1), MeshCoordinate{}, {.call = {.threads = 1}});
+}
 
 StateDict state_of(Source const& source, CallersTensors const& callers) {
   return make_state_dict(source, callers.tensors(), make_mesh(1), MeshCoordinate{});
@@ -118,7 +120,8 @@ TEST_P(Fill, EveryPartGetsItsBytesOfTheWholeAndNoOtherMemoryIsTouched) {
     auto const callers = random_parts(random);
     auto state = state_of(source_, callers);
     Progress last;
-    fill(state, {.call = {.progress = [&](Progress const& progress) { last = progress; }}});
+    fill(state,
+         {.call = {.threads = 1 << (round % 5), .progress = [&](Progress const& progress) { last = progress; }}});
     expect_parts_of(whole_, state, callers);
     EXPECT_GT(last.total, 0U);
     EXPECT_EQ(last.done, last.total);
@@ -142,7 +145,7 @@ TEST_P(Fill, EachElementIsDigestedByTheOneRankThatHoldsIt) {
       return rank < tiling.size() ? std::optional(tiling[rank]) : std::nullopt;
     });
     auto state = state_of(source_, callers);
-    fill(state);
+    fill(state, {.call = {.threads = 1 + static_cast<int>(rank)}});
     expect_parts_of(whole_, state, callers);
     add(sum.source, state.read.source);
     add(sum.stored, state.read.stored);
