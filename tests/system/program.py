@@ -50,6 +50,7 @@ class OnRank:
             "ON_RANK_UNDER": self.under,
             "ON_RANK_CODES": "1" if self.codes else "",
             "ON_RANK_1_SETS": self.rank_1_sets,
+            "RANKSLICE_THREADS": "1",  # calls are counted, and come in one order
         }
 
     def pid(self, rank, timeout=60):

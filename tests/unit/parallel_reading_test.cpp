@@ -12,7 +12,6 @@
 #include "rankslice/error.hpp"
 #include "rankslice/load.hpp"
 
-#include "plan/read_plan.hpp"
 #include "support/faulty_reader.hpp"
 #include "support/naive_digest.hpp"
 #include "support/raw_checkpoint.hpp"
@@ -86,6 +85,16 @@ class NotingReader final : public FileReader {
   Note note_;
 };
 
+/// How often each byte of a small file is among some ranges.
+std::vector<int> times_read(std::vector<Range> const& ranges) {
+  std::vector<int> times;
+  for (auto const& range : ranges) {
+    if (times.size() < range.end) times.resize(range.end);
+    for (auto byte = range.begin; byte < range.end; ++byte) ++times[byte];
+  }
+  return times;
+}
+
 TEST_P(ParallelReading, ReadsEveryByteOnceAndTellsOfIt) {
   std::mutex mutex;
   std::map<std::string, std::vector<Range>> read;
@@ -106,12 +115,8 @@ TEST_P(ParallelReading, ReadsEveryByteOnceAndTellsOfIt) {
     wanted[source_->storage.files[piece.extent.file].path].push_back(piece.extent.bytes);
   }
   std::uint64_t all = 0;
-  for (auto& [path, ranges] : wanted) {
-    std::uint64_t bytes = 0;
-    for (auto const& range : read[path]) bytes += range.size();
-    EXPECT_EQ(merge(read[path]), merge(ranges)) << path;
-    for (auto const& range : merge(ranges)) bytes -= range.size();
-    EXPECT_EQ(bytes, 0U) << path << ": bytes that were read twice";
+  for (auto const& [path, ranges] : wanted) {
+    EXPECT_EQ(times_read(read[path]), times_read(ranges)) << path;
     for (auto const& range : ranges) all += range.size();
   }
   EXPECT_EQ(done, all);
