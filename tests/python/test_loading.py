@@ -175,6 +175,24 @@ def huge_kib_of(state):
     return found
 
 
+@pytest.mark.parametrize("cache", ["keep", "drop"])
+def test_tensors_are_the_same_however_files_are_read(tiny, cache):
+    expected = rankslice.load(tiny, rank=1, world_size=2)
+    for io in ("pread", "direct"):
+        found = rankslice.load(tiny, rank=1, world_size=2, io=io, cache=cache)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        into = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
+        rankslice.load_into(into, tiny, rank=1, world_size=2, io=io, cache=cache)
+        assert all(torch.equal(into[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_way_of_reading_that_there_is_not_is_refused(tiny):
+    with pytest.raises(rankslice.errors.UsageError, match="io: there is no mmap"):
+        rankslice.load(tiny, rank=0, world_size=1, io="mmap")
+    with pytest.raises(rankslice.errors.UsageError, match="cache: there is no forget"):
+        rankslice.load(tiny, rank=0, world_size=1, cache="forget")
+
+
 def test_tensors_stand_on_huge_pages_or_small_ones_as_asked_for(tiny):
     with open("/sys/kernel/mm/transparent_hugepage/enabled") as enabled:
         if "[never]" in enabled.read():

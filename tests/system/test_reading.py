@@ -58,7 +58,9 @@ def test_the_same_bytes_arrive_whichever_way(way, cache, ranks, stored, tmp_path
     if way == "io_uring":
         uring_or_skip()
     cool(stored)
-    result = run_ok("load", stored, "--io", way, "--cache", cache, "--save-shards", tmp_path / "s", "--json", ranks=ranks)
+    result = run_ok(
+        "load", stored, "--io", way, "--cache", cache, "--save-shards", tmp_path / "s", "--json", ranks=ranks
+    )
     assert result.json["choices"]["io"] == way
     run_ok("to-hf", tmp_path / "s", tmp_path / "out")
     assert not checkpoints.folder_differences(stored, tmp_path / "out")

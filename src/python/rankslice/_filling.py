@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from rankslice._names import Names
 
 Dense = Literal["auto", "each-rank", "once"]
+Io = Literal["auto", "pread", "io_uring", "direct"]
+Cache = Literal["keep", "drop"]
 """Who reads the tensors that every rank has whole."""
 
 Target = Union[nn.Module, MutableMapping[str, torch.Tensor]]
@@ -70,6 +72,8 @@ def load_into(
     strict: bool = True,
     verify: Level = "full",
     dense: Dense = "auto",
+    io: Io = "auto",
+    cache: Cache = "keep",
     progress: _progress.Progress = None,
 ) -> Filled:
     """Fills the parameters and buffers of a module, or the tensors of a state dict, where they are.
@@ -103,6 +107,7 @@ def load_into(
             checkpoint recorded of what it has whole; where values are turned or converted by torch, of the host memory
             that they go through. ``reread`` also reads it all again; ``coverage`` and ``off`` prove nothing.
         dense: as for ``load``; of tensors that every rank has whole, and that are filled directly.
+        io, cache: as for ``load``.
         progress: as for ``load``.
 
     Raises:
@@ -127,7 +132,7 @@ def load_into(
         world, lambda: Filling(checkpoint, place, _wrappers.without_wrappers(tensors), names, strict, device)
     )
     with _progress.reporting(progress, world, place.rank == 0) as report:
-        filling.fill(world, verify, dense, report)
+        filling.fill(world, verify, dense, (io, cache), report)
 
     def give() -> Filled:
         made_real = filling.made_real
@@ -266,6 +271,7 @@ class Filling:
         world: _native.Communicator | None,
         verify: Level,
         dense: Dense,
+        reading: tuple[Io, Cache],
         report: _progress.Report | None,
         prove: bool = True,
     ) -> None:
@@ -273,32 +279,37 @@ class Filling:
         state = _steps.agreed(world, lambda: self._state(self._direct))
         self.bytes_owned = state.bytes_owned
         more = _followed_by(report, sum(box.bytes for box in self._boxes))
-        self.bytes_read, received = _native.fill(state, world, verify, dense, more)
+        self.bytes_read, received = _native.fill(state, world, verify, dense, *reading, more)
         self.digests = state.read
         if prove:
             _steps.agreed(world, lambda: self._prove(state, verify))
-        _steps.agreed(world, lambda: self._fill_boxes(world, verify, received, report))
+        _steps.agreed(world, lambda: self._fill_boxes(world, verify, reading, received, report))
 
     @torch.no_grad()
     def _fill_boxes(
-        self, world: _native.Communicator | None, verify: Level, received: int, report: _progress.Report | None
+        self,
+        world: _native.Communicator | None,
+        verify: Level,
+        reading: tuple[Io, Cache],
+        received: int,
+        report: _progress.Report | None,
     ) -> None:
         done = self.bytes_read + received
         total = done + sum(box.bytes for box in self._boxes)
         for box in self._boxes:
-            self._fill_box(box, verify)
+            self._fill_box(box, verify, reading)
             done += box.bytes
             if report is not None:
                 report("load", done, total)
             if world is not None:
                 _native.still_alive(world)
 
-    def _fill_box(self, box: _Box, verify: Level) -> None:
+    def _fill_box(self, box: _Box, verify: Level, reading: tuple[Io, Cache]) -> None:
         read = box.native.read_for(box.piece)
         values = _tensors.empty(box.native.dtype, read.shape, torch.device("cpu"))
         local = _tensors.over(box.native, read.offsets, read.shape, values, self._devices)
         state = self._state({box.native.fqn: local})
-        self.bytes_read += _native.fill(state, None, verify, "each-rank", None)[0]
+        self.bytes_read += _native.fill(state, None, verify, "each-rank", *reading, None)[0]
         self._prove(state, verify)
         self.digests.add(state.read)
         found = _cut(values, read, box.piece)

@@ -8,7 +8,7 @@ import torch
 
 from rankslice import _mesh, _names, _native, _progress, _steps, _tensors
 from rankslice._checkpoint import Source, opened
-from rankslice._filling import Dense, Filling, require_dense, require_real
+from rankslice._filling import Cache, Dense, Filling, Io, require_dense, require_real
 from rankslice._state import Native, StateDict, adopt, natives, parts_of
 from rankslice._verifying import Level, raise_if_bad, require_level
 from rankslice.errors import PlanError
@@ -38,6 +38,8 @@ def load(
     exclude: str | None = None,
     verify: Level = "full",
     dense: Dense = "auto",
+    io: Io = "auto",
+    cache: Cache = "keep",
     hugepages: _tensors.HugePages = "auto",
     progress: _progress.Progress = None,
 ) -> StateDict:
@@ -70,6 +72,9 @@ def load(
             all it needs, or the ranks each byte ``once``, a share each, which they pass on; ``auto``: once where the
             ranks are on several hosts. A tensor misread by the one that reads it is the same on all then: only what the
             checkpoint recorded, or ``verify="reread"``, finds that.
+        io: how files are read: ``pread``, ``io_uring`` or ``direct``, past the page cache; ``auto``: what the page
+            cache has from there, and the rest past it, if it is on a local disk.
+        cache: ``drop`` lets the page cache forget what it did not have before.
         hugepages: ``on`` for tensors on huge pages of host memory or UsageError, ``off`` for small pages, ``auto`` for
             huge ones where the system gives them.
         progress: True for a bar, or a function (phase, bytes done, bytes in all).
@@ -95,7 +100,7 @@ def load(
 
     tensors, filling = _steps.agreed(world, prepare)
     with _progress.reporting(progress, world, place.rank == 0) as report:
-        filling.fill(world, verify, dense, report, prove=False)
+        filling.fill(world, verify, dense, (io, cache), report, prove=False)
         state = _steps.agreed(world, lambda: adopt(tensors, checkpoint, place))
         state.read = filling.digests
         if hugepages == "on":
