@@ -33,7 +33,7 @@ readonly build_packages=(
   libgtest-dev libgmock-dev)
 # What the program is linked with, and ssh, by which mpirun starts the ranks of other hosts.
 readonly runtime_packages=(libfmt9 libhdf5-103-1 libhwy1 libpcre2-8-0 libsimdjson14 libssl3 liburing2 openmpi-bin openssh-client)
-readonly test_packages=(python3-dev strace hdf5-tools)
+readonly test_packages=(python3-dev strace hdf5-tools libbenchmark-dev valgrind)
 readonly slurm_packages=(slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge)
 # Beside Open MPI, whose programs keep the plain names: Debian ranks them higher.
 readonly mpich_packages=(mpich libmpich-dev)
