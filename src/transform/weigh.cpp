@@ -88,6 +88,18 @@ HWY_INLINE hn::Vec<WideSums> widened(hn::Vec<Sums> sums) {
   return hn::Add(hn::PromoteTo(wide, hn::LowerHalf(half, sums)), hn::PromoteTo(wide, hn::UpperHalf(half, sums)));
 }
 
+// Lanes may overflow, which Highway's own sum would do as signed numbers.
+using UnsignedSums = hn::Repartition<std::uint64_t, Signed>;
+
+HWY_INLINE std::uint64_t sum_of_lanes(hn::Vec<UnsignedSums> sums) {
+  UnsignedSums const d;
+  HWY_ALIGN std::uint64_t lanes[HWY_MAX_BYTES / sizeof(std::uint64_t)];
+  hn::Store(sums, d, lanes);
+  std::uint64_t sum = 0;
+  for (std::size_t i = 0; i < hn::Lanes(d); ++i) sum += lanes[i];
+  return sum;
+}
+
 template <typename Word>
 HWY_ATTR std::uint64_t weigh_line(std::byte const* bytes, FactorRun const& factors, std::size_t count,
                                   std::uint64_t sum_of_factors) {
@@ -113,7 +125,7 @@ HWY_ATTR std::uint64_t weigh_line(std::byte const* bytes, FactorRun const& facto
         hn::Add(hn::ShiftLeft<11>(widened(hn::Add(high, high_odd))), widened(hn::Add(middle, middle_odd)));
     total = hn::Add(total, hn::Add(hn::ShiftLeft<11>(upper), widened(hn::Add(low, low_odd))));
   }
-  auto const sum = static_cast<std::uint64_t>(hn::GetLane(hn::SumOfLanes(d64, total)));
+  auto const sum = sum_of_lanes(hn::BitCast(UnsignedSums(), total));
   auto const rest =
       weigh_one_by_one<Word>(bytes + whole * sizeof(Word), sizeof(Word), factors.whole + whole, count - whole);
   if constexpr (sizeof(Word) == 1) return sum + rest;
@@ -137,7 +149,7 @@ HWY_ATTR std::uint64_t weigh_line<std::uint32_t>(std::byte const* bytes, FactorR
     even = hn::Add(even, hn::MulEven(w, f));
     odd = hn::Add(odd, hn::MulEven(upper(w), upper(f)));
   }
-  auto const sum = hn::GetLane(hn::SumOfLanes(d64, hn::Add(even, odd)));
+  auto const sum = sum_of_lanes(hn::Add(even, odd));
   return sum + weigh_one_by_one<std::uint32_t>(bytes + 4 * whole, 4, factors.whole + whole, count - whole);
 }
 
