@@ -4,9 +4,12 @@
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
+#include <tuple>
 
 #include "rankslice/load.hpp"
 
+#include "agreed_threads.hpp"
+#include "cli/bench_compare.hpp"
 #include "cli/bench_report.hpp"
 #include "cli/bench_scratch.hpp"
 #include "cli/bench_steps.hpp"
@@ -35,6 +38,10 @@ std::vector<BenchStep> selected_steps(Options const& options, int ranks) {
     auto const usual = options.steps.empty() && possible && !step.is_cold;
     if (asked || usual || (options.cold && step.is_cold)) steps.push_back(step);
   }
+  if (options.compare.empty()) return steps;
+  if (options.steps.empty()) steps.clear();
+  steps.push_back({.name = "compare", .uses_held = true, .make = compare_step});
+  if (options.cold) steps.push_back({.name = "compare cold", .is_cold = true, .make = compare_cold_step});
   return steps;
 }
 
@@ -78,6 +85,24 @@ std::vector<Extent> owned_extents(Checkpoint const& checkpoint, LoadPlan const& 
   return extents;
 }
 
+/// What makes the same figures again, where the same things are.
+std::string command_line(Job const& job) {
+  auto const& options = job.options;
+  auto line = fmt::format("mpirun -n {} rankslice bench", job.world.size());
+  line += options.input.empty() ? " --preset " + (options.preset.empty() ? "small" : options.preset)
+                                : " " + fs::path(options.input).lexically_normal().filename().string();
+  if (options.cold) line += " --cold";
+  for (auto const& [flag, value, usual] : {std::tuple("--ep", options.ep, 0),
+                                           {"--ep-shard", options.ep_shard, 1},
+                                           {"--repeats", options.repeats, 5},
+                                           {"--threads", options.threads, 0}}) {
+    if (value != usual) line += fmt::format(" {} {}", flag, value);
+  }
+  if (options.io != "auto") line += " --io " + options.io;
+  return line + fmt::format(" --compare {} --chart {}", fs::path(options.compare).filename().string(),
+                            fs::path(options.chart).filename().string());
+}
+
 /// One `bench`: the checkpoint that it measures and the folder that it fills and removes. Every function is collective.
 class Bench {
  public:
@@ -90,21 +115,22 @@ class Bench {
                           .threads = job.options.threads,
                           .progress = [](Progress const&) { stop_when_asked(); }},
                  .huge_pages = job.options.huge_pages(),
-                 .threads = std::max(1, job.options.threads),
                  .alive =
                      [&world = job.world] {
                        world.progress();
                        stop_when_asked();
                      },
-                 .plain_mpi = job.plain_mpi} {}
+                 .plain_mpi = job.plain_mpi,
+                 .comparison = {.python = job.options.compare}} {}
 
   void run() {
     auto const& input = job_.options.input;
     if (!input.empty()) open(input);
-    if (input.empty() || writes_) take_scratch();
+    if (input.empty() || writes_ || compares()) take_scratch();
     if (job_.options.dry_run) return say_what_would_be_done();
     if (input.empty()) open(synthesize_checkpoint());
     prepare();
+    if (compares()) prepare_comparison();
     for (auto const& step : steps_) measure_step(step);
     tell();
   }
@@ -120,6 +146,8 @@ class Bench {
   [[nodiscard]] std::string synthesize_checkpoint();
   void prepare();
   void prepare_cold();
+  [[nodiscard]] bool compares() const { return !job_.options.compare.empty(); }
+  void prepare_comparison();
   void hold();
   void measure_step(BenchStep const& known);
   void describe();
@@ -207,12 +235,13 @@ std::string Bench::synthesize_checkpoint() {
 void Bench::prepare() {
   auto& subject = subject_;
   auto const& checkpoint = *subject.checkpoint;
+  subject.call = with_threads(subject.call, job_.world);
   on_every_rank(job_.world, [&] {
     subject.mesh = make_mesh(job_.world.size(), job_.options.ep, job_.options.ep_shard);
     auto const plan = make_load_plan(checkpoint.model, checkpoint.storage.form, subject.mesh,
                                      subject.mesh.coordinate(job_.world.rank()));
     subject.extents = owned_extents(checkpoint, plan);
-    subject.plain = std::make_shared<PlainReader const>(checkpoint.storage, subject.extents, subject.threads);
+    subject.plain = std::make_shared<PlainReader const>(checkpoint.storage, subject.extents, subject.call.threads);
     subject.plain->warm_page_cache(subject.alive);
     subject.owned_bytes = plan.bytes_owned;
   });
@@ -225,7 +254,7 @@ void Bench::prepare_cold() {
   on_every_rank(job_.world, [&] {
     try {
       subject.direct = std::make_shared<PlainReader const>(subject.checkpoint->storage, subject.extents,
-                                                           subject.threads, PlainReader::Way::direct);
+                                                           subject.call.threads, PlainReader::Way::direct);
     } catch (IoError const& refused) {
       job_.console.detail(refused.what());
     }
@@ -234,6 +263,14 @@ void Bench::prepare_cold() {
   job_.world.all_reduce(can, Reduce::min);
   if (can[0] == 0) subject.direct.reset();
   subject.has_uring = can[1] != 0;
+}
+
+void Bench::prepare_comparison() {
+  subject_.comparison.open = [this] {
+    return open_checkpoint(subject_.checkpoint->path, job_.world, job_.open_options());
+  };
+  on_every_rank(job_.world, [&] { require_comparable(*subject_.checkpoint); });
+  find_other_loaders(subject_, job_.console);
 }
 
 /// Load what the steps after `load` work on.
@@ -282,7 +319,9 @@ void Bench::tell() {
   job_.report["versions"] = std::move(versions);
   job_.report["seconds"] = Json::object();
   on_every_rank(job_.world, [&] {
-    if (job_.world.rank() == 0 && !job_.options.json) print_data(to_text(report_));
+    if (job_.world.rank() != 0) return;
+    if (!job_.options.json) print_data(to_text(report_));
+    if (!job_.options.chart.empty()) write_whole(job_.options.chart, to_chart(report_, command_line(job_)));
   });
 }
 

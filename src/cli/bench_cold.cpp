@@ -4,21 +4,17 @@
 
 namespace rankslice::cli {
 
-namespace {
-
-/// Every run begins with files that the page cache has forgotten. What it has kept all the same is looked at.
 void make_cold(BenchSubject const& subject, Step& step) {
   auto const left = std::make_shared<std::uint64_t>(0);
   for (auto& run : step.runs) {
-    run.prepare = [left, plain = subject.plain] {
+    run.prepare = [left, plain = subject.plain, before = std::move(run.prepare)] {
+      if (before) before();
       plain->drop_page_cache();
       *left = std::max(*left, plain->bytes_in_page_cache());
     };
   }
   step.left_in_cache = [left] { return *left; };
 }
-
-}  // namespace
 
 Step cold_step(BenchSubject& subject) {
   Step step{.name = "cold", .runs = {}, .comparisons = {}};

@@ -36,16 +36,26 @@ bool reset_peak() {
 /// Looks at the resident memory around the work of one run.
 class MemoryWatch {
  public:
-  explicit MemoryWatch(Run const& run) : possible_(run.keeps_memory) { seen_.kept = run.bytes_kept; }
+  explicit MemoryWatch(Run const& run) : elsewhere_(run.memory_elsewhere), possible_(run.keeps_memory) {
+    seen_.kept = run.bytes_kept;
+  }
 
   void before_work() {
-    if (!possible_) return;
+    if (!possible_ || elsewhere_) return;
     ::malloc_trim(0);  // what an earlier run has freed is not this one's
     possible_ = reset_peak();
     seen_.before = std::max(seen_.before, status_bytes("VmRSS"));
   }
   void after_work() {
-    if (possible_) seen_.peak = std::max(seen_.peak, status_bytes("VmHWM"));
+    if (!possible_) return;
+    if (!elsewhere_) {
+      seen_.peak = std::max(seen_.peak, status_bytes("VmHWM"));
+    } else if (auto const told = elsewhere_()) {
+      seen_ = {
+          .kept = told->kept, .before = std::max(seen_.before, told->before), .peak = std::max(seen_.peak, told->peak)};
+    } else {
+      possible_ = false;
+    }
   }
   /// By rank, on rank 0. Collective.
   [[nodiscard]] std::optional<std::vector<ResidentMemory>> of_all(Communicator& world) const {
@@ -60,6 +70,7 @@ class MemoryWatch {
   }
 
  private:
+  std::function<std::optional<ResidentMemory>()> elsewhere_;
   bool possible_;
   ResidentMemory seen_;
 };

@@ -17,6 +17,13 @@ struct Count {
   char const* of = "";
 };
 
+/// Resident memory of one rank around a run, the largest of all repeats.
+struct ResidentMemory {
+  std::uint64_t kept = 0;    ///< What the run leaves behind on purpose.
+  std::uint64_t before = 0;  ///< What was resident when it started.
+  std::uint64_t peak = 0;
+};
+
 /// One thing that is timed, on this rank. The clock runs during `work` only.
 struct Run {
   std::string name;
@@ -29,6 +36,8 @@ struct Run {
   std::function<void()> work;
   std::function<void()> prepare{};  ///< Local.
   std::function<void()> clean{};    ///< Local. Not called when `work` fails.
+  /// Of a run that keeps memory in another process: what that says, if it can.
+  std::function<std::optional<ResidentMemory>()> memory_elsewhere{};
 };
 
 /// Which run of a step is held against which.
@@ -43,13 +52,6 @@ struct Step {
   std::vector<Comparison> comparisons;
   /// Of cold runs: the most bytes of this rank that were in the page cache all the same when one began.
   std::function<std::uint64_t()> left_in_cache{};
-};
-
-/// Resident memory of one rank around a run, the largest of all repeats.
-struct ResidentMemory {
-  std::uint64_t kept = 0;    ///< What the run leaves behind on purpose.
-  std::uint64_t before = 0;  ///< What was resident when it started.
-  std::uint64_t peak = 0;
 };
 
 struct RunResult {

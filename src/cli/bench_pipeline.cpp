@@ -151,7 +151,7 @@ Step verify_step(BenchSubject& subject) {
                     .meaning = "the same memory read once and added up",
                     .bytes = bytes,
                     .work = [blocks = blocks_of(subject.held),
-                             &subject] { read_memory(blocks, subject.threads, subject.alive); }}},
+                             &subject] { read_memory(blocks, subject.call.threads, subject.alive); }}},
           .comparisons = {{0, 1}}};
 }
 

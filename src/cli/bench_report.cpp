@@ -10,6 +10,7 @@
 #include <set>
 #include <span>
 
+#include "cli/chart.hpp"
 #include "facts/words.hpp"
 
 namespace rankslice::cli {
@@ -112,7 +113,7 @@ std::string format_name(CheckpointFormat format) {
 
 std::string text_of(Json const& value) { return value.is_string() ? value.get<std::string>() : "unknown"; }
 
-constexpr auto kLine = "{:<11} {:<28} {:>12} {:>10} {:>10} {:>9}{}\n";
+constexpr auto kLine = "{:<12} {:<28} {:>12} {:>10} {:>10} {:>9}{}\n";
 constexpr auto kRatios = " {:>8} {:>8}";
 
 std::string line(std::string const& step, RunResult const& run, std::string const& name, std::string const& ratios) {
@@ -142,7 +143,7 @@ std::string step_lines(StepResult const& step) {
 std::string meanings(StepResult const& step) {
   std::string text;
   for (auto const& run : step.runs) {
-    text += fmt::format("{:<11} {:<28} {}\n", text.empty() ? step.name : "", run.name, run.meaning);
+    text += fmt::format("{:<12} {:<28} {}\n", text.empty() ? step.name : "", run.name, run.meaning);
   }
   return text;
 }
@@ -189,6 +190,14 @@ std::string heading(BenchReport const& report) {
   return text + "\n";
 }
 
+BarGroup bars_of(StepResult const& step) {
+  BarGroup group{.title = step.name == "compare" ? "in the page cache" : "not in the page cache", .bars = {}};
+  for (auto const& run : step.runs) {
+    group.bars.push_back({.name = run.name, .seconds = run.min(), .ours = run.name.starts_with("rankslice")});
+  }
+  return group;
+}
+
 }  // namespace
 
 Json describe_ranks(Communicator& world) {
@@ -224,6 +233,25 @@ Json to_json(BenchReport const& report) {
           {"scratch", {{"path", or_null(report.scratch)}, {"file_system", or_null(report.scratch_file_system)}}},
           {"rank", report.ranks},
           {"steps", steps}};
+}
+
+std::string to_chart(BenchReport const& report, std::string const& command) {
+  std::vector<BarGroup> groups;
+  std::uint64_t bytes = 0;
+  for (auto const& step : report.steps) {
+    if (!step.name.starts_with("compare")) continue;
+    groups.push_back(bars_of(step));
+    bytes = step.runs.front().bytes;
+  }
+  auto const& first = report.ranks.front();
+  return svg_chart(
+      fmt::format("Loading {} of a {} checkpoint of {}", human_bytes(bytes), report.family, human_bytes(report.bytes)),
+      groups,
+      {fmt::format("{}, native layout ready; minimum of {}, the slowest rank's", counted(report.ranks.size(), "rank"),
+                   counted(static_cast<std::uint64_t>(report.repeats), "repeat")),
+       fmt::format("{}, {} of {} a rank, {}", text_of(first["cpu"]), first["usable_cores"].get<int>(),
+                   counted(first["cores"].get<std::uint64_t>(), "core"), text_of(or_null(report.file_system))),
+       command});
 }
 
 std::string to_text(BenchReport const& report) {

@@ -32,6 +32,9 @@ struct BenchReport {
 /// The document `rankslice.bench/1`, less how the run ended.
 [[nodiscard]] Json to_json(BenchReport const& report);
 
+/// The steps that compare with other libraries as a chart (`svg_chart`), whose caption is the machine and `command`.
+[[nodiscard]] std::string to_chart(BenchReport const& report, std::string const& command);
+
 /// The table for people, and what its lines mean.
 [[nodiscard]] std::string to_text(BenchReport const& report);
 

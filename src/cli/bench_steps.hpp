@@ -1,9 +1,11 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "rankslice/checkpoint.hpp"
 #include "rankslice/communicator.hpp"
@@ -18,14 +20,26 @@
 
 namespace rankslice::cli {
 
+/// Another library that loads checkpoints, as compare.py calls it.
+struct OtherLoader {
+  std::string way, version;
+};
+
+/// What `--compare` needs.
+struct LoaderComparison {
+  std::string python;
+  std::function<std::shared_ptr<Checkpoint const>()> open{};  ///< Collective.
+  std::vector<OtherLoader> loaders{};
+};
+
 /// What is measured, and where.
 struct BenchSubject {
   Communicator& world;
-  CallOptions call;
+  CallOptions call;  ///< Its threads are those of the limits, too.
   HugePages huge_pages = HugePages::automatic;
-  int threads = 1;  ///< Of the limits, as many as `call` has.
   Alive alive;
   PlainCollectives* plain_mpi = nullptr;  ///< Null without MPI.
+  LoaderComparison comparison{};
   std::shared_ptr<Checkpoint const> checkpoint{};
   Mesh mesh{};
   std::vector<Extent> extents{};                ///< That this rank owns.
@@ -53,6 +67,9 @@ struct BenchStep {
                            bool verifies = false);
 [[nodiscard]] Run read_run(BenchSubject& subject, std::shared_ptr<PlainReader const> plain, std::string name,
                            std::string meaning, Buffer (*allocate)(std::uint64_t));
+
+/// Every run begins with files that the page cache has forgotten. What it has kept all the same is looked at.
+void make_cold(BenchSubject const& subject, Step& step);
 
 /// By the order in which they run.
 [[nodiscard]] std::span<BenchStep const> bench_steps();

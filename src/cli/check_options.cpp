@@ -46,6 +46,9 @@ void check_options(Options const& o) {
     throw UsageError(
         "--verify coverage needs all ranks: it asks who holds what; one rank alone has off, full and reread");
   }
+  if (!o.chart.empty() && o.compare.empty()) {
+    throw UsageError(fmt::format("--chart {}: draws what --compare finds, and there is none", o.chart));
+  }
   if (o.command == "bench" && !o.input.empty() && !o.preset.empty()) {
     throw UsageError(fmt::format("--preset {}: is for a synthetic checkpoint, and {} is given", o.preset, o.input));
   }

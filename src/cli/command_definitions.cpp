@@ -180,6 +180,11 @@ void add_bench(CLI::App& app, Options& o) {
       ->check(CLI::IsMember(steps));
   flag(sub, "--cold", o.cold,
        "Also the steps that let the page cache forget the checkpoint's files before each run, whoever else wants them");
+  option(sub, "--compare", o.compare,
+         "Load the same also with the libraries of this Python: safetensors, torch's distributed checkpoints and NeMo "
+         "Automodel's reader; without --steps nothing else is measured")
+      ->type_name("PYTHON");
+  option(sub, "--chart", o.chart, "Draw what --compare finds into this file, as SVG")->type_name("FILE");
   add_mesh_options(sub, o);
   add_model_options(sub, o);
   add_rank_options(sub, o);

@@ -109,6 +109,9 @@ class Job {
 /// Whether two paths lead to one file, or would, links followed.
 [[nodiscard]] bool same_place(std::string const& a, std::string const& b);
 
+/// Write a file so that whoever reads it sees the old text or the new one. @throws IoError
+void write_whole(std::string const& path, std::string const& text);
+
 /// Catch SIGINT and SIGTERM from now on: calls stop at their next block and clean up.
 void catch_signals();
 /// As many open files as the system lets this user have: a folder of shards has one for each rank.

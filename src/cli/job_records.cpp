@@ -17,7 +17,8 @@ double unix_seconds(std::chrono::system_clock::time_point time) {
   return std::round(std::chrono::duration<double, std::milli>(time.time_since_epoch()).count()) / 1e3;
 }
 
-/// So that whoever reads it sees the old text or the new one.
+}  // namespace
+
 void write_whole(std::string const& path, std::string const& text) {
   StagedOutput output(path, StagedOutput::Kind::file, true);
   auto writer = FileWriter::create(output.path());
@@ -26,10 +27,8 @@ void write_whole(std::string const& path, std::string const& text) {
   output.publish();
 }
 
-}  // namespace
-
 void Job::prepare_records() {
-  for (auto const* path : {&options.report, &options.metrics_file, &options.trace}) {
+  for (auto const* path : {&options.report, &options.metrics_file, &options.trace, &options.chart}) {
     expect_free(*path, StagedOutput::Kind::file, true);
   }
   report_ready_ = !options.report.empty();

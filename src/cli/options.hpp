@@ -66,6 +66,7 @@ struct Options {
   std::string scratch;
   int repeats = 5;
   bool cold = false;
+  std::string compare, chart;
   std::vector<std::string> steps;  ///< Empty: all
 
   std::vector<std::string> paths;  ///< For `doctor` to look at.

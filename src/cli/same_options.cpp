@@ -39,7 +39,8 @@ std::string describe(Options const& o) {
                                                                               {"--gdn-dtype", o.gdn_dtype},
                                                                               {"--resume", o.resume},
                                                                               {"--preset", o.preset},
-                                                                              {"--scratch", o.scratch}}) {
+                                                                              {"--scratch", o.scratch},
+                                                                              {"--compare", o.compare}}) {
     say(name, text.empty() ? "not given" : text);
   }
   for (auto const& [name, flag] :
@@ -47,6 +48,7 @@ std::string describe(Options const& o) {
                                                                 {"--gather", o.gather},
                                                                 {"--dry-run", o.dry_run},
                                                                 {"--overwrite", o.overwrite},
+                                                                {"--cold", o.cold},
                                                                 {"--trace", !o.trace.empty()}}) {
     say(name, flag);
   }

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <sys/types.h>
+
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "io/file.hpp"
+
+namespace rankslice::cli {
+
+/// A program that we started, talk to in lines, and end. Local.
+class PythonProcess {
+ public:
+  /// `errors`: the file that gets what it writes to stderr. @throws IoError `input_missing` when it cannot be started
+  PythonProcess(std::string const& python, std::vector<std::string> arguments, std::string errors);
+  /// Ends it, if it has not ended.
+  ~PythonProcess();
+  PythonProcess(PythonProcess const&) = delete;
+  PythonProcess& operator=(PythonProcess const&) = delete;
+
+  void tell(std::string_view line);
+  /// The next line that it prints; `alive` is called while it is waited for, and may throw.
+  /// @throws IoError with the last line of its errors when there is none
+  [[nodiscard]] std::string line(std::function<void()> const& alive);
+
+ private:
+  [[nodiscard]] std::string last_error() const;
+
+  std::string python_, errors_, unread_;
+  UniqueFd talk_;
+  ::pid_t pid_ = -1;
+};
+
+}  // namespace rankslice::cli
