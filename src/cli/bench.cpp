@@ -41,7 +41,7 @@ std::vector<BenchStep> selected_steps(Options const& options, int ranks) {
   if (options.compare.empty()) return steps;
   if (options.steps.empty()) steps.clear();
   steps.push_back({.name = "compare", .uses_held = true, .make = compare_step});
-  if (options.cold) steps.push_back({.name = "compare cold", .is_cold = true, .make = compare_cold_step});
+  if (options.cold) steps.push_back({.name = "compare-cold", .is_cold = true, .make = compare_cold_step});
   return steps;
 }
 
@@ -145,7 +145,7 @@ class Bench {
   void make_scratch(std::string const& place);
   [[nodiscard]] std::string synthesize_checkpoint();
   void prepare();
-  void prepare_cold();
+  void find_backends();
   [[nodiscard]] bool compares() const { return !job_.options.compare.empty(); }
   void prepare_comparison();
   void hold();
@@ -245,11 +245,11 @@ void Bench::prepare() {
     subject.plain->warm_page_cache(subject.alive);
     subject.owned_bytes = plan.bytes_owned;
   });
-  if (std::ranges::any_of(steps_, &BenchStep::is_cold)) prepare_cold();
+  find_backends();
 }
 
 /// What only some of the ranks can do is measured on none.
-void Bench::prepare_cold() {
+void Bench::find_backends() {
   auto& subject = subject_;
   on_every_rank(job_.world, [&] {
     try {
@@ -259,7 +259,7 @@ void Bench::prepare_cold() {
       job_.console.detail(refused.what());
     }
   });
-  std::vector<std::uint64_t> can{subject.direct != nullptr ? 1U : 0U, 1U};
+  std::vector<std::uint64_t> can{subject.direct != nullptr ? 1U : 0U, why_no_uring_engine().empty() ? 1U : 0U};
   job_.world.all_reduce(can, Reduce::min);
   if (can[0] == 0) subject.direct.reset();
   subject.has_uring = can[1] != 0;

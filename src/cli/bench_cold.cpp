@@ -4,6 +4,16 @@
 
 namespace rankslice::cli {
 
+namespace {
+
+std::unique_ptr<ReadEngine> pread_engine(std::span<std::byte>) { return make_pread_engine(); }
+
+std::unique_ptr<ReadEngine> uring_engine(std::span<std::byte> memory) {
+  return make_uring_engine(kReadsUnderWay, memory);
+}
+
+}  // namespace
+
 void make_cold(BenchSubject const& subject, Step& step) {
   auto const left = std::make_shared<std::uint64_t>(0);
   for (auto& run : step.runs) {
@@ -14,6 +24,38 @@ void make_cold(BenchSubject const& subject, Step& step) {
     };
   }
   step.left_in_cache = [left] { return *left; };
+}
+
+Step read_step(BenchSubject& subject) {
+  Step step{.name = "read", .runs = {}, .comparisons = {}};
+  auto const add = [&](std::string name, std::string meaning, std::function<void()> work) {
+    step.runs.push_back({.name = std::move(name),
+                         .meaning = std::move(meaning),
+                         .bytes = subject.plain->bytes(),
+                         .work = std::move(work)});
+  };
+  auto const by_engine = [&](std::shared_ptr<PlainReader const> files, auto* make_engine) {
+    return [&subject, files = std::move(files), make_engine] { files->read_by(make_engine, subject.alive); };
+  };
+  add("engine, pread", "the owned extents into memory that is used again, by the engine that reads one after the other",
+      by_engine(subject.plain, pread_engine));
+  if (subject.has_uring) {
+    add("engine, io_uring", "the same, many at once through the page cache", by_engine(subject.plain, uring_engine));
+  }
+  if (subject.has_uring && subject.direct) {
+    add("engine, direct", "the same past the page cache", by_engine(subject.direct, uring_engine));
+  }
+  auto const limit = step.runs.size();
+  add("pread, used memory", "the same by plain `pread`", [&subject] { subject.plain->warm_page_cache(subject.alive); });
+  for (std::size_t i = 0; i < limit; ++i) step.comparisons.push_back({i, limit});
+  return step;
+}
+
+Step read_cold_step(BenchSubject& subject) {
+  auto step = read_step(subject);
+  step.name = "read-cold";
+  make_cold(subject, step);
+  return step;
 }
 
 Step cold_step(BenchSubject& subject) {

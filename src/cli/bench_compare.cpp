@@ -214,7 +214,7 @@ Step compare_step(BenchSubject& subject) {
 }
 
 Step compare_cold_step(BenchSubject& subject) {
-  auto step = comparison_of(subject, "compare cold");
+  auto step = comparison_of(subject, "compare-cold");
   make_cold(subject, step);
   return step;
 }

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -128,6 +129,37 @@ void PlainReader::read(std::span<std::byte> out, Alive const& alive) const {
 void PlainReader::warm_page_cache(Alive const& alive) const {
   std::vector<std::vector<std::byte>> memory(static_cast<std::size_t>(threads_), std::vector<std::byte>(kBlockBytes));
   for_each_block(alive, [&](int thread, Block const&) { return memory[static_cast<std::size_t>(thread)].data(); });
+}
+
+void PlainReader::read_by(std::unique_ptr<ReadEngine> (*make_engine)(std::span<std::byte>), Alive const& alive) const {
+  auto const share = [&](int thread, BlockDone const& done) {
+    auto const memory = allocate_small_pages(kReadsUnderWay * kBlockBytes);
+    auto const engine = make_engine(memory.span());
+    auto const mine =
+        balanced_part(blocks_.size(), static_cast<std::uint64_t>(threads_), static_cast<std::uint64_t>(thread));
+    std::array<std::uint64_t, kReadsUnderWay> block_in{};  // by place in `memory`
+    auto next = mine.begin;
+    auto const start_in = [&](std::uint64_t place) {
+      block_in[place] = next;
+      auto const& block = blocks_[next++];
+      engine->start({.fd = files_[block.file].get(),
+                     .to = memory.data.get() + place * kBlockBytes,
+                     .size = static_cast<std::uint32_t>(block.bytes.size()),
+                     .offset = block.bytes.begin,
+                     .tag = place});
+    };
+    while (next < mine.end && next - mine.begin < kReadsUnderWay) start_in(next - mine.begin);
+    for (auto left = mine.size(); left > 0; --left) {
+      auto const [place, got] = engine->wait();
+      auto const& block = blocks_[block_in[place]];
+      auto const whole = got == static_cast<::ssize_t>(block.bytes.size());
+      if (!whole) read_block(block, memory.data.get() + place * kBlockBytes);  // or it tells what is wrong
+      done(block.bytes.size());
+      if (next < mine.end) start_in(place);
+    }
+  };
+  in_threads(
+      threads_, [&](std::uint64_t) { alive(); }, share);
 }
 
 void PlainReader::drop_page_cache() const {

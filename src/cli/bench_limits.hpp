@@ -12,8 +12,12 @@
 #include "rankslice/state_dict.hpp"
 
 #include "io/file.hpp"
+#include "io/read_engine.hpp"
 
 namespace rankslice::cli {
+
+/// Reads that a ReadEngine of `PlainReader::read_by` has under way.
+inline constexpr unsigned kReadsUnderWay = 16;
 
 // What the machine can do with the same bytes: nothing in here knows of tensors.
 
@@ -45,6 +49,8 @@ class PlainReader {
   void read(std::span<std::byte> out, Alive const& alive) const;
   /// Into the same small memory again and again: the page cache has them then, if it has the room.
   void warm_page_cache(Alive const& alive) const;
+  /// The same through an engine, as many blocks under way as one call of `make_engine` allows: one for each thread.
+  void read_by(std::unique_ptr<ReadEngine> (*make_engine)(std::span<std::byte>), Alive const& alive) const;
   /// Let the page cache of this host forget the files, as far as it does that.
   void drop_page_cache() const;
   /// Of the extents, in whole pages.

@@ -140,9 +140,11 @@ std::string step_lines(StepResult const& step) {
   return text;
 }
 
-std::string meanings(StepResult const& step) {
+/// `told`: the runs that were explained before.
+std::string meanings(StepResult const& step, std::set<std::string>& told) {
   std::string text;
   for (auto const& run : step.runs) {
+    if (!told.insert(run.name).second) continue;
     text += fmt::format("{:<12} {:<28} {}\n", text.empty() ? step.name : "", run.name, run.meaning);
   }
   return text;
@@ -267,7 +269,8 @@ std::string to_text(BenchReport const& report) {
       "median time; us: the median time for each one. The last two columns are ours divided by the limit: below 1.00\n"
       "ours is faster.\n\n",
       counted(static_cast<std::uint64_t>(report.repeats), "repeat"));
-  for (auto const& step : report.steps) text += meanings(step);
+  std::set<std::string> told;
+  for (auto const& step : report.steps) text += meanings(step, told);
   return text;
 }
 

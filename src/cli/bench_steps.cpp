@@ -7,6 +7,7 @@ namespace rankslice::cli {
 std::span<BenchStep const> bench_steps() {
   static constexpr std::array kSteps{
       BenchStep{.name = "load", .make = load_step},
+      BenchStep{.name = "read", .make = read_step},
       BenchStep{.name = "verify", .uses_held = true, .make = verify_step},
       BenchStep{.name = "store", .writes = true, .uses_held = true, .make = store_step},
       BenchStep{.name = "to-hf", .writes = true, .uses_held = true, .make = to_hf_step},
@@ -16,6 +17,7 @@ std::span<BenchStep const> bench_steps() {
       BenchStep{.name = "plan", .make = plan_step},
       BenchStep{.name = "collectives", .needs_peers = true, .make = collectives_step},
       BenchStep{.name = "cold", .is_cold = true, .make = cold_step},
+      BenchStep{.name = "read-cold", .is_cold = true, .make = read_cold_step},
   };
   return kSteps;
 }

@@ -85,6 +85,8 @@ void make_cold(BenchSubject const& subject, Step& step);
 [[nodiscard]] Step digest_step(BenchSubject& subject);
 // … bench_cold.cpp …
 [[nodiscard]] Step cold_step(BenchSubject& subject);
+[[nodiscard]] Step read_step(BenchSubject& subject);
+[[nodiscard]] Step read_cold_step(BenchSubject& subject);
 // … and bench_scale.cpp.
 [[nodiscard]] Step plan_step(BenchSubject& subject);
 [[nodiscard]] Step collectives_step(BenchSubject& subject);

@@ -146,23 +146,29 @@ def with_rankslice(job):
     return dict(rankslice.load(job["checkpoint"], **shape).items())
 
 
-WAYS = {  # what is loaded with, the module and the package that have to be there
-    "safetensors": (as_written_by_hand, "safetensors.torch", "safetensors"),
-    "torch DCP": (with_reader(torch_reader), "torch.distributed.checkpoint.hf_storage", "torch"),
-    "NeMo Automodel": (with_reader(automodel_reader), AUTOMODEL_READER, "nemo-automodel"),
-    "rankslice in Python": (with_rankslice, "rankslice", "rankslice"),
+TORCH_READER = "torch.distributed.checkpoint.hf_storage"
+WAYS = {  # what is loaded with, the modules that have to be there, and the package whose version is told
+    "safetensors": (as_written_by_hand, ["safetensors.torch"], "safetensors"),
+    "torch DCP": (with_reader(torch_reader), ["safetensors.torch", TORCH_READER], "torch"),
+    "NeMo Automodel": (with_reader(automodel_reader), ["safetensors.torch", AUTOMODEL_READER], "nemo-automodel"),
+    "rankslice in Python": (with_rankslice, ["rankslice"], "rankslice"),
 }
 
 
 def versions():
     found = {}
-    for way, (_, module, package) in WAYS.items():
+    for way, (_, modules, package) in WAYS.items():
         try:
-            importlib.import_module(module)
+            import_all(modules)
             found[way] = {"version": version_of(package)}
         except Exception as error:  # noqa: BLE001 (whatever a library may not like about this place)
             found[way] = {"why_not": f"{type(error).__name__}: {error}"}
     return found
+
+
+def import_all(modules):
+    for module in modules:
+        importlib.import_module(module)
 
 
 def version_of(package):
@@ -231,10 +237,10 @@ def main(arguments):
         answer(json.dumps(versions()))
         return
     job = json.loads(Path(arguments[0]).read_text())
-    load, module, _ = WAYS[arguments[2]]
+    load, modules, _ = WAYS[arguments[2]]
     import torch
 
-    importlib.import_module(module)
+    import_all(modules)
     torch.set_num_threads(job["threads"])
     answer(json.dumps(differences(job, load(job)) if arguments[1] == "check" else timed(job, load, answer)))
 

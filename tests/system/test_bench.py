@@ -30,6 +30,7 @@ COMPARED = {  # step: {what is measured: its limits}
         "load --verify full": {"load --verify off"},
         "load --verify reread": {"load --verify off"},
     },
+    "read": {f"engine, {by}": {"pread, used memory"} for by in ("pread", "io_uring", "direct")},
     "verify": {"verify": {"read memory"}},
     "store": {"store": PWRITE},
     "to-hf": {
@@ -52,7 +53,10 @@ TALKING = {
         for size, also in (("64 B", []), ("8.39 MB", ["memcpy"]))
     }
 }
-COLD = {"cold": {f"load --io {backend}": COLD_PREAD for backend in ("auto", "pread", "io_uring", "direct")}}
+COLD = {
+    "cold": {f"load --io {backend}": COLD_PREAD for backend in ("auto", "pread", "io_uring", "direct")},
+    "read-cold": COMPARED["read"],
+}
 
 
 def compared_by(ranks):
@@ -139,7 +143,7 @@ def test_ours_and_its_limit_move_the_same_bytes(measured, tiny, tiny_tensors):
     }
     expected["digest"] = expected["transpose"]
     expected["gather"] = report["checkpoint"]["bytes"]
-    expected["cold"] = expected["load"]
+    expected |= dict.fromkeys(["cold", "read", "read-cold"], expected["load"])
     expected["plan"] = 0  # of tensors, which it counts
     for step in [step for step in report["steps"] if step["step"] != "collectives"]:
         assert {entry["bytes"] for entry in step["runs"]} == {expected[step["step"]]}, step["step"]
@@ -252,7 +256,7 @@ def test_steps_are_measured_once_in_the_usual_order(tiny):
 def test_cold_steps_are_measured_only_where_they_are_asked_for(tiny):
     arguments = ["bench", tiny, *TWICE, "--json", "--steps"]
     assert [step["step"] for step in run_ok(*arguments, "digest").json["steps"]] == ["digest"]
-    assert [step["step"] for step in run_ok(*arguments, "digest", "--cold").json["steps"]] == ["digest", "cold"]
+    assert [step["step"] for step in run_ok(*arguments, "digest", "--cold").json["steps"]] == ["digest", *COLD]
     assert [step["step"] for step in run_ok(*arguments, "cold").json["steps"]] == ["cold"]
 
 

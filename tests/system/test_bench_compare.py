@@ -49,7 +49,7 @@ def memory_of_rank_0(step):
 def test_the_chart_has_a_bar_for_every_way_warm_and_cold(tiny, tmp_path):
     chart = tmp_path / "chart.svg"
     found = compare(tiny, "--cold", "--chart", chart, "--scratch", tmp_path, "--json").json
-    assert [step["step"] for step in found["steps"]] == ["compare", "compare cold"]
+    assert [step["step"] for step in found["steps"]] == ["compare", "compare-cold"]
     root = ET.parse(chart).getroot()
     runs = [entry for step in found["steps"] for entry in step["runs"]]
     bars = root.findall(f"{SVG}rect")
