@@ -18,8 +18,8 @@ def native(tiny):
 
 def is_as_read(adopted):
     """Whether C++ sees the values of the checkpoint."""
-    _native.digest_source(adopted, None, None)
-    return not _native.verify(adopted, None, "full", None, None).mismatches
+    _native.digest_source(adopted, None, 1, None)
+    return not _native.verify(adopted, None, "full", None, 1, None).mismatches
 
 
 def adopted_from(state, native):
@@ -60,16 +60,16 @@ def test_a_changed_value_shows(native):
     name = "model.language_model.layers.0.mlp.experts.down_projs"
     native[name][3, 1, 1] += 1
     adopted = adopted_from(native, native)
-    _native.digest_source(adopted, None, None)
-    (mismatch,) = _native.verify(adopted, None, "full", None, None).mismatches
+    _native.digest_source(adopted, None, 1, None)
+    (mismatch,) = _native.verify(adopted, None, "full", None, 1, None).mismatches
     assert mismatch.tensor.endswith("layers.0.mlp.experts.down_proj") and mismatch.expert == 3
 
 
 def test_what_a_loaded_state_was_read_from_goes_along(native):
     adopted = _state.adopt(native, None, ALONE)
-    assert not _native.verify(adopted, None, "full", None, None).mismatches
+    assert not _native.verify(adopted, None, "full", None, 1, None).mismatches
     native["model.language_model.norm.weight"][0] += 1
-    (mismatch,) = _native.verify(adopted, None, "full", None, None).mismatches
+    (mismatch,) = _native.verify(adopted, None, "full", None, 1, None).mismatches
     assert mismatch.tensor == "model.language_model.norm.weight"
 
 

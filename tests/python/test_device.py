@@ -53,12 +53,12 @@ def test_a_device_gets_what_the_host_would(folder, rank, monkeypatch):
 def test_what_a_device_holds_is_digested_and_saved_from_there(folder, cpu_as_device, tmp_path):
     state = rankslice.load(folder, rank=0, world_size=1)
     adopted = _state.adopt(state, None, ALONE)
-    assert not _native.verify(adopted, None, "full", None, None).mismatches
+    assert not _native.verify(adopted, None, "full", None, 1, None).mismatches
     _native.save_shards(adopted, str(tmp_path / "shards"), None, False, None)
     expected.assert_same(bits(rankslice.load(tmp_path / "shards", rank=0, world_size=1)), bits(state))
     name = next(name for name in state if name.endswith("experts.down_projs"))
     state[name].view(torch.int16)[2, 1, 1] ^= 1
-    (mismatch,) = _native.verify(adopted, None, "full", None, None).mismatches
+    (mismatch,) = _native.verify(adopted, None, "full", None, 1, None).mismatches
     assert mismatch.expert == 2
 
 
@@ -68,7 +68,7 @@ def test_elements_of_eight_bytes_are_digested_from_a_device_as_from_the_host(tin
     adopted = _state.adopt(state, None, ALONE, family="qwen3_5_moe", partial=True)
     _native.save_shards(adopted, str(tmp_path / "shards"), None, False, None)
     again = rankslice.load(tmp_path / "shards", rank=0, world_size=1)
-    assert not _native.verify(_state.adopt(again, None, ALONE), None, "full", None, None).mismatches
+    assert not _native.verify(_state.adopt(again, None, ALONE), None, "full", None, 1, None).mismatches
 
 
 def test_what_the_device_raises_is_told_with_its_name(tiny, cpu_as_device, monkeypatch):
@@ -118,9 +118,9 @@ def test_a_device_digests_tensors_of_more_than_a_block_as_the_host_does(monkeypa
     again = rankslice.load(tmp_path / "shards", rank=0, world_size=1)
     monkeypatch.setattr(_device, "HOST", set())
     adopted = _state.adopt(again, None, ALONE)
-    assert not _native.verify(adopted, None, "full", None, None).mismatches
+    assert not _native.verify(adopted, None, "full", None, 1, None).mismatches
     again["model.language_model.layers.0.mlp.experts.down_projs"][1, 600, 4000] += 1
-    (mismatch,) = _native.verify(adopted, None, "full", None, None).mismatches
+    (mismatch,) = _native.verify(adopted, None, "full", None, 1, None).mismatches
     assert mismatch.expert == 1
 
 
@@ -128,5 +128,5 @@ def test_a_device_digests_tensors_of_more_than_a_block_as_the_host_does(monkeypa
 def test_a_gpu_gets_what_the_host_would(folder):
     on_host, on_gpu = (rankslice.load(folder, rank=0, world_size=1, device=device) for device in ("cpu", "cuda"))
     assert all(tensor.is_cuda for tensor in on_gpu.values())
-    assert not _native.verify(_state.adopt(on_gpu, None, ALONE), None, "full", None, None).mismatches
+    assert not _native.verify(_state.adopt(on_gpu, None, ALONE), None, "full", None, 1, None).mismatches
     expected.assert_same(bits({name: tensor.cpu() for name, tensor in on_gpu.items()}), bits(on_host))

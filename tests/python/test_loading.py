@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import os
 import pickle
 from collections import OrderedDict
 
@@ -13,6 +14,7 @@ import made
 import rankslice
 from expected import reference
 from ranks import run_ranks
+from rankslice import _native, _threads
 
 MESHES = [reference.Mesh(1, 1), reference.Mesh(1, 2), reference.Mesh(2, 3), reference.Mesh(1, 2, 2)]
 
@@ -184,6 +186,39 @@ def test_tensors_are_the_same_however_files_are_read(tiny, cache):
         into = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
         rankslice.load_into(into, tiny, rank=1, world_size=2, io=io, cache=cache)
         assert all(torch.equal(into[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("threads", [1, 3, 16])
+def test_tensors_are_the_same_with_any_number_of_threads(tiny, threads, monkeypatch):
+    expected = rankslice.load(tiny, rank=1, world_size=2, threads=2)
+    used, fill = set(), _native.fill
+
+    def noting(*arguments):
+        used.add(arguments[-2])
+        return fill(*arguments)
+
+    monkeypatch.setattr(_native, "fill", noting)
+    found = rankslice.load(tiny, rank=1, world_size=2, threads=threads)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    into = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
+    rankslice.load_into(into, tiny, rank=1, world_size=2, threads=threads)
+    assert all(torch.equal(into[name], tensor) for name, tensor in expected.items())
+    assert used == {threads}
+    assert not rankslice.verify(found, level="full", threads=threads).mismatches
+
+
+def test_ranks_that_load_alone_share_the_processors_of_their_host(monkeypatch):
+    processors = len(os.sched_getaffinity(0))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processors))
+    assert _threads.decided(None, None) == 1
+    assert _threads.decided(5, None) == 5
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert 1 <= _threads.decided(None, None) <= processors
+
+
+def test_no_thread_at_all_is_refused(tiny):
+    with pytest.raises(rankslice.errors.UsageError, match="threads: expected 1 or more, got 0"):
+        rankslice.load(tiny, rank=0, world_size=1, threads=0)
 
 
 def test_a_way_of_reading_that_there_is_not_is_refused(tiny):

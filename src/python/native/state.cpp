@@ -106,11 +106,12 @@ std::shared_ptr<StateDict> make_fresh_state(std::map<std::string, LocalTensor> c
 /// What this rank read, and what it received, in bytes.
 std::pair<std::uint64_t, std::uint64_t> fill_state(StateDict& state, World const& world, std::string const& verify,
                                                    std::string const& dense, std::string const& io,
-                                                   std::string const& cache, nb::object const& progress) {
+                                                   std::string const& cache, int threads, nb::object const& progress) {
   Call call(progress);
   auto options_of_call = call.options();
   options_of_call.reading = {.backend = known(parse_read_backend(io), "io", io),
                              .cache = known(parse_page_cache(cache), "cache", cache)};
+  options_of_call.threads = threads;
   FillOptions const options{.verify = known(parse_verify_level(verify), "verify", verify),
                             .dense = known(parse_dense_reading(dense), "dense", dense),
                             .call = options_of_call};
@@ -160,7 +161,7 @@ void bind_state(nb::module_& module) {
              nb::arg("family"), nb::arg("expert_layout"), nb::arg("mtp_experts").none(), nb::arg("folder"),
              nb::arg("partial"), nb::arg("max_file_bytes"));
   module.def("fill", &fill_state, nb::arg("state"), nb::arg("world").none(), nb::arg("verify"), nb::arg("dense"),
-             nb::arg("io"), nb::arg("cache"), nb::arg("progress").none());
+             nb::arg("io"), nb::arg("cache"), nb::arg("threads"), nb::arg("progress").none());
 }
 
 }  // namespace rankslice::python

@@ -4,7 +4,9 @@
 #include <span>
 #include <string>
 
+#include "agreed_threads.hpp"
 #include "core/fingerprint.hpp"
+#include "io/processors.hpp"
 #include "python/native/bindings.hpp"
 #include "python/native/call.hpp"
 #include "python/native/communicator.hpp"
@@ -25,6 +27,12 @@ void require_same_text(World const& world, std::string const& text, std::string 
   call.run([&] { require_same(xxh3_128(std::as_bytes(std::span(text))), problem, *world); });
 }
 
+int decide_threads(World const& world, int threads, int processes_of_host) {
+  if (!world) return threads > 0 ? threads : fair_threads(own_processors(), common_processors(), processes_of_host);
+  Call call{nb::none()};
+  return call.run([&] { return with_threads({.threads = threads}, *world).threads; });
+}
+
 }  // namespace
 
 void bind_steps(nb::module_& module) {
@@ -32,6 +40,8 @@ void bind_steps(nb::module_& module) {
              "A step that can fail on one rank alone: then all raise what the lowest failing rank did. Collective.");
   module.def("require_same", &require_same_text, nb::arg("world"), nb::arg("text"), nb::arg("problem"),
              "What all ranks must have alike; else all raise what is wrong with the first that has not. Collective.");
+  module.def("decide_threads", &decide_threads, nb::arg("world").none(), nb::arg("threads"),
+             nb::arg("processes_of_host"), "As many as are asked for, or, for 0, a fair share. Collective.");
   module.def(
       "still_alive", [](World const& world) { world->progress(); }, nb::arg("world"),
       "Within such a step: not stuck. Local.");

@@ -19,16 +19,19 @@ std::optional<std::int64_t> unless_negative(std::int64_t number) {
 }
 
 VerifyReport verify_state(StateDict const& state, World const& world, std::string const& level,
-                          std::shared_ptr<Checkpoint const> const& against, nb::object const& progress) {
+                          std::shared_ptr<Checkpoint const> const& against, int threads, nb::object const& progress) {
   Call call(progress);
-  VerifyOptions const options{
+  VerifyOptions options{
       .level = known(parse_verify_level(level), "level", level), .against = against.get(), .call = call.options()};
+  options.call.threads = threads;
   return call.run([&] { return world ? verify(state, *world, options) : verify(state, options); });
 }
 
-void digest_source_of(StateDict& state, World const& world, nb::object const& progress) {
+void digest_source_of(StateDict& state, World const& world, int threads, nb::object const& progress) {
   Call call(progress);
-  call.run([&] { world ? digest_source(state, *world, call.options()) : digest_source(state, call.options()); });
+  auto options = call.options();
+  options.threads = threads;
+  call.run([&] { world ? digest_source(state, *world, options) : digest_source(state, options); });
 }
 
 }  // namespace
@@ -56,8 +59,9 @@ void bind_verify(nb::module_& module) {
       .def_ro("unlisted", &VerifyReport::unlisted)
       .def("throw_if_bad", &VerifyReport::throw_if_bad);
   module.def("verify", &verify_state, nb::arg("state"), nb::arg("world").none(), nb::arg("level"),
-             nb::arg("against").none(), nb::arg("progress").none());
-  module.def("digest_source", &digest_source_of, nb::arg("state"), nb::arg("world").none(), nb::arg("progress").none());
+             nb::arg("against").none(), nb::arg("threads"), nb::arg("progress").none());
+  module.def("digest_source", &digest_source_of, nb::arg("state"), nb::arg("world").none(), nb::arg("threads"),
+             nb::arg("progress").none());
 }
 
 }  // namespace rankslice::python

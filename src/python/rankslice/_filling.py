@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Union, get_args
 import torch
 from torch import nn
 
-from rankslice import _buffers, _mesh, _names, _native, _progress, _steps, _tensors, _wrappers
+from rankslice import _buffers, _mesh, _names, _native, _progress, _steps, _tensors, _threads, _wrappers
 from rankslice._checkpoint import Source, opened
 from rankslice._device import Devices
 from rankslice._pieces import Piece, pieces_of
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from rankslice._names import Names
 
 Dense = Literal["auto", "each-rank", "once"]
+"""Who reads the tensors that every rank has whole."""
 Io = Literal["auto", "pread", "io_uring", "direct"]
 Cache = Literal["keep", "drop"]
-"""Who reads the tensors that every rank has whole."""
 
 Target = Union[nn.Module, MutableMapping[str, torch.Tensor]]
 
@@ -74,6 +74,7 @@ def load_into(
     dense: Dense = "auto",
     io: Io = "auto",
     cache: Cache = "keep",
+    threads: int | None = None,
     progress: _progress.Progress = None,
 ) -> Filled:
     """Fills the parameters and buffers of a module, or the tensors of a state dict, where they are.
@@ -107,7 +108,7 @@ def load_into(
             checkpoint recorded of what it has whole; where values are turned or converted by torch, of the host memory
             that they go through. ``reread`` also reads it all again; ``coverage`` and ``off`` prove nothing.
         dense: as for ``load``; of tensors that every rank has whole, and that are filled directly.
-        io, cache: as for ``load``.
+        io, cache, threads: as for ``load``.
         progress: as for ``load``.
 
     Raises:
@@ -132,7 +133,7 @@ def load_into(
         world, lambda: Filling(checkpoint, place, _wrappers.without_wrappers(tensors), names, strict, device)
     )
     with _progress.reporting(progress, world, place.rank == 0) as report:
-        filling.fill(world, verify, dense, (io, cache), report)
+        filling.fill(world, verify, dense, (io, cache, _threads.decided(threads, world)), report)
 
     def give() -> Filled:
         made_real = filling.made_real
@@ -271,7 +272,7 @@ class Filling:
         world: _native.Communicator | None,
         verify: Level,
         dense: Dense,
-        reading: tuple[Io, Cache],
+        reading: tuple[Io, Cache, int],
         report: _progress.Report | None,
         prove: bool = True,
     ) -> None:
@@ -282,7 +283,7 @@ class Filling:
         self.bytes_read, received = _native.fill(state, world, verify, dense, *reading, more)
         self.digests = state.read
         if prove:
-            _steps.agreed(world, lambda: self._prove(state, verify))
+            _steps.agreed(world, lambda: self._prove(state, verify, reading))
         _steps.agreed(world, lambda: self._fill_boxes(world, verify, reading, received, report))
 
     @torch.no_grad()
@@ -290,7 +291,7 @@ class Filling:
         self,
         world: _native.Communicator | None,
         verify: Level,
-        reading: tuple[Io, Cache],
+        reading: tuple[Io, Cache, int],
         received: int,
         report: _progress.Report | None,
     ) -> None:
@@ -304,13 +305,13 @@ class Filling:
             if world is not None:
                 _native.still_alive(world)
 
-    def _fill_box(self, box: _Box, verify: Level, reading: tuple[Io, Cache]) -> None:
+    def _fill_box(self, box: _Box, verify: Level, reading: tuple[Io, Cache, int]) -> None:
         read = box.native.read_for(box.piece)
         values = _tensors.empty(box.native.dtype, read.shape, torch.device("cpu"))
         local = _tensors.over(box.native, read.offsets, read.shape, values, self._devices)
         state = self._state({box.native.fqn: local})
         self.bytes_read += _native.fill(state, None, verify, "each-rank", *reading, None)[0]
-        self._prove(state, verify)
+        self._prove(state, verify, reading)
         self.digests.add(state.read)
         found = _cut(values, read, box.piece)
         if box.tied is None:
@@ -323,9 +324,9 @@ class Filling:
                 tensor=box.tied[1],
             )
 
-    def _prove(self, state: _native.StateDict, verify: Level) -> None:
+    def _prove(self, state: _native.StateDict, verify: Level, reading: tuple[Io, Cache, int]) -> None:
         """Alone, of what was filled just now."""
-        raise_if_bad(_native.verify(state, None, verify, None, None))
+        raise_if_bad(_native.verify(state, None, verify, None, reading[2], None))
 
     def _state(self, tensors: dict[str, _native.LocalTensor]) -> _native.StateDict:
         return _native.make_state_dict(self._checkpoint, tensors, self._place.mesh, self._place.rank)

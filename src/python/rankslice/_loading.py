@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rankslice import _mesh, _names, _native, _progress, _steps, _tensors
+from rankslice import _mesh, _names, _native, _progress, _steps, _tensors, _threads
 from rankslice._checkpoint import Source, opened
 from rankslice._filling import Cache, Dense, Filling, Io, require_dense, require_real
 from rankslice._state import Native, StateDict, adopt, natives, parts_of
@@ -40,6 +40,7 @@ def load(
     dense: Dense = "auto",
     io: Io = "auto",
     cache: Cache = "keep",
+    threads: int | None = None,
     hugepages: _tensors.HugePages = "auto",
     progress: _progress.Progress = None,
 ) -> StateDict:
@@ -75,6 +76,8 @@ def load(
         io: how files are read: ``pread``, ``io_uring`` or ``direct``, past the page cache; ``auto``: what the page
             cache has from there, and the rest past it, if it is on a local disk.
         cache: ``drop`` lets the page cache forget what it did not have before.
+        threads: that move and digest bytes on this rank; None: as many as it has processors, or its share of those that
+            other ranks of its host may use too. Tensors on a GPU are loaded by one.
         hugepages: ``on`` for tensors on huge pages of host memory or UsageError, ``off`` for small pages, ``auto`` for
             huge ones where the system gives them.
         progress: True for a bar, or a function (phase, bytes done, bytes in all).
@@ -91,6 +94,7 @@ def load(
     require_dense(dense)
     to_device = _device_of(device, place)
     world = _steps.world_of(place, process_group)
+    threads = _threads.decided(threads, world)
     checkpoint = opened(source, world, dtype=dtype, include=include, exclude=exclude)
 
     def prepare() -> tuple[dict[str, torch.Tensor], Filling]:
@@ -100,12 +104,12 @@ def load(
 
     tensors, filling = _steps.agreed(world, prepare)
     with _progress.reporting(progress, world, place.rank == 0) as report:
-        filling.fill(world, verify, dense, (io, cache), report, prove=False)
+        filling.fill(world, verify, dense, (io, cache, threads), report, prove=False)
         state = _steps.agreed(world, lambda: adopt(tensors, checkpoint, place))
         state.read = filling.digests
         if hugepages == "on":
             _steps.agreed(world, lambda: _native.require_on_huge_pages(state))
-        raise_if_bad(_native.verify(state, world, verify, None, report))
+        raise_if_bad(_native.verify(state, world, verify, None, threads, report))
     if place.device_mesh is not None:
         tensors = _as_dtensors(checkpoint, tensors, place.device_mesh)
     loaded = StateDict(tensors, checkpoint, place, filling)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from rankslice import _native
+from rankslice import _native, _threads
 from rankslice._checkpoint import Source
 from rankslice._progress import Progress, reporting
 from rankslice._taking import State, opened_alike, take
@@ -98,6 +98,7 @@ def verify(
     check: bool = True,
     mesh: DeviceMesh | None = None,
     process_group: ProcessGroup | None = None,
+    threads: int | None = None,
     progress: Progress = None,
 ) -> VerifyReport:
     """Proves that the ranks together hold exactly the checkpoint: digests of the tensors in memory, each by the rank
@@ -119,6 +120,7 @@ def verify(
         check: raise VerifyError for what differs; else it is in the report.
         mesh: of plain tensors that are this rank's part: with dimensions ``ep``, ``ep_shard``, ``ep_replicate``.
         process_group: the ranks; None: those of the default group, where torch.distributed is initialised.
+        threads: as for ``load``.
         progress: True for a bar, or a function (phase, bytes done, bytes in all).
 
     Raises:
@@ -129,10 +131,11 @@ def verify(
     """
     taken = take(state, source, mesh=mesh, process_group=process_group)
     compared = opened_alike("against", against, taken.world)
+    threads = _threads.decided(threads, taken.world)
     with reporting(progress, taken.world, taken.is_first) as report:
         if level in ("full", "reread"):
-            _native.digest_source(taken.state, taken.world, report)
-        found = _native.verify(taken.state, taken.world, level, compared, report)
+            _native.digest_source(taken.state, taken.world, threads, report)
+        found = _native.verify(taken.state, taken.world, level, compared, threads, report)
     if check:
         raise_if_bad(found)
     return _report_of(found)

@@ -18,8 +18,8 @@ NAME = "model.language_model.layers.1.mlp.shared_expert_gate.weight"
 def mismatches(module, folder):
     adopted = _state.adopt(module, rankslice.open(folder), _mesh.place())
     world = _world.communicator()
-    _native.digest_source(adopted, world, None)
-    return _native.verify(adopted, world, "full", None, None).mismatches
+    _native.digest_source(adopted, world, 1, None)
+    return _native.verify(adopted, world, "full", None, 1, None).mismatches
 
 
 folder, layout = sys.argv[1:]
