@@ -152,7 +152,8 @@ Digests copy_slices(Model const& model, std::vector<PlannedSlice> const& slices,
       });
     });
   }
-  files.finish();
+  files.sync();
+  files.close();
   return reader.finish();
 }
 
