@@ -89,8 +89,7 @@ void add_reading_options(CLI::App& app, Options& o) {
          "cache; auto: by what is in the page cache, and the file system")
       ->check(CLI::IsMember({"auto", "pread", "io_uring", "direct"}))
       ->capture_default_str();
-  option(app, "--cache", o.cache,
-         "Whether what was read or written stays in the page cache; drop leaves that to others")
+  option(app, "--cache", o.cache, "Whether what was read stays in the page cache; drop leaves that to others")
       ->check(CLI::IsMember({"keep", "drop"}))
       ->capture_default_str();
   option(app, "--threads", o.threads,
