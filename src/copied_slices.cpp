@@ -152,8 +152,7 @@ Digests copy_slices(Model const& model, std::vector<PlannedSlice> const& slices,
       });
     });
   }
-  files.sync();
-  files.close();
+  files.finish();
   return reader.finish();
 }
 

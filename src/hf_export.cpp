@@ -81,27 +81,20 @@ void HfExport::expect(std::vector<PlannedSlice> const& to_read_back, std::vector
 UnitWriter::Tables HfExport::write(std::vector<PlannedSlice> const& units) {
   ExportPart part;
   Tables before;
-  std::optional<SliceWriter> writer;
   Digests copied;
   on_every_rank(world_, [&] {
     part = part_of(plan_, units, world_.rank());
     before = subject_.values.passes();
-    writer.emplace(model_, files_, done_, options_.call.reading.cache);
     copied = Digests(model_);
   });
-  if (part.gather) {
-    write_gathered(*part.gather, *writer);
-  } else {
-    on_every_rank(world_, [&] { writer->write(part.slices.computed, subject_.values.tensors()); });
-  }
+  auto written = part.gather ? write_gathered(*part.gather) : write_own(part.slices.computed);
   if (plan_.originals) copied = write_copies(part.slices.copied);
   Tables tables;
   on_every_rank(world_, [&] {
-    auto const& written = writer->sync();
-    writer->read_back();
+    check_read_back(model_, part.slices.computed, files_, written, done_);
     tables = subject_.values.passes();
     for (std::size_t i = 0; i < passes_; ++i) tables[i] = without(before[i], std::move(tables[i]));
-    tables.push_back(written);
+    tables.push_back(std::move(written));
     tables.push_back(std::move(copied));
   });
   return tables;
@@ -175,14 +168,25 @@ std::uint64_t HfExport::bytes_written() const {
   return bytes;
 }
 
+Digests HfExport::write_own(std::vector<PlannedSlice> const& computed) {
+  Digests written;
+  on_every_rank(world_, [&] { written = write_slices(model_, computed, subject_.values.tensors(), files_, done_); });
+  return written;
+}
+
 /// On one rank; the others send what they have.
-void HfExport::write_gathered(GatherPlan const& gather, SliceWriter& writer) {
+Digests HfExport::write_gathered(GatherPlan const& gather) {
   GatherPaths const paths(route_to(kWriter, world_.size()), world_);
+  std::optional<SliceWriter> writer;
   std::optional<GatheredTensors> gathered;
   on_every_rank(world_, [&] {
+    writer.emplace(model_, files_, done_);
     gathered.emplace(model_, gather, paths, subject_.values.tensors(), world_.rank() == kWriter ? alive_ : done_);
   });
-  gathered->gather([&](std::vector<PlannedSlice> const& slices, NativeSource& all) { writer.write(slices, all); });
+  gathered->gather([&](std::vector<PlannedSlice> const& slices, NativeSource& all) { writer->write(slices, all); });
+  Digests written;
+  on_every_rank(world_, [&] { written = writer->finish(); });
+  return written;
 }
 
 Digests HfExport::write_copies(std::vector<PlannedSlice> const& copied) {

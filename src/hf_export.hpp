@@ -63,7 +63,8 @@ class HfExport final : private UnitWriter {
   [[nodiscard]] std::uint64_t bytes_to_move(std::vector<PlannedSlice> const& to_read_back,
                                             std::vector<PlannedSlice> const& to_write) const;
   [[nodiscard]] std::uint64_t bytes_written() const;
-  void write_gathered(GatherPlan const& gather, SliceWriter& writer);
+  [[nodiscard]] Digests write_own(std::vector<PlannedSlice> const& computed);
+  [[nodiscard]] Digests write_gathered(GatherPlan const& gather);
   [[nodiscard]] Digests write_copies(std::vector<PlannedSlice> const& copied);
   [[nodiscard]] std::uint64_t originals_read() const;
 

@@ -81,10 +81,9 @@ void write_shard(StateDict const& state, HeldTensors& held, Digests const& expec
   writer.write(raw, 0);
   writer.close();
   auto const done = watch(options.call, "save_shards", 2 * bytes, world);
-  SliceWriter slices(model, target, done, options.call.reading.cache);
-  slices.write(plan, held);
-  require_equal(model, NamedDigests{"held", expected}, NamedDigests{"written", slices.sync()});
-  slices.read_back();
+  auto const written = write_slices(model, plan, held, target, done);
+  require_equal(model, NamedDigests{"held", expected}, NamedDigests{"written", written});
+  check_read_back(model, plan, target, written, done);
 }
 
 /// Beside anything else a shard would turn the folder into one of shards for who opens it.

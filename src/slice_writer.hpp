@@ -1,19 +1,14 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
-#include <deque>
 #include <functional>
-#include <set>
 #include <span>
 #include <vector>
 
 #include "rankslice/checkpoint.hpp"
 #include "rankslice/digest.hpp"
-#include "rankslice/options.hpp"
 
 #include "plan/plan.hpp"
-#include "storage_reader.hpp"
 #include "target_files.hpp"
 #include "transform/transfer.hpp"
 
@@ -36,46 +31,32 @@ class NativeSource {
   }
 };
 
-/// Writes native bytes to a target whose files exist at their full size, and reads them back.
-///
-/// What is written goes to the disk window by window, while the next ones are made. Those that have got there are read
-/// back meanwhile, so that few pages wait for the disk at any time, and little is left to do when all is written.
+/// Writes native bytes to a target whose files exist at their full size.
 class SliceWriter {
  public:
-  /// `model` and `target` outlive the writer. `done` is called after every block that was written or read back.
-  SliceWriter(Model const& model, Storage const& target, BlockDone done, PageCache cache = PageCache::keep);
+  /// `model` and `target` outlive the writer.
+  SliceWriter(Model const& model, Storage const& target, BlockDone done);
 
   /// The slices of a plan from `source`. @throws IoError
   void write(std::vector<PlannedSlice> const& plan, NativeSource& source);
-  /// Data and metadata on stable storage. Returns the digests of what was handed to the files. @throws IoError
-  [[nodiscard]] Digests const& sync();
-  /// Then: read back what has not been read back yet, and close the files.
-  /// @throws VerifyError naming the first tensor that is not what was written; IoError
-  void read_back();
+  /// Sync and close the files. Returns the digests of what was handed to them. @throws IoError
+  [[nodiscard]] Digests finish();
 
  private:
-  /// What goes to the disk, and comes back, together.
-  struct Window {
-    std::vector<LocatedSlice> slices{};
-    std::uint64_t bytes = 0;
-    std::vector<Extent> extents{};
-  };
-
-  void write_located(LocatedSlice const& located, NativeBox<std::byte const> const& box, DigestSink const& sink);
-  void close_window();
-  void read_back_first();
-  void require_equal() const;
-
   Model const& model_;
   Storage const& target_;
-  PageCache cache_;
   TargetFiles files_;
-  StorageReader reader_;
   Transfer transfer_;
-  Digests written_, found_;
-  std::set<std::uint32_t> parameters_;
-  Window window_;                 // that is being filled
-  std::deque<Window> under_way_;  // to the disk, the oldest first
+  Digests written_;
 };
+
+/// Write the slices of a plan from `source` to `target`, whose files exist at their full size; sync and close them.
+/// Returns the digests of what was handed to the files.
+[[nodiscard]] Digests write_slices(Model const& model, std::vector<PlannedSlice> const& plan, NativeSource& source,
+                                   Storage const& target, BlockDone const& done);
+
+/// Read the written slices back. @throws VerifyError naming the first tensor that is not what was written.
+void check_read_back(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& target,
+                     Digests const& written, BlockDone const& done);
 
 }  // namespace rankslice

@@ -190,14 +190,13 @@ class StoreWriter final : public UnitWriter {
     done_ = watch(call_, "store", bytes(to_read_back) + 2 * bytes(to_write), &world_);
   }
   [[nodiscard]] Tables write(std::vector<PlannedSlice> const& units) override {
-    std::optional<SliceWriter> writer;
+    std::vector<PlannedSlice> plan;
     Tables written;
     on_every_rank(world_, [&] {
-      writer.emplace(model_, target_, done_, call_.reading.cache);
-      writer->write(plan_of(units), held_);
-      written.push_back(writer->sync());
+      plan = plan_of(units);
+      written.push_back(write_slices(model_, plan, held_, target_, done_));
     });
-    on_every_rank(world_, [&] { writer->read_back(); });
+    on_every_rank(world_, [&] { check_read_back(model_, plan, target_, written.front(), done_); });
     return written;
   }
   [[nodiscard]] Tables read_back(std::vector<PlannedSlice> const& units) override {

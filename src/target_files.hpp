@@ -1,7 +1,6 @@
 #pragma once
 
 #include <map>
-#include <vector>
 
 #include "rankslice/checkpoint.hpp"
 
@@ -16,12 +15,8 @@ class TargetFiles {
   explicit TargetFiles(Storage const& target) : target_(target) {}
 
   [[nodiscard]] FileWriter& at(std::uint32_t index);
-  /// What was written since this was called last, on its way to the disk.
-  [[nodiscard]] std::vector<Extent> start_write_back();
-  void finish_write_back(std::vector<Extent> const& extents);
-  void drop_cached(std::vector<Extent> const& extents) noexcept;
-  void sync();
-  void close();
+  /// Sync and close all of them.
+  void finish();
 
  private:
   Storage const& target_;

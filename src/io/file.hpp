@@ -9,8 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "rankslice/tensor_catalog.hpp"
-
 #include "core/unique_handle.hpp"
 
 namespace rankslice {
@@ -63,14 +61,6 @@ class FileWriter {
   /// Short writes and EINTR are continued. Write-back starts as it goes, so that `sync` has little left to do.
   /// @throws IoError naming path, offset, bytes and reason.
   void write(std::span<std::byte const> bytes, std::uint64_t offset);
-  /// Begin to put on the disk what was written since this was called last. Returns the range that has all of it, empty
-  /// where it is nothing. @throws IoError
-  Range start_write_back();
-  /// Wait until what was begun in a range is done: then `sync` has little left to do, and few pages wait for the disk.
-  /// @throws IoError
-  void finish_write_back(Range range);
-  /// Take the pages that lie inside a range out of the page cache, if they are on the disk.
-  void drop_cached(Range range) noexcept;
   /// Data and metadata on stable storage. @throws IoError; never repeated after an error.
   void sync();
   /// Close, and see the error that some file systems report only then. @throws IoError
@@ -81,8 +71,7 @@ class FileWriter {
   FileWriter(std::string path, UniqueFd fd) : path_(std::move(path)), fd_(std::move(fd)) {}
   std::string path_;
   UniqueFd fd_;
-  std::uint64_t unstarted_ = 0;  // bytes written since write-back was begun
-  Range written_{};              // since `start_write_back`
+  std::uint64_t unsynced_ = 0;
 };
 
 }  // namespace rankslice

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <utility>
 
 #include "rankslice/error.hpp"
 
@@ -31,10 +30,9 @@ int reserve_blocks(int fd, std::uint64_t size) {
   return uninterrupted([&] { return ::fallocate(fd, 0, 0, static_cast<::off_t>(size)); }) == 0 ? 0 : errno;
 }
 
-/// Of the pages of a range; an empty one is the whole file.
-void write_back(std::string const& path, int fd, Range range, unsigned flags) {
-  auto const begin = static_cast<::off_t>(range.begin);
-  if (::sync_file_range(fd, begin, static_cast<::off_t>(range.size()), flags) == 0) return;
+// Pages that are already on their way make the final fsync short.
+void start_write_back(std::string const& path, int fd) {
+  if (::sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE) == 0) return;
   // Only a hint, and not every file system knows it; but an error of the writing itself must not be lost here.
   if (errno == EIO || errno == ENOSPC || errno == EDQUOT) {
     throw IoError(ExitCode::io, fmt::format("{}: write-back failed: {}", path, reason(errno)), path);
@@ -77,9 +75,6 @@ void FileWriter::allocate(std::uint64_t size) {
 void FileWriter::write(std::span<std::byte const> bytes, std::uint64_t offset) {
   auto const begin = offset;
   auto const end = offset + bytes.size();
-  if (!bytes.empty())
-    written_ =
-        written_.empty() ? Range{begin, end} : Range{std::min(written_.begin, begin), std::max(written_.end, end)};
   while (!bytes.empty()) {
     auto const size = std::min(bytes.size(), kMostPerCall);
     auto const put =
@@ -91,31 +86,11 @@ void FileWriter::write(std::span<std::byte const> bytes, std::uint64_t offset) {
     }
     bytes = bytes.subspan(static_cast<std::size_t>(put));
     offset += static_cast<std::uint64_t>(put);
-    unstarted_ += static_cast<std::uint64_t>(put);
+    unsynced_ += static_cast<std::uint64_t>(put);
   }
-  if (unstarted_ < kWriteBackEvery) return;
-  write_back(path_, fd_.get(), {}, SYNC_FILE_RANGE_WRITE);
-  unstarted_ = 0;
-}
-
-Range FileWriter::start_write_back() {
-  auto const range = std::exchange(written_, {});
-  if (!range.empty()) write_back(path_, fd_.get(), range, SYNC_FILE_RANGE_WRITE);
-  unstarted_ = 0;
-  return range;
-}
-
-// Begun again for the pages that were passed over when it was begun: those that were just on their way.
-void FileWriter::finish_write_back(Range range) {
-  if (range.empty()) return;
-  auto const all = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
-  write_back(path_, fd_.get(), range, all);
-}
-
-void FileWriter::drop_cached(Range range) noexcept {
-  if (range.empty()) return;  // zero bytes would be the whole file
-  ::posix_fadvise(fd_.get(), static_cast<::off_t>(range.begin), static_cast<::off_t>(range.size()),
-                  POSIX_FADV_DONTNEED);
+  if (unsynced_ < kWriteBackEvery) return;
+  start_write_back(path_, fd_.get());
+  unsynced_ = 0;
 }
 
 void FileWriter::sync() {

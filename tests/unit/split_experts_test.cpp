@@ -156,10 +156,8 @@ TEST_F(SplitExpertsFile, Rules40And41And45_GoesToTheNativeFormAndBack) {
     auto const in = storage(from, "in", source, source.bytes);
     StreamedTensors streamed(in, example_.model);
     auto const out = storage(to, "out", target, Bytes(target.bytes.size()));
-    SliceWriter writer(example_.model, out, {});
-    writer.write(all_, streamed);
-    auto const& written = writer.sync();
-    EXPECT_NO_THROW(writer.read_back());
+    auto const written = write_slices(example_.model, all_, streamed, out, {});
+    EXPECT_NO_THROW(check_read_back(example_.model, all_, out, written, {}));
     auto const found = test::file_bytes(dir_.file("out"));
     for (auto const& piece : target.pieces) {
       auto const [begin, end] = piece.extent.bytes;
@@ -174,18 +172,17 @@ TEST_F(SplitExpertsFile, AFlippedByteThatIsReadBackIsNamedByItsOwnKey) {
   auto const in = storage(Form::native, "in", native_, native_.bytes);
   StreamedTensors streamed(in, example_.model);
   auto const out = storage(Form::hf, "out", hf_, Bytes(hf_.bytes.size()));
+  auto const written = write_slices(example_.model, all_, streamed, out, {});
   for (auto const& piece : out.pieces) {
-    SliceWriter writer(example_.model, out, {});
-    writer.write(all_, streamed);
-    (void)writer.sync();
     test::flip_byte(dir_.file("out"), piece.extent.bytes.end - 1);
     try {
-      writer.read_back();
+      check_read_back(example_.model, all_, out, written, {});
       ADD_FAILURE() << "not found";
     } catch (VerifyError const& error) {
       EXPECT_EQ(error.tensor, example_.model.tensors[piece.tensor].key);
       EXPECT_THAT(error.what(), AllOf(HasSubstr(error.tensor), HasSubstr("reads back differently")));
     }
+    test::flip_byte(dir_.file("out"), piece.extent.bytes.end - 1);
   }
 }
 
