@@ -32,11 +32,9 @@ int reserve_blocks(int fd, std::uint64_t size) {
 
 // Pages that are already on their way make the final fsync short.
 void start_write_back(std::string const& path, int fd) {
-  if (::sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE) == 0) return;
-  // Only a hint, and not every file system knows it; but an error of the writing itself must not be lost here.
-  if (errno == EIO || errno == ENOSPC || errno == EDQUOT) {
-    throw IoError(ExitCode::io, fmt::format("{}: write-back failed: {}", path, reason(errno)), path);
-  }
+  // Not every file system knows it, and `sync` does without; but an error of the writing itself must not be lost here.
+  if (::sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE) == 0 || is_unsupported(errno)) return;
+  throw IoError(ExitCode::io, fmt::format("{}: write-back failed: {}", path, reason(errno)), path);
 }
 
 }  // namespace
