@@ -33,6 +33,17 @@ class DigestsInProgress {
   std::map<std::size_t, ParameterDigest> digests_;
 };
 
+/// What one thread will ask for.
+ExpectedReads expected_reads(Storage const& storage, Model const& model, std::vector<PlannedPiece> const& pieces,
+                             PieceReading const& reading) {
+  ExpectedReads reads{.extents = extents_read(storage, model, pieces), .how = reading.how};
+  if (reading.shared.empty()) return reads;
+  auto alone = pieces;
+  std::erase_if(alone, [&](PlannedPiece const& piece) { return reading.shared[piece.item]; });
+  reads.alone = extents_read(storage, model, alone);
+  return reads;
+}
+
 }  // namespace
 
 void read_pieces(Storage const& storage, Model const& model, std::vector<PlannedSlice> const& plan,
@@ -43,7 +54,7 @@ void read_pieces(Storage const& storage, Model const& model, std::vector<Planned
   in_threads(static_cast<int>(shares.size()), reading.done, [&](int thread, BlockDone const& done) {
     auto const& pieces = shares[static_cast<std::size_t>(thread)];
     auto* const of_thread = digests_of.of(static_cast<std::size_t>(thread));
-    StorageReader reader(storage, model, {.extents = extents_read(storage, model, pieces), .how = reading.how},
+    StorageReader reader(storage, model, expected_reads(storage, model, pieces, reading),
                          reading.make_open ? reading.make_open() : OpenFile());
     DigestsInProgress digests(model, plan, pieces);
     auto const for_each_piece = [&](std::function<void(PieceRead const&)> const& step) {

@@ -18,6 +18,9 @@ struct PieceReading {
   ReadOptions how{};
   int threads = 1;
   BlockDone done{};
+  /// By slice of the plan: other ranks of this host may read it, too. With `automatic`, such bytes come from the disk
+  /// once, through the page cache, and stay there. Empty: none are.
+  std::vector<bool> shared{};
   std::function<OpenFile()> make_open{};  ///< Makes what a thread opens its files by, instead of by `how`.
 };
 

@@ -48,6 +48,18 @@ std::vector<ShardedTensor const*> tensors_of(StateDict const& state) {
   return tensors;
 }
 
+/// By slice: dense tensors that every rank holds whole, and experts that replicas or parts of rows are read of.
+std::vector<bool> read_by_others(StateDict const& state, std::vector<PlannedSlice> const& slices) {
+  auto const& mesh = state.mesh;
+  std::vector<bool> shared;
+  for (auto const& [index, slice] : slices) {
+    auto const& parameter = state.source->model.parameters[index];
+    auto const divided = mesh.ep_replicate > 1 || mesh.ep_shard > 1;
+    shared.push_back(mesh.ranks() > 1 && (parameter.stacked_experts ? divided : slice == parameter.whole()));
+  }
+  return shared;
+}
+
 }  // namespace
 
 Digests read_values(StateDict const& state, std::vector<PlannedSlice> const& slices, VerifyLevel level,
@@ -71,7 +83,10 @@ Digests read_values(StateDict const& state, std::vector<PlannedSlice> const& sli
       throw;
     }
   };
-  PieceReading const reading{.how = call.reading, .threads = on_a_device(state) ? 1 : call.threads, .done = done};
+  PieceReading const reading{.how = call.reading,
+                             .threads = on_a_device(state) ? 1 : call.threads,
+                             .done = done,
+                             .shared = read_by_others(state, slices)};
   read_pieces(storage, model, slices, reading, digests(level) ? &read : nullptr, read_share);
   return read;
 }

@@ -24,16 +24,21 @@ StorageReader::StorageReader(Storage const& storage, Model const& model, Expecte
   if (!reads.extents.empty()) runs_ = runs_by_file(reads.extents, storage.files.size());
   if (open_file_) return;
   open_file_ = reads.extents.empty() ? open_reader : open_in_order;
-  choice_ = choose_reads(storage.files, reads.extents, reads.how);
-  if (!choice_.ahead.empty()) read_ahead();
+  choice_ = choose_reads(storage.files, reads.extents, reads.how, reads.alone ? *reads.alone : reads.extents);
+  if (!choice_.ahead.empty()) read_ahead(reads.how.backend);
 }
 
-void StorageReader::read_ahead() {
+void StorageReader::read_ahead(ReadBackend asked) {
   auto plan = blocks_of(choice_);
   auto const in_blocks = runs_by_file(places_of(plan), runs_.size());
   for (std::size_t i = 0; i < runs_.size(); ++i) runs_[i] = without(runs_[i], in_blocks[i]);
   auto const make_engine = [&](unsigned depth, std::span<std::byte> memory) {
-    return choice_.uring ? make_uring_engine(depth, memory) : make_pread_engine();
+    try {
+      if (choice_.uring) return make_uring_engine(depth, memory);
+    } catch (IoError const&) {  // there was one for the asking, but not for each thread: memory or files are limited
+      if (asked == ReadBackend::io_uring) throw;
+    }
+    return make_pread_engine();
   };
   auto const open = [this](std::uint32_t index) { return open_for_blocks(index); };
   ahead_ = std::make_unique<ReadAhead>(std::move(plan), open, make_engine);

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "rankslice/checkpoint.hpp"
@@ -26,6 +27,7 @@ using OpenFile = std::function<std::unique_ptr<FileReader>(std::string const& pa
 struct ExpectedReads {
   std::vector<Extent> extents{};  ///< In the order of the requests; empty when it is not known.
   ReadOptions how{};
+  std::optional<std::vector<Extent>> alone{};  ///< Those of them that no other rank of this host reads; nothing: all.
 };
 
 /// The files of a storage, opened when first needed, and watched: a file that is not the size the headers speak of, or
@@ -53,7 +55,7 @@ class StorageReader {
     std::unique_ptr<FileReader> reader;
     FileIdentity identity;
   };
-  void read_ahead();
+  void read_ahead(ReadBackend asked);
   [[nodiscard]] UniqueFd open_for_blocks(std::uint32_t index);
   [[nodiscard]] std::unique_ptr<FileReader> as_expected(std::unique_ptr<FileReader> file, std::uint32_t index);
 

@@ -71,7 +71,7 @@ void report_pages(Job& job) {
 void report_reading(Job& job, Checkpoint const& source, std::vector<PlannedSlice> const& slices) {
   auto const& [model, storage] = std::tie(source.model, source.storage);
   auto const extents = extents_read(storage, model, in_file_order(storage, model, slices));
-  auto const choice = choose_reads(storage.files, extents, job.options.reading());
+  auto const choice = choose_reads(storage.files, extents, job.options.reading(), extents);
   std::uint64_t wanted = 0;
   for (auto const& extent : extents) wanted += extent.bytes.size();
   auto const blocks = blocks_of(choice);

@@ -44,9 +44,16 @@ Buffer from_heap(std::uint64_t bytes) {
   return {{data, [](std::byte* memory) { ::operator delete(memory, kCacheLine); }}, bytes};
 }
 
-/// Part of a mapping, which is unmapped by itself: what huge pages it shares with others the system takes apart.
+/// A huge page of which a part is unmapped stays whole, and used up, until all of it is: one that is given back in part
+/// is taken apart at once. Unmapping fails where it would make one mapping more than a process may have.
+void give_back(std::byte* memory, std::uint64_t length) {
+  ::madvise(memory, length, MADV_FREE);
+  if (::munmap(memory, length) != 0) ::madvise(memory, length, MADV_DONTNEED);
+}
+
+/// Part of a mapping, which goes back to the system by itself.
 Buffer own_pages(std::byte* data, std::uint64_t bytes) {
-  return {{data, [length = whole_pages(bytes)](std::byte* memory) { ::munmap(memory, length); }}, bytes};
+  return {{data, [length = whole_pages(bytes)](std::byte* memory) { give_back(memory, length); }}, bytes};
 }
 
 std::uint64_t bytes_to_map(std::span<std::uint64_t const> sizes) {

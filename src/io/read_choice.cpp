@@ -40,7 +40,8 @@ Look look_at(std::vector<CatalogFile> const& files, std::vector<Extent> const& e
 
 /// What is fastest, as measured on local disks: past the page cache with a deep queue 3.5 GB/s, through it, however
 /// deep, 2.0. Who else keeps caches of its own, or on other hosts, is read through them.
-ReadChoice choose_automatically(std::vector<Extent> const& extents, Look const& look) {
+ReadChoice choose_automatically(std::vector<Extent> const& extents, Look const& look,
+                                std::vector<Extent> const& alone) {
   if (look.cold_bytes < kWorthAnEngine) {
     return {.why = look.cold_bytes == 0 ? "the page cache has all of it" : "the page cache has nearly all of it"};
   }
@@ -50,7 +51,7 @@ ReadChoice choose_automatically(std::vector<Extent> const& extents, Look const& 
   if (!why_no_uring.empty()) return {.why = fmt::format("{}, and io_uring is not to be had: {}", share, why_no_uring)};
   return {.by = look.on_local_disks ? ReadBackend::direct : ReadBackend::io_uring,
           .uring = true,
-          .ahead = within(extents, look.cold),
+          .ahead = within(look.on_local_disks ? alone : extents, look.cold),
           .why = fmt::format("{}, {}", share, look.on_local_disks ? "but on a local disk" : "nor all on a local disk")};
 }
 
@@ -66,10 +67,11 @@ ReadChoice choose_direct(std::vector<Extent> const& extents) {
   return {.by = ReadBackend::direct, .uring = why_no_uring.empty(), .ahead = extents, .why = why};
 }
 
-ReadChoice choose(std::vector<Extent> const& extents, ReadBackend asked, Look const& look) {
+ReadChoice choose(std::vector<Extent> const& extents, ReadBackend asked, Look const& look,
+                  std::vector<Extent> const& alone) {
   switch (asked) {
     case ReadBackend::automatic:
-      return choose_automatically(extents, look);
+      return choose_automatically(extents, look, alone);
     case ReadBackend::io_uring:
       return choose_uring(extents);
     case ReadBackend::direct:
@@ -87,11 +89,13 @@ BlockPlan blocks_of(ReadChoice const& choice) {
 }
 
 ReadChoice choose_reads(std::vector<CatalogFile> const& files, std::vector<Extent> const& extents,
-                        ReadOptions const& how) {
+                        ReadOptions const& how, std::vector<Extent> const& alone) {
   auto const looks = how.backend == ReadBackend::automatic || how.cache == PageCache::drop;
   auto const look = looks ? look_at(files, extents) : Look{};
-  auto choice = choose(extents, how.backend, look);
-  if (how.cache == PageCache::drop && choice.by != ReadBackend::direct) choice.to_drop = look.cold;
+  auto choice = choose(extents, how.backend, look, alone);
+  if (how.cache == PageCache::drop && choice.by != ReadBackend::direct) {
+    choice.to_drop = runs_by_file(within(alone, look.cold), files.size());
+  }
   return choice;
 }
 

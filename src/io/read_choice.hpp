@@ -21,10 +21,11 @@ struct ReadChoice {
 };
 
 /// Look at the files, at what of them is in the page cache, and at what this system offers; and choose. `extents` come
-/// in the order of the requests. Nothing is read. Local.
+/// in the order of the requests; those `alone` are read by no other process of this host, and only they pass the page
+/// cache without being asked to, or are dropped from it. Nothing is read. Local.
 /// @throws IoError (`io`) for `io_uring` where it is not to be had, and as `open_reader`; FormatError
 [[nodiscard]] ReadChoice choose_reads(std::vector<CatalogFile> const& files, std::vector<Extent> const& extents,
-                                      ReadOptions const& how);
+                                      ReadOptions const& how, std::vector<Extent> const& alone);
 
 /// The blocks of what is read ahead. Pure.
 [[nodiscard]] BlockPlan blocks_of(ReadChoice const& choice);

@@ -8,7 +8,7 @@ import pytest
 
 import checkpoints
 import reference
-from program import PROGRAM, OnRank, run, run_ok
+from program import MPIEXEC, MPIEXEC_OPTIONS, PROGRAM, OnRank, run, run_ok
 from system_calls import TRACE, tensor_bytes, times_read
 
 WAYS = ["pread", "io_uring", "direct"]
@@ -37,9 +37,11 @@ def cool(folder):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def block_input(*arguments):
-    """Bytes that a run brought from disks, as the kernel counted them for the process."""
-    child = subprocess.Popen([PROGRAM, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def block_input(*arguments, ranks=None):
+    """Bytes that a run brought from disks, as the kernel counted them for its processes."""
+    launcher = [MPIEXEC, *MPIEXEC_OPTIONS, "-n", str(ranks)] if ranks else []
+    command = [*launcher, PROGRAM, *map(str, arguments)]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     assert status == 0
     return usage.ru_inblock * SECTOR
@@ -94,6 +96,17 @@ def test_a_cold_load_brings_from_the_disk_what_was_planned(way, stored):
         assert tensors <= brought <= sum(path.stat().st_size + 4096 for path in shards)
     else:
         assert tensors <= brought <= tensors + headers + len(shards) * 2 * 4096
+
+
+@pytest.mark.parametrize("mesh", [["--ep", 2], ["--ep", 4], ["--ep", 2, "--ep-shard", 2]], ids=str)
+@pytest.mark.parametrize("cache", ["keep", "drop"])
+def test_ranks_of_one_host_bring_from_the_disk_once_what_all_of_them_hold(mesh, cache, stored):
+    ranks = 4 if mesh != ["--ep", 2] else 2
+    size = sum(path.stat().st_size for path in reference.shard_files(stored))
+    block_input("inspect", stored, ranks=ranks)  # what the launcher itself reads
+    cool(stored)
+    brought = block_input("load", stored, "--verify", "off", *mesh, "--cache", cache, ranks=ranks)
+    assert brought < 1.5 * size, "what the system reads on behind small tensors apart"
 
 
 @pytest.mark.usefixtures("strace")

@@ -131,6 +131,27 @@ TEST(AllocateHost, EachTensorOfAMappingGivesItsPagesBackAloneAndTheOthersKeepThe
   }
 }
 
+/// How often the system did something with huge pages, as it counts for all processes.
+std::uint64_t huge_page_count(std::string const& event) {
+  std::ifstream counts("/proc/vmstat");
+  for (std::string word; counts >> word;) {
+    std::uint64_t count = 0;
+    if (word == event && counts >> count) return count;
+  }
+  return 0;
+}
+
+TEST(AllocateHost, TakesHugePagesApartThatATensorSharesWithOthersWhenItIsFreed) {
+  auto const given = huge_page_count("thp_fault_alloc");
+  std::vector<std::uint64_t> const sizes(24, 3_MiB + 4_KiB);
+  auto buffers = allocate_host(sizes, HugePages::automatic);
+  for (auto& buffer : buffers) std::ranges::fill(buffer.span(), std::byte{1});
+  if (huge_page_count("thp_fault_alloc") < given + sizes.size()) GTEST_SKIP() << "there are no huge pages here";
+  auto const split = huge_page_count("thp_split_page");
+  for (std::size_t i = 0; i < sizes.size(); i += 2) buffers[i] = {};
+  EXPECT_GE(huge_page_count("thp_split_page"), split + sizes.size() / 2) << "or they are used up until all are freed";
+}
+
 TEST(AllocateHost, MoreThanTheAddressSpaceIsBadAlloc) {
   EXPECT_THROW(static_cast<void>(allocate_host(UINT64_MAX)), std::bad_alloc);
   EXPECT_THROW(static_cast<void>(allocate_host(std::uint64_t{1} << 60)), std::bad_alloc);

@@ -10,6 +10,7 @@
 
 #include <cerrno>
 #include <fstream>
+#include <optional>
 #include <stdexcept>
 
 #include "rankslice/error.hpp"
@@ -42,7 +43,7 @@ class Choice : public testing::Test {
     }
   }
   [[nodiscard]] ReadChoice choose(ReadBackend by, PageCache cache = PageCache::keep) const {
-    return choose_reads(files_, extents_, {.backend = by, .cache = cache});
+    return choose_reads(files_, extents_, {.backend = by, .cache = cache}, alone_.value_or(extents_));
   }
   /// Let the page cache forget a file. False: it does not.
   [[nodiscard]] bool cool(std::size_t file) const {
@@ -56,6 +57,7 @@ class Choice : public testing::Test {
   test::TempDir dir_;
   std::vector<CatalogFile> files_;
   std::vector<Extent> const extents_{{1, {1_MiB, kBytes}}, {0, {0, kBytes}}};
+  std::optional<std::vector<Extent>> alone_;
 };
 
 TEST_F(Choice, OfFilesInThePageCacheIsPread) {
@@ -75,9 +77,20 @@ TEST_F(Choice, OfAFileThatIsNotThereIsToReadItAhead) {
   EXPECT_THAT(choice.why, HasSubstr("47 % are not in the page cache"));
 }
 
+TEST_F(Choice, LeavesWhatOthersReadToThePageCache) {
+  if (!cool(0) || !cool(1)) GTEST_SKIP() << "this file system keeps files in memory";
+  if (!why_no_uring_engine().empty()) GTEST_SKIP() << why_no_uring_engine();
+  alone_ = {extents_[1]};
+  auto const choice = choose(ReadBackend::automatic);
+  EXPECT_EQ(choice.ahead, choice.by == ReadBackend::direct ? *alone_ : extents_);
+  auto const dropping = choose(ReadBackend::pread, PageCache::drop);
+  EXPECT_THAT(dropping.to_drop, ElementsAre(ElementsAre(Range{0, kBytes}), IsEmpty()));
+}
+
 TEST_F(Choice, OfAFewCachelessBytesIsPread) {
   if (!cool(1)) GTEST_SKIP() << "this file system keeps files in memory";
-  auto const choice = choose_reads(files_, {{1, {0, 3_MiB}}, {0, {0, kBytes}}}, {});
+  std::vector<Extent> const nearly{{1, {0, 3_MiB}}, {0, {0, kBytes}}};
+  auto const choice = choose_reads(files_, nearly, {}, nearly);
   EXPECT_EQ(choice.by, ReadBackend::pread);
   EXPECT_EQ(choice.why, "the page cache has nearly all of it");
 }

@@ -1,15 +1,21 @@
 #include "core/threads.hpp"
 
 #include <gtest/gtest.h>
+#include <sys/syscall.h>
 
 #include <atomic>
 #include <barrier>
+#include <cerrno>
 #include <csignal>
 #include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "rankslice/error.hpp"
+
+#include "support/failing_syscall.hpp"
 
 namespace rankslice {
 namespace {
@@ -126,7 +132,26 @@ TEST(ThreadsOfOthers, LeaveSignalsToThoseThatWereThere) {
     sigset_t blocked;
     ::pthread_sigmask(SIG_SETMASK, nullptr, &blocked);
     EXPECT_EQ(sigismember(&blocked, SIGTERM), thread);
+    EXPECT_EQ(sigismember(&blocked, SIGSEGV), 0) << "who reports crashes wants to see it";
   });
+}
+
+TEST(ThreadsOfOthers, AreTheCallersWhereTheSystemGivesNone) {
+  auto const outcome = test::outcome_with_failing(SYS_clone3, EAGAIN, [] {
+    std::vector<int> ran;
+    std::uint64_t told = 0;
+    auto const caller = std::this_thread::get_id();
+    in_threads(
+        4, [&](std::uint64_t bytes) { told += bytes; },
+        [&](int thread, BlockDone const& done) {
+          if (std::this_thread::get_id() != caller) throw IoError(ExitCode::io, "a thread was given");
+          ran.push_back(thread);
+          done(1);
+        });
+    if (ran != std::vector{0, 1, 2, 3} || told != 4) throw IoError(ExitCode::io, "not all of it was done");
+  });
+  if (!outcome) GTEST_SKIP() << "system calls cannot be filtered here";
+  EXPECT_EQ(*outcome, "done");
 }
 
 TEST(ThreadsOfOthers, TellNothingWhereNothingWasDone) {

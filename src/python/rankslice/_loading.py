@@ -107,8 +107,7 @@ def load(
         filling.fill(world, verify, dense, (io, cache, threads), report, prove=False)
         state = _steps.agreed(world, lambda: adopt(tensors, checkpoint, place))
         state.read = filling.digests
-        if hugepages == "on":
-            _steps.agreed(world, lambda: _native.require_on_huge_pages(state))
+        _steps.agreed(world, lambda: hugepages == "on" and _native.require_on_huge_pages(state))
         raise_if_bad(_native.verify(state, world, verify, None, threads, report))
     if place.device_mesh is not None:
         tensors = _as_dtensors(checkpoint, tensors, place.device_mesh)

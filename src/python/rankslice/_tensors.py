@@ -93,8 +93,10 @@ def side_by_side(
 
     Raises:
         DeviceError: there is no such device, or it has no memory left.
-        UsageError: there are no huge pages, though asked for.
+        UsageError: there are no huge pages, though asked for; those of a device are its own business.
     """
+    if hugepages == "on" and device.type != "cpu":
+        raise UsageError(f"hugepages: are of host memory, and the tensors are to be on {device}")
     dtypes = [torch_dtype(name) for name, _ in wanted]
     shapes = [torch_shape(name, shape) for name, shape in wanted]
     if device.type != "cpu":
