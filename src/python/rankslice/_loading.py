@@ -107,7 +107,12 @@ def load(
         filling.fill(world, verify, dense, (io, cache, threads), report, prove=False)
         state = _steps.agreed(world, lambda: adopt(tensors, checkpoint, place))
         state.read = filling.digests
-        _steps.agreed(world, lambda: hugepages == "on" and _native.require_on_huge_pages(state))
+
+        def prove_pages() -> None:
+            if hugepages == "on":
+                _native.require_on_huge_pages(state)
+
+        _steps.agreed(world, prove_pages)
         raise_if_bad(_native.verify(state, world, verify, None, threads, report))
     if place.device_mesh is not None:
         tensors = _as_dtensors(checkpoint, tensors, place.device_mesh)
