@@ -1,6 +1,5 @@
 """`bench --compare`: other libraries load the very same tensors, and a chart of how long that takes."""
 
-import re
 import sys
 import xml.etree.ElementTree as ET
 
