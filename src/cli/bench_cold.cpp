@@ -23,6 +23,7 @@ void make_cold(BenchSubject const& subject, Step& step) {
       *left = std::max(*left, plain->bytes_in_page_cache());
     };
   }
+  step.takes_memory = true;
   step.left_in_cache = [left] { return *left; };
 }
 

@@ -157,7 +157,7 @@ Run their_run(BenchSubject& subject, OtherLoader const& loader) {
 }
 
 Step comparison_of(BenchSubject& subject, std::string name) {
-  Step step{.name = std::move(name), .runs = {}, .comparisons = {}};
+  Step step{.name = std::move(name), .runs = {}, .comparisons = {}, .takes_memory = true};
   step.runs.push_back(
       our_run(subject, "rankslice --verify off", "opened and loaded by this program", VerifyLevel::off));
   step.runs.push_back(

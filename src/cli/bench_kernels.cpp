@@ -104,7 +104,8 @@ Step transpose_step(BenchSubject& subject) {
                    run("memcpy, fresh memory", "the same bytes copied as they are, into memory of the same kind",
                        [=] { copied(*fresh = allocate_huge_pages(bytes)); }),
                    run("memcpy, warm memory", "… into memory that was written before", [=] { copied(warm); })},
-          .comparisons = {{0, 2}, {1, 3}}};
+          .comparisons = {{0, 2}, {1, 3}},
+          .takes_memory = true};
 }
 
 Step digest_step(BenchSubject& subject) {

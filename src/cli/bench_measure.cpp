@@ -8,6 +8,8 @@
 #include <fstream>
 #include <span>
 
+#include "cli/bench_memory.hpp"
+
 namespace rankslice::cli {
 
 namespace {
@@ -98,9 +100,12 @@ double slowest(double seconds, Communicator& world) {
   return static_cast<double>(nanoseconds.front()) / 1e9;
 }
 
-double run_once(Run const& run, MemoryWatch& memory, Communicator& world) {
+double run_once(Run const& run, bool takes_memory, MemoryWatch& memory, Communicator& world) {
   on_every_rank(world, [&] {
     if (run.prepare) run.prepare();
+  });
+  on_every_rank(world, [&] {
+    if (takes_memory) call_in_memory(2 * run.bytes);
     memory.before_work();
   });
   wait_for_all(world);
@@ -144,7 +149,7 @@ StepResult measure(Step const& step, int repeats, Communicator& world, NextRun c
   for (std::size_t i = 0; i < runs * static_cast<std::size_t>(repeats); ++i) {
     auto const which = (i / runs + i % runs) % runs;
     on_every_rank(world, [&] { next(done, total); });
-    result.runs[which].seconds.push_back(run_once(step.runs[which], memory[which], world));
+    result.runs[which].seconds.push_back(run_once(step.runs[which], step.takes_memory, memory[which], world));
     done += step.runs[which].bytes;
   }
   for (std::size_t i = 0; i < runs; ++i) {

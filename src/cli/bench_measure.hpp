@@ -50,6 +50,7 @@ struct Step {
   std::string name;
   std::vector<Run> runs;
   std::vector<Comparison> comparisons;
+  bool takes_memory = false;  ///< From the system, for tensors or the page cache: at most twice what a run moves.
   /// Of cold runs: the most bytes of this rank that were in the page cache all the same when one began.
   std::function<std::uint64_t()> left_in_cache{};
 };

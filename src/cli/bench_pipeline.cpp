@@ -133,7 +133,8 @@ Step load_step(BenchSubject& subject) {
                         "the owned extents into fresh memory, as they are", allocate_small_pages),
                read_run(subject, subject.plain, "pread, 2 MiB pages", "the same into fresh memory on huge pages",
                         allocate_huge_pages)},
-      .comparisons = {{0, 5}, {0, 6}, {1, 0}, {2, 0}, {3, 0}, {4, 0}}};
+      .comparisons = {{0, 5}, {0, 6}, {1, 0}, {2, 0}, {3, 0}, {4, 0}},
+      .takes_memory = true};
 }
 
 Step verify_step(BenchSubject& subject) {
@@ -169,7 +170,8 @@ Step store_step(BenchSubject& subject) {
                    writing.limit("pwrite, fsync", "as many bytes from the same memory into one preallocated file",
                                  PlainWriter::Sync::every_file),
                    writing.limit("pwrite", "the same without waiting for the disk", PlainWriter::Sync::none)},
-          .comparisons = {{0, 1}, {0, 2}}};
+          .comparisons = {{0, 1}, {0, 2}},
+          .takes_memory = true};
 }
 
 Step to_hf_step(BenchSubject& subject) {
@@ -200,7 +202,8 @@ Step to_hf_step(BenchSubject& subject) {
                    by_one.limit("pwrite, fsync, rank 0", "as many bytes from memory by rank 0 alone",
                                 PlainWriter::Sync::every_file),
                    by_one.limit("pwrite, rank 0", "the same without waiting for the disk", PlainWriter::Sync::none)},
-          .comparisons = {{0, 2}, {0, 3}, {1, 2}, {1, 3}, {4, 5}, {4, 6}}};
+          .comparisons = {{0, 2}, {0, 3}, {1, 2}, {1, 3}, {4, 5}, {4, 6}},
+          .takes_memory = true};
 }
 
 Step gather_step(BenchSubject& subject) {
@@ -221,7 +224,8 @@ Step gather_step(BenchSubject& subject) {
                 .meaning = "as many bytes copied by rank 0 into memory that is used again",
                 .bytes = bytes,
                 .work = [blocks, bytes, &subject] { copy_blocks(*blocks, bytes, subject.alive); }}},
-      .comparisons = {{0, 1}}};
+      .comparisons = {{0, 1}},
+      .takes_memory = true};
 }
 
 }  // namespace rankslice::cli
