@@ -12,6 +12,7 @@
 #include "core/rows_before.hpp"
 #include "exported_state.hpp"
 #include "hf_target.hpp"
+#include "read_batches.hpp"
 #include "storage_reader.hpp"
 #include "target_files.hpp"
 #include "transform/tensor_digest.hpp"
@@ -29,50 +30,71 @@ struct Run {
   Extent extent;  // of the whole tensor
 };
 
-/// Call step(run) for what a storage has of a slice, and for its block scales.
-template <typename Step>
-void for_each_run(Model const& model, Storage const& storage, PlannedSlice const& item, Step const& step) {
-  for (auto const& [piece, slice] : locate(storage, model, item)) {
-    auto const& tensor = model.tensors[piece->tensor];
-    auto const per_part = element_count(tensor.shape) / piece->slice.part.size();
-    auto const at = [&](std::uint64_t part) { return (part - piece->slice.part.begin) * per_part; };
-    Range const elements{at(slice.part.begin), at(slice.part.end)};
-    step(Run{.tensor = piece->tensor, .elements = elements, .extent = piece->extent});
-    if (!piece->scales) continue;
-    step(Run{.tensor = *tensor.scales, .elements = owned_scales(tensor.shape, elements), .extent = *piece->scales});
+/// What a storage has of some slices, and of their block scales.
+std::vector<Run> runs_of(Model const& model, Storage const& storage, std::vector<PlannedSlice> const& slices) {
+  std::vector<Run> runs;
+  for (auto const& item : slices) {
+    for (auto const& [piece, slice] : locate(storage, model, item)) {
+      auto const& tensor = model.tensors[piece->tensor];
+      auto const per_part = element_count(tensor.shape) / piece->slice.part.size();
+      auto const at = [&](std::uint64_t part) { return (part - piece->slice.part.begin) * per_part; };
+      Range const elements{at(slice.part.begin), at(slice.part.end)};
+      runs.push_back({.tensor = piece->tensor, .elements = elements, .extent = piece->extent});
+      if (!piece->scales) continue;
+      auto const scales = owned_scales(tensor.shape, elements);
+      runs.push_back({.tensor = *tensor.scales, .elements = scales, .extent = *piece->scales});
+    }
   }
+  return runs;
 }
 
 /// Reads runs block by block and digests them where they stand.
 class RunReader {
  public:
-  RunReader(Model const& model, Storage const& storage, BlockDone const& done)
-      : model_(model), reader_(storage, model), done_(done), digests_(model) {}
+  RunReader(Model const& model, Storage const& storage, ReadOptions const& how, BlockDone const& done)
+      : model_(model), storage_(storage), how_(how), done_(done), digests_(model) {}
 
-  /// Call use(bytes, first_byte) for the blocks of a run; `first_byte` counts from that of the tensor.
+  /// Call use(run, bytes, first_byte) for the blocks of some runs, `run` their number; `first_byte` counts from that of
+  /// the tensor. @throws IoError also when a file changed under the reader
   template <typename Use>
-  void read(Run const& run, Use const& use) {
+  void read(std::vector<Run> const& runs, Use const& use) {
+    for (auto const batch : in_batches(runs, [this](Run const& run) { return place_of(run).bytes.size(); })) {
+      std::vector<Extent> extents;
+      for (auto i = batch.begin; i < batch.end; ++i) extents.push_back(place_of(runs[i]));
+      StorageReader reader(storage_, model_, {.extents = extents, .how = how_});
+      for (auto i = batch.begin; i < batch.end; ++i) {
+        read(runs[i], reader, [&](std::span<std::byte const> bytes, std::uint64_t at) { use(i, bytes, at); });
+      }
+      reader.check_unchanged();
+    }
+  }
+
+  [[nodiscard]] Digests const& digests() const { return digests_; }
+
+ private:
+  [[nodiscard]] Extent place_of(Run const& run) const {
+    auto const unit = element_bytes(model_.tensors[run.tensor].dtype);
+    auto const begin = run.extent.bytes.begin;
+    return {run.extent.file, {begin + run.elements.begin * unit, begin + run.elements.end * unit}};
+  }
+
+  template <typename Use>
+  void read(Run const& run, StorageReader& reader, Use const& use) {
     auto const& tensor = model_.tensors[run.tensor];
     TensorDigest const digest(tensor.dtype, tensor.shape);
     auto const unit = element_bytes(tensor.dtype);
     for (auto at = run.elements.begin * unit; at < run.elements.end * unit; at += kBlockBytes) {
       block_.resize(std::min<std::uint64_t>(kBlockBytes, run.elements.end * unit - at));
-      reader_.file(run.extent.file).read(block_, run.extent.bytes.begin + at);
+      reader.file(run.extent.file).read(block_, run.extent.bytes.begin + at);
       digest.add(at / unit, block_, digests_.source.of(run.tensor));
       use(block_, at);
       done_(block_.size());
     }
   }
 
-  /// @throws IoError when a file changed under the reader.
-  [[nodiscard]] Digests finish() {
-    reader_.check_unchanged();
-    return std::move(digests_);
-  }
-
- private:
   Model const& model_;
-  StorageReader reader_;
+  Storage const& storage_;
+  ReadOptions how_;
   BlockDone const& done_;
   Digests digests_;
   std::vector<std::byte> block_;
@@ -119,8 +141,10 @@ Storage storage_of(Model const& model, Checkpoint const& checkpoint) {
 }
 
 Digests require_unchanged(Model const& model, std::vector<PlannedSlice> const& slices, NativeSource& held,
-                          Storage const& source, BlockDone const& done) {
-  StreamedTensors original(source, model);
+                          Storage const& source, ReadOptions const& how, BlockDone const& done) {
+  StreamedTensors original(source, model, how);
+  original.expect(slices);
+  held.expect(slices);
   for (auto const& item : slices) {
     auto const& parameter = model.parameters[item.parameter];
     held.for_each_box(item, [&](Slice const& slice, NativeBox<std::byte const> const& box) {
@@ -141,28 +165,25 @@ Digests require_unchanged(Model const& model, std::vector<PlannedSlice> const& s
 }
 
 Digests copy_slices(Model const& model, std::vector<PlannedSlice> const& slices, Storage const& source,
-                    Storage const& target, BlockDone const& done) {
-  RunReader reader(model, source, done);
+                    Storage const& target, ReadOptions const& how, BlockDone const& done) {
   TargetFiles files(target);
-  auto const from = places_of(model, source);
-  for (auto const& item : slices) {
-    for_each_run(model, target, item, [&](Run const& to) {
-      reader.read({to.tensor, to.elements, from[to.tensor]}, [&](std::span<std::byte const> bytes, std::uint64_t at) {
-        files.at(to.extent.file).write(bytes, to.extent.bytes.begin + at);
-      });
-    });
-  }
+  auto const to = runs_of(model, target, slices);
+  auto from = to;
+  auto const places = places_of(model, source);
+  for (auto& run : from) run.extent = places[run.tensor];
+  RunReader reader(model, source, how, done);
+  reader.read(from, [&](std::size_t i, std::span<std::byte const> bytes, std::uint64_t at) {
+    files.at(to[i].extent.file).write(bytes, to[i].extent.bytes.begin + at);
+  });
   files.finish();
-  return reader.finish();
+  return reader.digests();
 }
 
 Digests digest_copies(Model const& model, std::vector<PlannedSlice> const& slices, Storage const& target,
                       BlockDone const& done) {
-  RunReader reader(model, target, done);
-  for (auto const& item : slices) {
-    for_each_run(model, target, item, [&](Run const& run) { reader.read(run, [](auto, auto) {}); });
-  }
-  return reader.finish();
+  RunReader reader(model, target, {}, done);
+  reader.read(runs_of(model, target, slices), [](auto, auto, auto) {});
+  return reader.digests();
 }
 
 void check_copies(Model const& model, std::vector<PlannedSlice> const& slices, Storage const& target,

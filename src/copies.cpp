@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "read_batches.hpp"
 #include "storage_reader.hpp"
 #include "watch.hpp"
 
@@ -28,9 +29,11 @@ std::vector<std::size_t> find_copies(Checkpoint const& checkpoint) {
 /// One number for what each of some pieces holds, which come by parameter.
 class PieceDigests {
  public:
-  PieceDigests(Checkpoint const& checkpoint, BlockDone const& done)
+  /// Of the pieces with these numbers, which are read in this order.
+  PieceDigests(Checkpoint const& checkpoint, std::span<std::size_t const> numbers, ReadOptions const& how,
+               BlockDone const& done)
       : model_(checkpoint.model),
-        reader_(checkpoint.storage, checkpoint.model),
+        reader_(checkpoint.storage, checkpoint.model, {.extents = extents_of(checkpoint, numbers), .how = how}),
         transfer_(checkpoint.model, checkpoint.storage.form, done),
         sums_(checkpoint.model) {}
 
@@ -52,6 +55,13 @@ class PieceDigests {
   void check_unchanged() const { reader_.check_unchanged(); }
 
  private:
+  /// Of tensors in the native form: as they lie there.
+  static std::vector<Extent> extents_of(Checkpoint const& checkpoint, std::span<std::size_t const> numbers) {
+    std::vector<Extent> extents;
+    for (auto const number : numbers) extents.push_back(checkpoint.storage.pieces[number].extent);
+    return extents;
+  }
+
   Model const& model_;
   StorageReader reader_;
   Transfer transfer_;
@@ -70,12 +80,18 @@ void require_equal_copies(Checkpoint const& checkpoint, Communicator& world, Cal
   for (auto const copy : copies) digests[copy] = digests[copy - 1] = 1;
   auto const done = watch({.stop = call.stop}, "verify", 0, &world);
   on_every_rank(world, [&] {
-    PieceDigests piece_digests(checkpoint, done);
+    std::vector<std::size_t> mine;
     for (std::size_t i = 0; i < pieces.size(); ++i) {
-      auto const mine = static_cast<int>(pieces[i].extent.file) % world.size() == world.rank();
-      digests[i] = digests[i] != 0 && mine ? piece_digests.of(pieces[i]) : 0;
+      auto const reads = static_cast<int>(pieces[i].extent.file) % world.size() == world.rank();
+      if (digests[i] != 0 && reads) mine.push_back(i);
+      digests[i] = 0;
     }
-    piece_digests.check_unchanged();
+    for (auto const batch : in_batches(mine, [&](std::size_t i) { return pieces[i].extent.bytes.size(); })) {
+      auto const numbers = std::span(mine).subspan(batch.begin, batch.size());
+      PieceDigests piece_digests(checkpoint, numbers, call.reading, done);
+      for (auto const i : numbers) digests[i] = piece_digests.of(pieces[i]);
+      piece_digests.check_unchanged();
+    }
   });
   world.all_reduce(digests, Reduce::sum);
   on_every_rank(world, [&] {

@@ -86,6 +86,7 @@ UnitWriter::Tables HfExport::write(std::vector<PlannedSlice> const& units) {
     part = part_of(plan_, units, world_.rank());
     before = subject_.values.passes();
     copied = Digests(model_);
+    subject_.values.tensors().expect(taken_for(part, world_.rank()));
   });
   auto written = part.gather ? write_gathered(*part.gather) : write_own(part.slices.computed);
   if (plan_.originals) copied = write_copies(part.slices.copied);
@@ -191,7 +192,8 @@ Digests HfExport::write_gathered(GatherPlan const& gather) {
 
 Digests HfExport::write_copies(std::vector<PlannedSlice> const& copied) {
   Digests digests;
-  on_every_rank(world_, [&] { digests = copy_slices(model_, copied, *plan_.originals, files_, done_); });
+  on_every_rank(world_,
+                [&] { digests = copy_slices(model_, copied, *plan_.originals, files_, options_.call.reading, done_); });
   on_every_rank(world_, [&] { check_copies(model_, copied, files_, digests, done_); });
   return digests;
 }

@@ -6,6 +6,8 @@
 
 #include "core/literals.hpp"
 #include "core/rows_before.hpp"
+#include "plan/read_plan.hpp"
+#include "read_batches.hpp"
 #include "state/consistency.hpp"
 
 namespace rankslice {
@@ -20,6 +22,22 @@ void for_each_block(Parameter const& parameter, Slice const& slice, Step const& 
   for (auto begin = slice.part.begin; begin < slice.part.end; begin += most) {
     step(Slice{.part = {begin, std::min(begin + most, slice.part.end)}, .rows = slice.rows});
   }
+}
+
+/// What is read of a storage to stream some slices block by block, in that order; block scales of a dense tensor once.
+std::vector<Extent> streamed_extents(Storage const& storage, Model const& model, std::span<PlannedSlice const> slices) {
+  std::vector<PlannedPiece> pieces;
+  auto const add = [&](std::uint32_t parameter, Slice const& slice) {
+    for (auto const& located : locate(storage, model, {parameter, slice})) pieces.push_back({.located = located});
+  };
+  for (auto const& [index, slice] : slices) {
+    if (!model.parameters[index].stacked_experts) {
+      add(index, slice);
+      continue;
+    }
+    for_each_block(model.parameters[index], slice, [&](Slice const& expert) { add(index, expert); });
+  }
+  return extents_read(storage, model, pieces);
 }
 
 }  // namespace
@@ -66,9 +84,43 @@ void HeldTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {
   });
 }
 
-StreamedTensors::StreamedTensors(Storage const& storage, Model const& model)
-    : model_(model), reader_(storage, model), transfer_(model, storage.form), read_(model) {
+StreamedTensors::StreamedTensors(Storage const& storage, Model const& model, ReadOptions const& how)
+    : storage_(storage), model_(model), how_(how), transfer_(model, storage.form), read_(model) {
   read_.without_codes = storage.form == Form::native;
+}
+
+void StreamedTensors::expect(std::vector<PlannedSlice> const& slices) {
+  check_unchanged();
+  expected_ = slices;
+  batches_ = in_batches(expected_, [this](PlannedSlice const& item) {
+    return model_.parameters[item.parameter].bytes(item.slice, Form::native);
+  });
+  next_ = 0;
+  still_to_come_ = 0;
+  reader_.reset();
+}
+
+/// For a block of so many bytes.
+StorageReader& StreamedTensors::reader_for(std::uint64_t bytes) {
+  if (!reader_ || (still_to_come_ == 0 && next_ < batches_.size())) next_batch();
+  still_to_come_ -= std::min(still_to_come_, bytes);
+  return *reader_;
+}
+
+void StreamedTensors::next_batch() {
+  check_unchanged();
+  ExpectedReads reads{.how = how_};
+  if (next_ < batches_.size()) {
+    auto const batch = batches_[next_++];
+    auto const slices = std::span(expected_).subspan(batch.begin, batch.size());
+    reads.extents = streamed_extents(storage_, model_, slices);
+    still_to_come_ = plan_bytes(model_, {slices.begin(), slices.end()}, Form::native);
+  }
+  reader_.emplace(storage_, model_, std::move(reads));
+}
+
+void StreamedTensors::check_unchanged() const {
+  if (reader_) reader_->check_unchanged();
 }
 
 void StreamedTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {
@@ -76,12 +128,13 @@ void StreamedTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& us
   ParameterDigest digest(model_, parameter);
   DigestSink const sink{.digest = &digest, .sums = &read_};
   for_each_block(parameter, wanted.slice, [&](Slice const& slice) {
-    buffer_.resize(std::max<std::size_t>(buffer_.size(), parameter.bytes(slice, Form::native)));
+    auto const bytes = parameter.bytes(slice, Form::native);
+    buffer_.resize(std::max<std::size_t>(buffer_.size(), bytes));
     NativeBox<std::byte> const box{.data = buffer_.data(), .slice = slice};
-    reader_.for_each_piece({wanted.parameter, slice},
-                           [&](StoredPiece const& piece, Slice const& of_piece, PieceFiles const& files) {
-                             transfer_.read(piece, of_piece, files, box, sink);
-                           });
+    reader_for(bytes).for_each_piece({wanted.parameter, slice},
+                                     [&](StoredPiece const& piece, Slice const& of_piece, PieceFiles const& files) {
+                                       transfer_.read(piece, of_piece, files, box, sink);
+                                     });
     use(slice, {.data = box.data, .slice = slice});
   });
 }

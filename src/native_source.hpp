@@ -1,7 +1,11 @@
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "rankslice/options.hpp"
 #include "rankslice/state_dict.hpp"
 
 #include "slice_writer.hpp"
@@ -28,15 +32,26 @@ class HeldTensors final : public NativeSource {
 /// A stored checkpoint, streamed through a buffer of one expert, or a few MiB of a dense tensor. Digests what it reads.
 class StreamedTensors final : public NativeSource {
  public:
-  StreamedTensors(Storage const& storage, Model const& model);
+  /// Both outlive the result. What is expected is read as `how` says.
+  StreamedTensors(Storage const& storage, Model const& model, ReadOptions const& how = {});
+  void expect(std::vector<PlannedSlice> const& slices) override;
   void for_each_box(PlannedSlice const& wanted, BoxStep const& use) override;
   [[nodiscard]] Digests const& read() const { return read_; }
   /// @throws IoError when a file changed under the reader.
-  void check_unchanged() const { reader_.check_unchanged(); }
+  void check_unchanged() const;
 
  private:
+  [[nodiscard]] StorageReader& reader_for(std::uint64_t bytes);
+  void next_batch();
+
+  Storage const& storage_;
   Model const& model_;
-  StorageReader reader_;
+  ReadOptions how_;
+  std::vector<PlannedSlice> expected_;
+  std::vector<Range> batches_;           // of those
+  std::size_t next_ = 0;                 // of the batches
+  std::uint64_t still_to_come_ = 0;      // native bytes of the one before
+  std::optional<StorageReader> reader_;  // of that one
   Transfer transfer_;
   Digests read_;
   std::vector<std::byte> buffer_;
@@ -47,6 +62,7 @@ class DigestedTensors final : public NativeSource {
  public:
   /// Both outlive the result.
   DigestedTensors(NativeSource& from, Model const& model);
+  void expect(std::vector<PlannedSlice> const& slices) override { from_.expect(slices); }
   void for_each_box(PlannedSlice const& wanted, BoxStep const& use) override;
   [[nodiscard]] Digests const& given() const { return given_; }
 

@@ -21,6 +21,9 @@ using BoxStep = std::function<void(Slice const& slice, NativeBox<std::byte const
 class NativeSource {
  public:
   virtual ~NativeSource() = default;
+  /// What will be asked for from now on, in this order: it may be read ahead. Whoever asks for something else, or says
+  /// nothing, gets the same bytes. @throws IoError, FormatError; PlanError when the source lacks something of it
+  virtual void expect(std::vector<PlannedSlice> const& /*slices*/) {}
   /// Call `use` for consecutive parts that make up `wanted`.
   virtual void for_each_box(PlannedSlice const& wanted, BoxStep const& use) = 0;
   /// The bytes of a slice that is contiguous where the source keeps them, or none where it does not, as of a file: in

@@ -36,7 +36,7 @@ Digests compare_with_originals(ExportPlan const& plan, NativeSource& held, std::
   on_every_rank(world, [&] {
     auto const slices = compared_slices(plan, world.rank());
     auto const done = watch(call, "verify", plan_bytes(model, slices, Form::native), &world);
-    originals = require_unchanged(model, slices, held, *plan.originals, done);
+    originals = require_unchanged(model, slices, held, *plan.originals, call.reading, done);
   });
   world.all_reduce(originals.source.values(), Reduce::sum);
   if (!loaded || loaded->without_codes) return originals;
@@ -149,7 +149,7 @@ ExportReport export_checkpoint(Checkpoint const& checkpoint, std::string const& 
   if (digests(verify)) require_equal_copies(checkpoint, world, options.call);
 
   Source const source{checkpoint, plan, world, options.call};
-  StreamedTensors streamed(checkpoint.storage, checkpoint.model);
+  StreamedTensors streamed(checkpoint.storage, checkpoint.model, options.call.reading);
   auto const values = exported_checkpoint(streamed, checkpoint, plan.target);
   ExportSubject subject{.values = *values};
   if (source.compares()) {

@@ -4,12 +4,13 @@ import os
 import re
 import subprocess
 
+import numpy as np
 import pytest
 
 import checkpoints
 import reference
 from program import MPIEXEC, MPIEXEC_OPTIONS, PROGRAM, OnRank, run, run_ok
-from system_calls import TRACE, tensor_bytes, times_read
+from system_calls import TRACE, TRACE_OPENING, tensor_bytes, times_read
 
 WAYS = ["pread", "io_uring", "direct"]
 BLOCK = 1 << 20
@@ -118,6 +119,62 @@ def test_direct_reads_get_each_page_once(stored, tmp_path):
     for file, mask in tensor_bytes(stored).items():
         in_tensors = counts[file][mask]
         assert in_tensors.min() == 1 and in_tensors[4096:].max() == 1, file  # the header's page has tensor bytes too
+
+
+@pytest.fixture(scope="module")
+def inputs(stored, tmp_path_factory):
+    """Name -> what a command is given, and the folder whose tensors it reads."""
+    folder = tmp_path_factory.mktemp("inputs")
+    run_ok("load", stored, "--save-shards", folder / "shards", ranks=2)
+    run_ok("synth", folder / "fp8", "--preset", "tiny", "--quantization", "fp8", "--layers", 2)
+    run_ok("load", folder / "fp8", "--store", folder / "fp8.h5")
+    return {
+        "checkpoint": (stored, stored),
+        "shards": (folder / "shards", folder / "shards"),
+        "store": (folder / "fp8.h5", folder / "fp8"),
+    }
+
+
+COMMANDS = {
+    "load": ["load", "checkpoint"],
+    "verify": ["verify", "checkpoint"],
+    "verify, copies": ["verify", "shards"],
+    "to-hf": ["to-hf", "checkpoint", "{out}"],
+    "to-hf, gathered": ["to-hf", "checkpoint", "{out}", "--gather"],
+    "to-hf, converted": ["to-hf", "checkpoint", "{out}", "--dtype", "float32"],
+    "to-hf, copied": ["to-hf", "store", "{out}", "--export-layout", "source", "--source", "{folder}"],
+}
+
+
+@pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_reads_tensors_past_the_page_cache_when_it_is_told_to(command, ranks, inputs, tmp_path):
+    """By pread, which strace sees; one rank alone reads each page of a checkpoint once."""
+    name, which, *rest = command
+    given, folder = inputs[which]
+    on_rank = OnRank(tmp_path, traced="all", strace=TRACE_OPENING + " -e inject=io_uring_setup:error=EPERM")
+    rest = [argument.format(out=tmp_path / "out", folder=folder) for argument in rest]
+    run_ok(name, given, *rest, "--io", "direct", ranks=ranks, on_rank=on_rank)
+    shards = reference.shard_files(folder)
+    headers = {path.name: len(reference.raw_header(path)) for path in shards}
+    reads = 0
+    for rank in range(ranks):
+        everything, direct = (times_read(on_rank, rank, shards, past_page_cache=past) for past in (False, True))
+        for file, begin in headers.items():
+            reads += int(direct[file][begin:].sum())
+            assert np.array_equal(direct[file][begin:], everything[file][begin:]), f"rank {rank}, {file}"
+            assert which != "checkpoint" or ranks > 1 or (direct[file][begin:] == 1).all(), file
+    assert reads > 0
+
+
+@pytest.mark.parametrize("command", ["load", "verify", "to-hf"])
+def test_every_command_lets_the_page_cache_forget_what_it_read(command, stored, tmp_path):
+    cool(stored)
+    total = sum(int(mask.sum()) for mask in tensor_bytes(stored).values())
+    output = [tmp_path / "out"] if command == "to-hf" else []
+    run_ok(command, stored, *output, "--io", "pread", "--cache", "drop")
+    assert block_input("load", stored, "--verify", "off", "--io", "pread") > 0.9 * total, "all but edges once more"
 
 
 @pytest.mark.usefixtures("strace")

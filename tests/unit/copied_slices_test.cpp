@@ -115,7 +115,7 @@ std::vector<PlannedSlice> all_of(Model const& model) {
 
 // Rule 59: cuts need not lie on the edges of blocks. Who has the first element of a block copies its scale.
 TEST_F(CopiedSlices, Rule59_PartsThatAreCutAnywhereMakeUpTheWhole) {
-  auto const whole = copy_slices(model_, all_of(model_), source_, target_, kDone);
+  auto const whole = copy_slices(model_, all_of(model_), source_, target_, {}, kDone);
   std::mt19937 random(59);
   for (int round = 0; round < 20; ++round) {
     for (auto const& file : target_.files) {
@@ -129,7 +129,7 @@ TEST_F(CopiedSlices, Rule59_PartsThatAreCutAnywhereMakeUpTheWhole) {
         auto const most = model_.parameters[parameter].stacked_experts ? 2U : 30'000U;
         auto const end = std::min<std::uint64_t>(all.part.end, begin + 1 + random() % most);
         std::vector<PlannedSlice> const part{{parameter, {.part = {begin, end}, .rows = all.rows}}};
-        auto const copied = copy_slices(model_, part, source_, target_, kDone);
+        auto const copied = copy_slices(model_, part, source_, target_, {}, kDone);
         check_copies(model_, part, target_, copied, kDone);
         for (std::size_t i = 0; i < sum.source.values().size(); ++i) {
           sum.source.values()[i] += copied.source.values()[i];
@@ -143,7 +143,7 @@ TEST_F(CopiedSlices, Rule59_PartsThatAreCutAnywhereMakeUpTheWhole) {
 }
 
 TEST_F(CopiedSlices, DigestsAreThoseOfTheTensors) {
-  auto const copied = copy_slices(model_, all_of(model_), source_, target_, kDone);
+  auto const copied = copy_slices(model_, all_of(model_), source_, target_, {}, kDone);
   for (auto const& piece : source_.pieces) {
     auto const& tensor = model_.tensors[piece.tensor];
     auto const expected =
@@ -158,7 +158,7 @@ TEST_F(CopiedSlices, DigestsAreThoseOfTheTensors) {
 }
 
 TEST_F(CopiedSlices, ACopyThatReadsBackDifferentlyIsNamed) {
-  auto const copied = copy_slices(model_, all_of(model_), source_, target_, kDone);
+  auto const copied = copy_slices(model_, all_of(model_), source_, target_, {}, kDone);
   for (auto const& piece : target_.pieces) {
     auto const& extent = piece.scales.value_or(piece.extent);
     auto const tensor = piece.scales ? *model_.tensors[piece.tensor].scales : piece.tensor;

@@ -12,6 +12,7 @@
 
 #include "core/literals.hpp"
 #include "io/memory.hpp"
+#include "read_batches.hpp"
 #include "support/naive_digest.hpp"
 #include "support/raw_checkpoint.hpp"
 #include "support/raw_safetensors.hpp"
@@ -223,6 +224,40 @@ TEST_F(Streamed, OneBufferServesEveryBox) {
   }
   ASSERT_EQ(addresses.size(), 3U + 6U);
   EXPECT_THAT(addresses, testing::Each(addresses.front()));
+}
+
+TEST_F(Streamed, WhatIsExpectedComesTheSameWhicheverWayAndWhateverIsAskedForThen) {
+  std::vector const plan{planned(kDense, {1, kElements}), planned(kStacked, {1, 5})};
+  auto const native = test::swap_axes(experts_, kStackedShape, 2);
+  for (auto const way : {ReadBackend::automatic, ReadBackend::pread, ReadBackend::direct}) {
+    StreamedTensors streamed(storage_, model_, {.backend = way, .cache = PageCache::drop});
+    for (auto const& expected : {plan, {}, {plan[1], plan[0]}, {plan[1]}}) {
+      streamed.expect(expected);
+      for (int pass = 0; pass < 2; ++pass) {
+        EXPECT_TRUE(all_of(streamed, plan[0]).bytes == slice(dense_, 2, 2 * kElements));
+        EXPECT_TRUE(all_of(streamed, plan[1]).bytes == slice(native, kExpert, 5 * kExpert));
+      }
+    }
+    EXPECT_NO_THROW(streamed.check_unchanged());
+  }
+}
+
+TEST_F(Streamed, AChangeIsAnErrorBeforeSomethingElseIsExpected) {
+  std::filesystem::last_write_time(path_, std::filesystem::file_time_type::clock::now() - std::chrono::hours(1));
+  StreamedTensors streamed(storage_, model_);
+  (void)all_of(streamed, planned(kStacked, {0, 1}));
+  test::flip_byte(path_, 0);
+  EXPECT_THROW(streamed.expect({planned(kDense, {0, 1})}), IoError);
+}
+
+TEST(Batches, HoldEveryItemOnceAndInOrderAndEndWithAGibibyte) {
+  auto const batches = [](std::vector<std::uint64_t> const& sizes) {
+    return in_batches(sizes, [](std::uint64_t bytes) { return bytes; });
+  };
+  EXPECT_THAT(batches({}), testing::IsEmpty());
+  EXPECT_THAT(batches({0, 0}), ElementsAre(Range{0, 2}));
+  EXPECT_THAT(batches({1_GiB - 1, 1, 1_GiB, 3, 4}), ElementsAre(Range{0, 2}, Range{2, 3}, Range{3, 5}));
+  EXPECT_THAT(batches({3_GiB}), ElementsAre(Range{0, 1}));
 }
 
 TEST_F(Streamed, WhatWasReadIsDigestedOnceAsTheFileStoresIt) {
