@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <optional>
+#include <string>
 
 #include "core/literals.hpp"
 #include "io/positional.hpp"
@@ -61,10 +61,25 @@ std::optional<std::uint64_t> cached_by_mincore(int fd, Range bytes) {
   return std::ranges::count_if(there, [](unsigned char page) { return (page & 1U) != 0; });
 }
 
+/// Whether the kernel counts us among the owners of a file: only they may have O_NOATIME.
+bool counts_as_owner(int fd) {
+  auto const flags = ::fcntl(fd, F_GETFL);
+  if (flags < 0 || ::fcntl(fd, F_SETFL, flags | O_NOATIME) != 0) return false;
+  ::fcntl(fd, F_SETFL, flags);
+  return true;
+}
+
+/// mincore(2) answers only who owns a file or may write to it. Whom else it tells that all pages are there.
+bool mincore_is_true(int fd) {
+  return counts_as_owner(fd) ||
+         ::faccessat(AT_FDCWD, ("/proc/self/fd/" + std::to_string(fd)).c_str(), W_OK, AT_EACCESS) == 0;
+}
+
 /// How many pages of a range are in the page cache.
 std::optional<std::uint64_t> cached_pages(int fd, Range bytes) {
   auto const cached = cached_by_cachestat(fd, bytes);
-  return cached ? cached : cached_by_mincore(fd, bytes);
+  if (cached || !mincore_is_true(fd)) return cached;
+  return cached_by_mincore(fd, bytes);
 }
 
 void append(std::vector<Range>& parts, Range part) {
@@ -75,26 +90,31 @@ void append(std::vector<Range>& parts, Range part) {
   }
 }
 
-void add_cold_parts(int fd, Range bytes, std::vector<Range>& cold) {
+/// False: the system does not tell.
+bool add_cold_parts(int fd, Range bytes, std::vector<Range>& cold) {
   auto const cached = cached_pages(fd, bytes);
+  if (!cached) return false;
   auto const pages = pages_of(bytes);
-  if (cached && *cached >= pages) return;
-  if (!cached || *cached == 0) return append(cold, bytes);
+  if (*cached >= pages) return true;
+  if (*cached == 0) {
+    append(cold, bytes);
+    return true;
+  }
   if (bytes.size() <= kLeaf) {
     if (*cached * 4 < pages * 3) append(cold, bytes);
-    return;
+    return true;
   }
   auto const middle = bytes.begin + (bytes.size() / 2 + kLeaf - 1) / kLeaf * kLeaf;
-  add_cold_parts(fd, {bytes.begin, middle}, cold);
-  if (middle < bytes.end) add_cold_parts(fd, {middle, bytes.end}, cold);
+  return add_cold_parts(fd, {bytes.begin, middle}, cold) &&
+         (middle >= bytes.end || add_cold_parts(fd, {middle, bytes.end}, cold));
 }
 
 }  // namespace
 
-std::vector<Range> cold_parts(int fd, std::vector<Range> const& runs) {
+std::optional<std::vector<Range>> cold_parts(int fd, std::vector<Range> const& runs) {
   std::vector<Range> cold;
   for (auto const& run : runs) {
-    if (!run.empty()) add_cold_parts(fd, run, cold);
+    if (!run.empty() && !add_cold_parts(fd, run, cold)) return std::nullopt;
   }
   return cold;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -12,9 +13,9 @@
 namespace rankslice {
 
 /// What of some runs of a file is not in the page cache of this host, ascending. To the MiB: a smaller part counts as
-/// there when three quarters of its pages are. All of them where the system does not tell. Nothing is read or mapped
-/// into sight. Local.
-[[nodiscard]] std::vector<Range> cold_parts(int fd, std::vector<Range> const& runs);
+/// there when three quarters of its pages are. Nothing where the system does not tell, as it tells only who owns a file
+/// or may write to it. Nothing is read or mapped into sight. Local.
+[[nodiscard]] std::optional<std::vector<Range>> cold_parts(int fd, std::vector<Range> const& runs);
 
 /// Another reader, behind whom the page cache forgets what was not there before, but for the first and the last page
 /// of it: others may want the rest of these.

@@ -1,6 +1,7 @@
 #include "support/failing_syscall.hpp"
 
 #include <fmt/format.h>
+#include <grp.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
@@ -30,6 +31,12 @@ bool make_syscall_fail(long number, int error) {
   return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
+bool become_nobody() {
+  constexpr unsigned kNobody = 65534;
+  return ::setgroups(0, nullptr) == 0 && ::setresgid(kNobody, kNobody, kNobody) == 0 &&
+         ::setresuid(kNobody, kNobody, kNobody) == 0;
+}
+
 std::string outcome(std::function<void()> const& body) {
   try {
     body();
@@ -50,14 +57,13 @@ std::string read_to_end(int fd) {
   return text;
 }
 
-}  // namespace
-
-std::optional<std::string> outcome_with_failing(long number, int error, std::function<void()> const& body) {
+/// In a child process that was made what the body needs; nothing where that failed.
+std::optional<std::string> outcome_in_child(std::function<bool()> const& prepare, std::function<void()> const& body) {
   std::array<int, 2> channel{};
   if (::pipe(channel.data()) != 0) return std::nullopt;
   auto const child = ::fork();
   if (child == 0) {
-    auto const text = make_syscall_fail(number, error) ? outcome(body) : std::string();
+    auto const text = prepare() ? outcome(body) : std::string();
     auto const put = ::write(channel[1], text.data(), text.size());
     std::_Exit(put == static_cast<::ssize_t>(text.size()) ? 0 : 1);
   }
@@ -67,6 +73,16 @@ std::optional<std::string> outcome_with_failing(long number, int error, std::fun
   ::waitpid(child, nullptr, 0);
   if (text.empty()) return std::nullopt;
   return text;
+}
+
+}  // namespace
+
+std::optional<std::string> outcome_with_failing(long number, int error, std::function<void()> const& body) {
+  return outcome_in_child([&] { return make_syscall_fail(number, error); }, body);
+}
+
+std::optional<std::string> outcome_as_nobody(std::function<void()> const& body) {
+  return outcome_in_child(become_nobody, body);
 }
 
 }  // namespace rankslice::test

@@ -12,4 +12,8 @@ namespace rankslice::test {
 [[nodiscard]] std::optional<std::string> outcome_with_failing(long number, int error,
                                                               std::function<void()> const& body);
 
+/// The same in a child process of a user who owns nothing and has no capabilities; nothing where this process is not
+/// root's.
+[[nodiscard]] std::optional<std::string> outcome_as_nobody(std::function<void()> const& body);
+
 }  // namespace rankslice::test

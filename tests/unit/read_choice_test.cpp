@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <filesystem>
 #include <fstream>
 #include <optional>
 #include <stdexcept>
@@ -85,6 +86,56 @@ TEST_F(Choice, LeavesWhatOthersReadToThePageCache) {
   EXPECT_EQ(choice.ahead, choice.by == ReadBackend::direct ? *alone_ : extents_);
   auto const dropping = choose(ReadBackend::pread, PageCache::drop);
   EXPECT_THAT(dropping.to_drop, ElementsAre(ElementsAre(Range{0, kBytes}), IsEmpty()));
+}
+
+/// Files of somebody else, who lets others read them.
+class ChoiceOfAGuest : public Choice {
+ protected:
+  void SetUp() override {
+    Choice::SetUp();
+    std::filesystem::permissions(std::filesystem::path(files_[0].path).parent_path(),
+                                 std::filesystem::perms::owner_all | std::filesystem::perms::others_exec);
+    if (!why_no_uring_engine().empty()) GTEST_SKIP() << why_no_uring_engine();
+    auto const outcome = test::outcome_as_nobody([&] {
+      auto const fd = open_regular(files_[0].path);
+      if (cold_parts(fd.get(), {{0, kBytes}})) throw std::runtime_error("a kernel that tells everybody");
+    });
+    if (outcome != "done") GTEST_SKIP() << outcome.value_or("only root can become somebody else");
+  }
+  [[nodiscard]] std::optional<std::string> why(ReadBackend expected, std::vector<Extent> const& ahead,
+                                               PageCache cache = PageCache::keep) const {
+    return test::outcome_as_nobody([&, expected] {
+      auto const choice = choose(ReadBackend::automatic, cache);
+      for (auto const& parts : choice.to_drop) {
+        if (!parts.empty()) throw std::runtime_error("drops what may have been there");
+      }
+      if (choice.by != expected || choice.ahead != ahead) throw std::runtime_error("another way: " + choice.why);
+      throw IoError(ExitCode::io, choice.why);
+    });
+  }
+};
+
+TEST_F(ChoiceOfAGuest, IsIoUringThroughThePageCacheWarmOrCold) {
+  auto const expected = "74 the system tells only who may write to a file what the page cache has of it";
+  EXPECT_EQ(why(ReadBackend::io_uring, extents_), expected);
+  if (!cool(0) || !cool(1)) GTEST_SKIP() << "this file system keeps files in memory";
+  EXPECT_EQ(why(ReadBackend::io_uring, extents_), expected);
+}
+
+TEST_F(ChoiceOfAGuest, DropsNothingAndSaysSo) {
+  EXPECT_THAT(why(ReadBackend::io_uring, extents_, PageCache::drop).value(), HasSubstr("so it is not dropped"));
+}
+
+TEST_F(ChoiceOfAGuest, IsPreadWhereIoUringIsForbidden) {
+  auto const outcome = test::outcome_as_nobody([&] {
+    auto const refused = test::outcome_with_failing(SYS_io_uring_setup, EPERM, [&] {
+      auto const choice = choose(ReadBackend::automatic);
+      if (choice.by != ReadBackend::pread || !choice.ahead.empty()) throw std::runtime_error("not by pread");
+      throw IoError(ExitCode::io, choice.why);
+    });
+    throw std::runtime_error(refused.value_or(""));
+  });
+  EXPECT_THAT(outcome.value(), HasSubstr("what the page cache has of it, and io_uring is not to be had: "));
 }
 
 TEST_F(Choice, OfAFewCachelessBytesIsPread) {
