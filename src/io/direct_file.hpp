@@ -19,8 +19,15 @@ inline constexpr auto kDirectAlignment = 4_KiB;
 /// encrypts.
 [[nodiscard]] bool reads_past_page_cache(int fd);
 
-/// Whether the bytes of an open file come from a disk of this host, by a file system that is known to.
-[[nodiscard]] bool is_on_local_disk(int fd);
+/// What becomes of reads past the page cache.
+struct DirectAnswer {
+  std::string why_refused{};   ///< Empty where they are made.
+  std::string doubt{};         ///< Why they may go through the page cache all the same; empty where they do not.
+  bool on_local_disk = false;  ///< The bytes come from a disk of this host, by a file system that is known to.
+};
+
+/// Ask the file system of a file, and read its first bytes so: that the file opens is no promise. Local.
+[[nodiscard]] DirectAnswer try_direct(std::string const& path);
 
 /// Open for reading with O_DIRECT; invalid, with `errno` set, where that is refused.
 [[nodiscard]] UniqueFd open_direct(std::string const& path);

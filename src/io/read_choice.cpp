@@ -21,7 +21,6 @@ struct Look {
   std::vector<std::vector<Range>> cold;     ///< By file.
   std::vector<std::vector<Range>> unknown;  ///< By file, of which the system does not tell.
   std::uint64_t cold_bytes = 0, unknown_bytes = 0, bytes = 0;
-  bool on_local_disks = true;  ///< What is cold.
 };
 
 std::uint64_t bytes_of(std::vector<Range> const& ranges) {
@@ -43,7 +42,6 @@ Look look_at(std::vector<CatalogFile> const& files, std::vector<Extent> const& e
     look.bytes += bytes_of(runs[i]);
     look.cold_bytes += bytes_of(look.cold[i]);
     look.unknown_bytes += bytes_of(look.unknown[i]);
-    if (!look.cold[i].empty()) look.on_local_disks = look.on_local_disks && is_on_local_disk(fd.get());
   }
   return look;
 }
@@ -60,10 +58,21 @@ ReadChoice choose_for_unknown(std::vector<Extent> const& extents, Look const& lo
   return {.by = ReadBackend::io_uring, .uring = true, .ahead = within(extents, parts), .why = kWhy};
 }
 
+/// Why what is cold is not read past the page cache unless that is asked for.
+std::string why_not_past(std::vector<CatalogFile> const& files, Look const& look) {
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    if (look.cold[i].empty()) continue;
+    auto const answer = try_direct(files[i].path);
+    if (!answer.why_refused.empty()) return fmt::format("nor read past it: {}: {}", files[i].path, answer.why_refused);
+    if (!answer.on_local_disk) return "nor all on a local disk";
+  }
+  return {};
+}
+
 /// What is fastest, as measured on local disks: past the page cache with a deep queue 3.5 GB/s, through it, however
 /// deep, 2.0. Who else keeps caches of its own, or on other hosts, is read through them.
-ReadChoice choose_automatically(std::vector<Extent> const& extents, Look const& look,
-                                std::vector<Extent> const& alone) {
+ReadChoice choose_automatically(std::vector<CatalogFile> const& files, std::vector<Extent> const& extents,
+                                Look const& look, std::vector<Extent> const& alone) {
   if (look.unknown_bytes > 0 && look.unknown_bytes + look.cold_bytes >= kWorthAnEngine) {
     return choose_for_unknown(extents, look);
   }
@@ -75,10 +84,11 @@ ReadChoice choose_automatically(std::vector<Extent> const& extents, Look const& 
                                  100.0 * static_cast<double>(look.cold_bytes) / static_cast<double>(look.bytes));
   auto const why_no_uring = why_no_uring_engine();
   if (!why_no_uring.empty()) return {.why = fmt::format("{}, and io_uring is not to be had: {}", share, why_no_uring)};
-  return {.by = look.on_local_disks ? ReadBackend::direct : ReadBackend::io_uring,
+  auto const why_not = why_not_past(files, look);
+  return {.by = why_not.empty() ? ReadBackend::direct : ReadBackend::io_uring,
           .uring = true,
-          .ahead = within(look.on_local_disks ? alone : extents, look.cold),
-          .why = fmt::format("{}, {}", share, look.on_local_disks ? "but on a local disk" : "nor all on a local disk")};
+          .ahead = within(why_not.empty() ? alone : extents, look.cold),
+          .why = fmt::format("{}, {}", share, why_not.empty() ? "but on a local disk" : why_not)};
 }
 
 ReadChoice choose_uring(std::vector<Extent> const& extents) {
@@ -87,25 +97,60 @@ ReadChoice choose_uring(std::vector<Extent> const& extents) {
   return {.by = ReadBackend::io_uring, .uring = true, .ahead = extents, .why = "as asked for"};
 }
 
-ReadChoice choose_direct(std::vector<Extent> const& extents) {
-  auto const why_no_uring = why_no_uring_engine();
-  auto const why = why_no_uring.empty() ? "as asked for" : "as asked for, one after the other: " + why_no_uring;
-  return {.by = ReadBackend::direct, .uring = why_no_uring.empty(), .ahead = extents, .why = why};
+/// What the file systems say to reads past the page cache.
+struct DirectLook {
+  std::vector<bool> refused;        ///< By file.
+  std::vector<bool> through_cache;  ///< By file, perhaps.
+  std::string why_refused{};        ///< Of the first one that is.
+  std::string doubt{};              ///< The first one.
+};
+
+DirectLook look_past(std::vector<CatalogFile> const& files, std::vector<Extent> const& extents) {
+  DirectLook look{.refused = std::vector<bool>(files.size()), .through_cache = std::vector<bool>(files.size())};
+  std::vector<bool> seen(files.size());
+  for (auto const& [file, bytes] : extents) {
+    if (seen[file]) continue;
+    seen[file] = true;
+    auto const answer = try_direct(files[file].path);
+    look.refused[file] = !answer.why_refused.empty();
+    look.through_cache[file] = look.refused[file] || !answer.doubt.empty();
+    if (look.refused[file] && look.why_refused.empty()) {
+      look.why_refused = fmt::format("{}: {}", files[file].path, answer.why_refused);
+    } else if (look.through_cache[file] && look.doubt.empty()) {
+      look.doubt = answer.doubt;
+    }
+  }
+  return look;
 }
 
-ReadChoice choose(std::vector<Extent> const& extents, ReadBackend asked, Look const& look,
-                  std::vector<Extent> const& alone) {
-  switch (asked) {
-    case ReadBackend::automatic:
-      return choose_automatically(extents, look, alone);
-    case ReadBackend::io_uring:
-      return choose_uring(extents);
-    case ReadBackend::direct:
-      return choose_direct(extents);
-    case ReadBackend::pread:
-      break;
-  }
+ReadChoice choose_direct(std::vector<Extent> const& extents, DirectLook const& past) {
+  auto ahead = extents;
+  std::erase_if(ahead, [&](Extent const& extent) { return past.refused[extent.file]; });
+  if (ahead.empty() && !extents.empty()) return {.why = "nothing can be read past the page cache: " + past.why_refused};
+  auto const why_no_uring = why_no_uring_engine();
+  std::string why = "as asked for";
+  if (!why_no_uring.empty()) why += ", one after the other: " + why_no_uring;
+  if (!past.why_refused.empty()) why += fmt::format("; not all can be ({})", past.why_refused);
+  if (!past.doubt.empty()) why += "; " + past.doubt;
+  return {.by = ReadBackend::direct, .uring = why_no_uring.empty(), .ahead = std::move(ahead), .why = why};
+}
+
+/// As was asked for, but for what is chosen automatically.
+ReadChoice choose(std::vector<Extent> const& extents, ReadBackend asked, DirectLook const& past) {
+  if (asked == ReadBackend::io_uring) return choose_uring(extents);
+  if (asked == ReadBackend::direct) return choose_direct(extents, past);
   return {.why = "as asked for"};
+}
+
+/// What is to leave the page cache when it was read: what came into it, as far as nobody else wants it.
+std::vector<std::vector<Range>> to_drop(ReadChoice const& choice, Look const& look, DirectLook const& past,
+                                        std::vector<Extent> const& alone) {
+  auto parts = look.cold;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    auto const past_it = choice.by == ReadBackend::direct && (past.through_cache.empty() || !past.through_cache[i]);
+    if (past_it) parts[i].clear();
+  }
+  return runs_by_file(within(alone, parts), parts.size());
 }
 
 }  // namespace
@@ -118,9 +163,11 @@ ReadChoice choose_reads(std::vector<CatalogFile> const& files, std::vector<Exten
                         ReadOptions const& how, std::vector<Extent> const& alone) {
   auto const looks = how.backend == ReadBackend::automatic || how.cache == PageCache::drop;
   auto const look = looks ? look_at(files, extents) : Look{};
-  auto choice = choose(extents, how.backend, look, alone);
-  if (how.cache == PageCache::drop && choice.by != ReadBackend::direct) {
-    choice.to_drop = runs_by_file(within(alone, look.cold), files.size());
+  auto const past = how.backend == ReadBackend::direct ? look_past(files, extents) : DirectLook{};
+  auto choice = how.backend == ReadBackend::automatic ? choose_automatically(files, extents, look, alone)
+                                                      : choose(extents, how.backend, past);
+  if (how.cache == PageCache::drop) {
+    choice.to_drop = to_drop(choice, look, past, alone);
     if (look.unknown_bytes > 0) choice.why += "; what of that was there is not known, so it is not dropped";
   }
   return choice;

@@ -64,7 +64,8 @@ def test_the_same_bytes_arrive_whichever_way(way, cache, ranks, stored, tmp_path
     result = run_ok(
         "load", stored, "--io", way, "--cache", cache, "--save-shards", tmp_path / "s", "--json", ranks=ranks
     )
-    assert result.json["choices"]["io"] == way
+    in_memory = subprocess.run(["stat", "-f", "-c", "%T", stored], capture_output=True, text=True).stdout == "tmpfs\n"
+    assert result.json["choices"]["io"] == ("pread" if in_memory and way == "direct" else way)
     run_ok("to-hf", tmp_path / "s", tmp_path / "out")
     assert not checkpoints.folder_differences(stored, tmp_path / "out")
 
@@ -96,7 +97,8 @@ def test_a_cold_load_brings_from_the_disk_what_was_planned(way, stored):
     if way == "io_uring":  # through the page cache: no page of a file twice
         assert tensors <= brought <= sum(path.stat().st_size + 4096 for path in shards)
     else:
-        assert tensors <= brought <= tensors + headers + len(shards) * 2 * 4096
+        tries = 2 * len(shards)  # of whether it can be, a page of each file: once to tell, once by the reading thread
+        assert tensors <= brought <= tensors + headers + (len(shards) * 2 + tries) * 4096
 
 
 @pytest.mark.parametrize("mesh", [["--ep", 2], ["--ep", 4], ["--ep", 2, "--ep-shard", 2]], ids=str)

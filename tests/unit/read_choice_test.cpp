@@ -24,12 +24,41 @@
 #include "support/failing_syscall.hpp"
 #include "support/temp_dir.hpp"
 
+namespace {
+
+/// Whether reads past the page cache fail of files whose names end so, as on devices that want larger units.
+char const* refused_so = nullptr;
+
+bool is_refused(int fd) {
+  if (refused_so == nullptr || (::fcntl(fd, F_GETFL) & O_DIRECT) == 0) return false;
+  return std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd)).string().ends_with(refused_so);
+}
+
+}  // namespace
+
+extern "C" ::ssize_t pread(int fd, void* to, std::size_t size, ::off_t offset) {
+  if (!is_refused(fd)) return ::syscall(SYS_pread64, fd, to, size, offset);
+  errno = EINVAL;
+  return -1;
+}
+
 namespace rankslice {
 namespace {
 
+class Refusing {
+ public:
+  explicit Refusing(char const* name) { refused_so = name; }
+  ~Refusing() { refused_so = nullptr; }
+  Refusing(Refusing const&) = delete;
+  Refusing& operator=(Refusing const&) = delete;
+};
+
+using testing::Each;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::Not;
+using testing::StartsWith;
 
 constexpr auto kBytes = 8_MiB;
 
@@ -53,7 +82,11 @@ class Choice : public testing::Test {
     ::posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED);
     return cold_parts(fd.get(), {{0, kBytes}}) == std::vector{Range{0, kBytes}};
   }
-  [[nodiscard]] bool on_local_disk() const { return is_on_local_disk(open_regular(files_[0].path).get()); }
+  [[nodiscard]] bool on_local_disk() const { return try_direct(files_[0].path).on_local_disk; }
+  [[nodiscard]] bool goes_past_page_cache() const {
+    auto const answer = try_direct(files_[0].path);
+    return answer.why_refused.empty() && answer.doubt.empty();
+  }
 
   test::TempDir dir_;
   std::vector<CatalogFile> files_;
@@ -161,14 +194,61 @@ TEST_F(Choice, IsWhatWasAskedFor) {
   auto const pread = choose(ReadBackend::pread);
   EXPECT_EQ(pread.by, ReadBackend::pread);
   EXPECT_THAT(pread.ahead, IsEmpty());
-  auto const direct = choose(ReadBackend::direct);
-  EXPECT_EQ(direct.by, ReadBackend::direct);
-  EXPECT_EQ(direct.ahead, extents_);
   if (!why_no_uring_engine().empty()) GTEST_SKIP() << why_no_uring_engine();
   auto const uring = choose(ReadBackend::io_uring);
   EXPECT_EQ(uring.by, ReadBackend::io_uring);
   EXPECT_EQ(uring.ahead, extents_);
   EXPECT_EQ(uring.why, "as asked for");
+}
+
+TEST_F(Choice, OfDirectReadsIsThoseWhereTheyGoPastThePageCache) {
+  if (!goes_past_page_cache()) GTEST_SKIP() << "this file system lets nobody past its cache";
+  auto const choice = choose(ReadBackend::direct);
+  EXPECT_EQ(choice.by, ReadBackend::direct);
+  EXPECT_EQ(choice.ahead, extents_);
+  EXPECT_THAT(choice.why, StartsWith("as asked for"));
+  EXPECT_THAT(choice.why, Not(HasSubstr(files_[0].path)));
+}
+
+TEST_F(Choice, OfDirectReadsLeavesFilesToPreadThatRefuseThemAndDropsThese) {
+  if (!goes_past_page_cache()) GTEST_SKIP() << "this file system lets nobody past its cache";
+  if (!cool(0) || !cool(1)) GTEST_SKIP() << "this file system keeps files in memory";
+  Refusing const refusing("/b");
+  auto const choice = choose(ReadBackend::direct, PageCache::drop);
+  EXPECT_EQ(choice.by, ReadBackend::direct);
+  EXPECT_THAT(choice.ahead, ElementsAre(extents_[1]));
+  EXPECT_THAT(choice.why, HasSubstr("not all can be (" + files_[1].path + ": Invalid argument)"));
+  EXPECT_THAT(choice.to_drop, ElementsAre(IsEmpty(), ElementsAre(Range{1_MiB, kBytes})));
+}
+
+TEST_F(Choice, OfDirectReadsThatAllFilesRefuseIsPread) {
+  Refusing const refusing("");
+  auto const choice = choose(ReadBackend::direct);
+  EXPECT_EQ(choice.by, ReadBackend::pread);
+  EXPECT_THAT(choice.ahead, IsEmpty());
+  EXPECT_THAT(choice.why, HasSubstr("nothing can be read past the page cache: " + files_[1].path + ": "));
+}
+
+TEST_F(Choice, OfDirectReadsInMemoryIsPread) {
+  std::string const path = "/dev/shm/rankslice-read-choice-test";
+  std::ofstream(path) << std::string(kBytes, 'x');
+  if (!std::filesystem::exists(path)) GTEST_SKIP() << "there is no /dev/shm";
+  files_[0].path = files_[1].path = path;
+  auto const choice = choose(ReadBackend::direct, PageCache::drop);
+  std::filesystem::remove(path);
+  EXPECT_EQ(choice.by, ReadBackend::pread);
+  EXPECT_THAT(choice.why, HasSubstr("past the page cache: " + path + ": "));
+}
+
+TEST_F(Choice, IsIoUringThroughThePageCacheWhereReadsPastItFail) {
+  if (!cool(0) || !cool(1)) GTEST_SKIP() << "this file system keeps files in memory";
+  if (!why_no_uring_engine().empty()) GTEST_SKIP() << why_no_uring_engine();
+  if (!on_local_disk()) GTEST_SKIP() << "not on a local disk";
+  Refusing const refusing("/b");
+  auto const choice = choose(ReadBackend::automatic);
+  EXPECT_EQ(choice.by, ReadBackend::io_uring);
+  EXPECT_EQ(choice.ahead, extents_);
+  EXPECT_THAT(choice.why, HasSubstr("nor read past it: " + files_[1].path + ": Invalid argument"));
 }
 
 TEST_F(Choice, OfIoUringWhereItIsForbiddenIsAnError) {
@@ -179,6 +259,7 @@ TEST_F(Choice, OfIoUringWhereItIsForbiddenIsAnError) {
 }
 
 TEST_F(Choice, OfDirectReadsWhereIoUringIsForbiddenIsOneAfterTheOther) {
+  if (!goes_past_page_cache()) GTEST_SKIP() << "this file system lets nobody past its cache";
   auto const outcome = test::outcome_with_failing(SYS_io_uring_setup, EPERM, [&] {
     auto const choice = choose(ReadBackend::direct);
     if (choice.by != ReadBackend::direct || choice.uring || choice.ahead != extents_)
@@ -193,7 +274,8 @@ TEST_F(Choice, ToDropIsWhatThePageCacheDidNotHave) {
   EXPECT_THAT(choose(ReadBackend::pread).to_drop, IsEmpty());
   EXPECT_THAT(choose(ReadBackend::pread, PageCache::drop).to_drop,
               ElementsAre(IsEmpty(), ElementsAre(Range{1_MiB, kBytes})));
-  EXPECT_THAT(choose(ReadBackend::direct, PageCache::drop).to_drop, IsEmpty()) << "nothing gets there";
+  if (!goes_past_page_cache()) GTEST_SKIP() << "this file system lets nobody past its cache";
+  EXPECT_THAT(choose(ReadBackend::direct, PageCache::drop).to_drop, Each(IsEmpty())) << "nothing gets there";
 }
 
 TEST_F(Choice, OfAFileThatIsGoneIsAnError) {
