@@ -34,7 +34,8 @@ void StorageReader::read_ahead(ReadBackend asked) {
   for (std::size_t i = 0; i < runs_.size(); ++i) runs_[i] = without(runs_[i], in_blocks[i]);
   auto const make_engine = [&](unsigned depth, std::span<std::byte> memory) {
     try {
-      if (choice_.uring) return make_uring_engine(depth, memory);
+      if (choice_.uring && asked == ReadBackend::io_uring) return make_uring_engine(depth, memory);
+      if (choice_.uring) return make_lasting_engine(make_uring_engine(depth, memory));
     } catch (IoError const&) {  // there was one for the asking, but not for each thread: memory or files are limited
       if (asked == ReadBackend::io_uring) throw;
     }

@@ -103,13 +103,13 @@ void ReadAhead::start(std::size_t index) {
   if (!file.fd.valid()) file.fd = open_(planned.file);
   auto& block = blocks_[index];
   block.slot = free_slots_.back();
-  free_slots_.pop_back();
-  block.state = State::under_way;
   engine_->start({.fd = file.fd.get(),
                   .to = memory_of(block),
                   .size = static_cast<std::uint32_t>(planned.bytes.size()),
                   .offset = planned.bytes.begin,
                   .tag = index});
+  free_slots_.pop_back();
+  block.state = State::under_way;
 }
 
 void ReadAhead::take_one() {

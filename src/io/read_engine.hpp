@@ -34,9 +34,10 @@ class ReadEngine {
   /// Waits for what is under way.
   virtual ~ReadEngine() = default;
 
-  /// No more are under way than it was made for.
+  /// No more are under way than it was made for. What it cannot start, `wait` tells.
   virtual void start(EngineRead const& read) = 0;
-  /// The next one that has ended, in any order; some are under way.
+  /// The next one that has ended, in any order; some are under way. @throws IoError (`io`) when the system takes no
+  /// reads any more
   [[nodiscard]] virtual EngineCompletion wait() = 0;
 };
 
@@ -47,7 +48,10 @@ class ReadEngine {
 /// the limit of locked memory allows it. @throws IoError (`io`) naming what the system, or this build, lacks
 [[nodiscard]] std::unique_ptr<ReadEngine> make_uring_engine(unsigned depth, std::span<std::byte> memory);
 
-/// Why `make_uring_engine` would throw; empty where it would not.
+/// Why reads by io_uring would fail, as one that is made shows; empty where they would not.
 [[nodiscard]] std::string why_no_uring_engine();
+
+/// By another engine, and one after the other from where that one throws IoError on: what was under way is read again.
+[[nodiscard]] std::unique_ptr<ReadEngine> make_lasting_engine(std::unique_ptr<ReadEngine> engine);
 
 }  // namespace rankslice

@@ -1,4 +1,6 @@
 #include <fmt/format.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include "rankslice/error.hpp"
 
@@ -11,6 +13,9 @@
 #include <liburing.h>
 
 #include <cerrno>
+#include <chrono>
+#include <cstdint>
+#include <thread>
 
 namespace rankslice {
 
@@ -31,7 +36,9 @@ class UringEngine final : public ReadEngine {
   ~UringEngine() override {
     while (in_kernel() > 0) {  // what writes to the caller's memory
       ::io_uring_cqe* done = nullptr;
-      if (::io_uring_wait_cqe(&ring_, &done) == 0) take(*done);
+      auto const error = -::io_uring_wait_cqe(&ring_, &done);
+      if (error == 0) take(*done);
+      if (error > 0 && error != EINTR) look_later();
     }
     ::io_uring_queue_exit(&ring_);
   }
@@ -39,7 +46,7 @@ class UringEngine final : public ReadEngine {
   UringEngine& operator=(UringEngine const&) = delete;
 
   void start(EngineRead const& read) override {
-    auto* const entry = ::io_uring_get_sqe(&ring_);  // there is one for each of `depth`
+    auto* const entry = ::io_uring_get_sqe(&ring_);  // there is one for each of `depth`, taken by the kernel or not
     auto const* const end = memory_.data() + memory_.size();
     if (registered_ && memory_.data() <= read.to && read.to + read.size <= end) {
       ::io_uring_prep_read_fixed(entry, read.fd, read.to, read.size, read.offset, 0);
@@ -48,28 +55,33 @@ class UringEngine final : public ReadEngine {
     }
     ::io_uring_sqe_set_data64(entry, read.tag);
     ++under_way_;
-    hand_over(0);
+    ::io_uring_submit(&ring_);  // what it does not take now, `wait` hands over
   }
 
   EngineCompletion wait() override {
     for (;;) {
       ::io_uring_cqe* done = nullptr;
       if (::io_uring_peek_cqe(&ring_, &done) == 0) return take(*done);
-      hand_over(1);
+      hand_over();
     }
   }
 
  private:
   [[nodiscard]] std::size_t in_kernel() const { return under_way_ - ::io_uring_sq_ready(&ring_); }
 
-  /// What is not with the kernel yet; and wait until so many have ended. A kernel that has no memory for one more read
-  /// takes it later, when another one has ended.
-  void hand_over(unsigned ended) {
-    auto const error = -::io_uring_submit_and_wait(&ring_, ended);
-    if (error <= 0 || error == EINTR) return;
-    auto const takes_none_now = error == EAGAIN || error == EBUSY;
-    if (!takes_none_now || in_kernel() == 0) fail("takes no reads", error);
+  /// What is not with the kernel yet; and wait until one has ended. A kernel that has no memory for one more read takes
+  /// it later, when another one has ended.
+  void hand_over() {
+    auto error = -::io_uring_submit_and_wait(&ring_, 1);
+    if ((error == EAGAIN || error == EBUSY) && in_kernel() > 0) {
+      ::io_uring_cqe* done = nullptr;
+      error = -::io_uring_wait_cqe(&ring_, &done);
+    }
+    if (error > 0 && error != EINTR) fail("takes no reads", error);
   }
+
+  /// Where the kernel lets nobody wait.
+  static void look_later() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
 
   EngineCompletion take(::io_uring_cqe& done) {
     EngineCompletion const completion{.tag = ::io_uring_cqe_get_data64(&done), .got = done.res};
@@ -90,7 +102,22 @@ std::unique_ptr<ReadEngine> make_uring_engine(unsigned depth, std::span<std::byt
   return std::make_unique<UringEngine>(depth, memory);
 }
 
-std::string why_no_uring_engine() { return why_no_io_uring(); }
+/// That a ring can be set up is no promise: a filter of system calls may know only that, and the first kernels that
+/// have rings have no reads.
+std::string why_no_uring_engine() {
+  if (auto why = why_no_io_uring(); !why.empty()) return why;
+  try {
+    UniqueFd const one(::eventfd(1, EFD_CLOEXEC));
+    std::uint64_t value = 0;
+    UringEngine engine(1, {});
+    engine.start({.fd = one.get(), .to = reinterpret_cast<std::byte*>(&value), .size = sizeof(value)});
+    auto const got = engine.wait().got;
+    if (got == sizeof(value)) return {};
+    return "it makes no reads: " + reason(static_cast<int>(-got));
+  } catch (IoError const& error) {
+    return error.what();
+  }
+}
 
 }  // namespace rankslice
 

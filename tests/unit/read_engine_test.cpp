@@ -6,12 +6,19 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
+#include <chrono>
 #include <fstream>
 #include <map>
 #include <set>
 #include <stdexcept>
+#include <thread>
+
+#include "rankslice/error.hpp"
 
 #include "io/direct_file.hpp"
 #include "io/positional.hpp"
@@ -160,6 +167,109 @@ TEST(UringEngine, ReadsWhereNoMemoryMayBeLocked) {
   });
   if (!outcome) GTEST_SKIP() << "system calls cannot be filtered here";
   EXPECT_EQ(*outcome, "done");
+}
+
+TEST(UringEngine, IsNotToBeHadWhereItCanBeSetUpButNotEntered) {
+  if (!why_no_uring_engine().empty()) GTEST_SKIP() << why_no_uring_engine();
+  auto const outcome =
+      test::outcome_with_failing(SYS_io_uring_enter, EPERM, [] { throw std::runtime_error(why_no_uring_engine()); });
+  if (!outcome) GTEST_SKIP() << "system calls cannot be filtered here";
+  EXPECT_THAT(*outcome, HasSubstr("io_uring: takes no reads: " + reason(EPERM)));
+}
+
+/// A read that ends when the test says so.
+class SlowRead : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!why_no_uring_engine().empty()) GTEST_SKIP() << why_no_uring_engine();
+    std::array<int, 2> ends{};
+    ASSERT_EQ(::pipe(ends.data()), 0);
+    out_ = UniqueFd(ends[0]);
+    in_ = UniqueFd(ends[1]);
+  }
+  [[nodiscard]] EngineRead read() { return {.fd = out_.get(), .to = &byte_, .size = 1, .offset = 0, .tag = 7}; }
+  void end() const { ASSERT_EQ(::write(in_.get(), "x", 1), 1); }
+
+  UniqueFd out_, in_;
+  std::byte byte_{};
+};
+
+// The kernel goes on writing to the memory of what it has taken, whatever it refuses now.
+TEST_F(SlowRead, IsWaitedForByAnEngineThatGoes) {
+  auto engine = make_uring_engine(kDepth, {});
+  engine->start(read());
+  std::thread later([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    end();
+  });
+  engine.reset();
+  EXPECT_EQ(byte_, std::byte{'x'});
+  later.join();
+}
+
+TEST_F(SlowRead, IsTakenByTheKernelLaterWhenItWasRefusedFirst) {
+  auto const outcome = test::outcome_with_failing(SYS_io_uring_enter, EAGAIN, [&] {
+    auto const engine = make_uring_engine(2, {});
+    for (int i = 0; i < 2; ++i) engine->start(read());
+    for (int i = 0; i < 3; ++i) {
+      try {
+        static_cast<void>(engine->wait());
+        throw std::runtime_error("nothing was refused");
+      } catch (IoError const&) {
+      }
+    }
+    static_cast<void>(engine->wait());
+  });
+  if (!outcome) GTEST_SKIP() << "system calls cannot be filtered here";
+  EXPECT_EQ(*outcome, "74 io_uring: takes no reads: " + reason(EAGAIN));
+}
+
+// ---- one that goes on by pread ----
+
+/// Ends some reads, then throws; what is under way then it has half done.
+class BreakingEngine final : public ReadEngine {
+ public:
+  explicit BreakingEngine(unsigned good) : good_(good) {}
+  void start(EngineRead const& read) override {
+    waiting_.push_back(read);
+    engine_->start(read);
+  }
+  EngineCompletion wait() override {
+    if (good_-- == 0) {
+      for (auto const& read : waiting_) *read.to = ~*read.to;
+      throw IoError(ExitCode::io, "takes no reads");
+    }
+    auto const completion = engine_->wait();
+    std::erase_if(waiting_, [&](EngineRead const& read) { return read.tag == completion.tag; });
+    return completion;
+  }
+
+ private:
+  unsigned good_;
+  std::vector<EngineRead> waiting_;
+  std::unique_ptr<ReadEngine> engine_ = make_pread_engine();
+};
+
+TEST(LastingEngine, BringsEveryReadOnceWhereverTheOtherOneBreaks) {
+  test::TempDir const dir;
+  auto const bytes = test::random_bytes(kFileBytes, 3);
+  auto const fd = open_regular(write(dir, bytes));
+  for (unsigned good = 0; good <= 20; ++good) {
+    auto const engine = make_lasting_engine(std::make_unique<BreakingEngine>(good));
+    test::Bytes got(20 * kPart);
+    auto const start = [&](std::uint64_t i) {
+      engine->start({.fd = fd.get(), .to = got.data() + i * kPart, .size = kPart, .offset = i * kPart, .tag = i});
+    };
+    for (std::uint64_t i = 0; i < kDepth; ++i) start(i);
+    std::set<std::uint64_t> ended;
+    for (std::uint64_t i = 0; i < 20; ++i) {
+      auto const completion = engine->wait();
+      EXPECT_EQ(completion.got, kPart);
+      EXPECT_TRUE(ended.insert(completion.tag).second) << completion.tag << " ended twice";
+      if (i + kDepth < 20) start(i + kDepth);
+    }
+    EXPECT_TRUE(std::ranges::equal(got, std::span(bytes).first(got.size()))) << good;
+  }
 }
 
 }  // namespace
