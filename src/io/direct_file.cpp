@@ -62,10 +62,11 @@ DirectAnswer try_direct(std::string const& path) {
   if (!fd.valid()) return {.why_refused = reason(errno)};
   auto const file_system = file_system_of(fd.get());
   auto const name = file_system_name(file_system);
-  if (std::ranges::find(kMemory, file_system) != kMemory.end())
+  if (std::ranges::find(kMemory, file_system) != kMemory.end()) {
     return {.why_refused = "it lies in memory, in a " + name};
+  }
   auto why = why_excepted(fd.get());
-  if (why.empty()) why = why_unreadable(fd.get());
+  if (why.empty() && !is_local(file_system)) why = why_unreadable(fd.get());
   return {.why_refused = std::move(why),
           .doubt = keeps_its_word(file_system) ? "" : name + " may read through the page cache all the same",
           .on_local_disk = is_local(file_system)};

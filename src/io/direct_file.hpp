@@ -26,7 +26,8 @@ struct DirectAnswer {
   bool on_local_disk = false;  ///< The bytes come from a disk of this host, by a file system that is known to.
 };
 
-/// Ask the file system of a file, and read its first bytes so: that the file opens is no promise. Local.
+/// Ask the file system of a file. Of one that is no known local one the first bytes are read so: that a file opens is
+/// no promise. Local.
 [[nodiscard]] DirectAnswer try_direct(std::string const& path);
 
 /// Open for reading with O_DIRECT; invalid, with `errno` set, where that is refused.

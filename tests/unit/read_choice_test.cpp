@@ -5,7 +5,9 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <linux/magic.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -26,7 +28,7 @@
 
 namespace {
 
-/// Whether reads past the page cache fail of files whose names end so, as on devices that want larger units.
+/// The end of the names of files that a file system in user space opens for reads past the page cache, which fail.
 char const* refused_so = nullptr;
 
 bool is_refused(int fd) {
@@ -40,6 +42,12 @@ extern "C" ::ssize_t pread(int fd, void* to, std::size_t size, ::off_t offset) {
   if (!is_refused(fd)) return ::syscall(SYS_pread64, fd, to, size, offset);
   errno = EINVAL;
   return -1;
+}
+
+extern "C" int fstatfs(int fd, struct ::statfs* found) noexcept {
+  auto const result = static_cast<int>(::syscall(SYS_fstatfs, fd, found));
+  if (is_refused(fd)) found->f_type = FUSE_SUPER_MAGIC;
+  return result;
 }
 
 namespace rankslice {
