@@ -14,18 +14,17 @@ namespace rankslice {
 namespace {
 
 constexpr std::uint64_t kMostPositions = std::uint64_t{1} << 31;
-constexpr std::uint64_t kMostKept = std::uint64_t{1} << 20;
+constexpr std::uint64_t kMostKept = std::uint64_t{1} << 18;  // all vocabularies; tables of 2.5 MiB
 constexpr std::size_t kWindow = 1024;
 constexpr std::size_t kLines = 64;  // that are weighed before they count
 
 }  // namespace
 
-AxisFactors::AxisFactors(DigestAxis axis, std::uint64_t size) : axis_(axis) {
-  if (size <= kMostKept) kept_.fill(axis, 0, size);
-}
-
 void AxisFactors::weigh(WordLines const& words, std::uint64_t first, std::span<std::uint64_t> sums) const {
-  if (kept_.size() != 0) return weigh_lines(words, kept_.from(first), sums.data());
+  if (size_ <= kMostKept) {
+    std::call_once(filled_, [this] { kept_.fill(axis_, 0, size_); });
+    return weigh_lines(words, kept_.from(first), sums.data());
+  }
   std::ranges::fill(sums, 0);
   FactorTable window;
   std::array<std::uint64_t, kLines> of_window{};

@@ -2,8 +2,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <span>
-#include <vector>
 
 #include "rankslice/parameter.hpp"
 
@@ -12,11 +12,11 @@
 
 namespace rankslice {
 
-/// F_r or F_c: the odd weights of the positions along one axis, all different. They are kept for axes of usual length
-/// and computed when they are asked for on longer ones.
+/// F_r or F_c: the odd weights of the positions along one axis, all different. For axes of usual length they are kept
+/// from the first lines on that are weighed, and else computed for each.
 class AxisFactors {
  public:
-  AxisFactors(DigestAxis axis, std::uint64_t size);
+  AxisFactors(DigestAxis axis, std::uint64_t size) : axis_(axis), size_(size) {}
 
   [[nodiscard]] std::uint32_t at(std::uint64_t position) const { return digest_factor(axis_, position); }
   /// `weigh_lines` of lines along this axis that begin at position `first`: a sum for each.
@@ -24,7 +24,9 @@ class AxisFactors {
 
  private:
   DigestAxis axis_;
-  FactorTable kept_;
+  std::uint64_t size_;
+  mutable std::once_flag filled_;
+  mutable FactorTable kept_;
 };
 
 /// Computes digest/1 of one tensor from parts of it, in either form (`digest.md` of the design; the definition is in

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <malloc.h>
 
 #include <cstring>
 #include <numeric>
@@ -277,6 +278,29 @@ TEST(LongAxes, RunsFarOutUseTheSameFactorsAsShortAxes) {
   Numbers swapped(1);
   TensorDigest(DType::BF16, {1, std::uint64_t{1} << 31, 1}).add_swapped(last, bytes, swapped);
   EXPECT_EQ(swapped, column);
+}
+
+std::size_t heap_bytes() {
+  auto const heap = ::mallinfo2();
+  return heap.uordblks + heap.hblkhd;
+}
+
+TEST(Tables, AreThereForTheAxisThatIsAskedForOnlyAndNotOfAnyLength) {
+  constexpr std::uint64_t kVocabulary = 250'000;
+  Bytes const element(2);
+  Numbers d(1);
+  auto const before = heap_bytes();
+  TensorDigest const digest(DType::BF16, {1, kVocabulary, kVocabulary});
+  EXPECT_LT(heap_bytes(), before + kVocabulary);
+  digest.add(0, element, d);
+  EXPECT_LT(heap_bytes(), before + 12 * kVocabulary);
+  digest.add_swapped(0, element, d);
+  EXPECT_LT(heap_bytes(), before + 24 * kVocabulary);
+
+  auto const of_others = heap_bytes();
+  TensorDigest const long_rows(DType::BF16, {4 * kVocabulary});
+  long_rows.add(0, element, d);
+  EXPECT_LT(heap_bytes(), of_others + kVocabulary);
 }
 
 TEST(LongAxes, BeyondTwoToThe31IsAFormatError) {
