@@ -74,7 +74,9 @@ DirectAnswer try_direct(std::string const& path) {
 
 UniqueFd open_direct(std::string const& path) {
   auto const flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | O_DIRECT;
-  return UniqueFd(uninterrupted([&] { return ::open(path.c_str(), flags); }));
+  UniqueFd fd(uninterrupted([&] { return ::open(path.c_str(), flags); }));
+  if (fd.valid()) ::fcntl(fd.get(), F_SETFL, O_DIRECT);  // as `open_regular`
+  return fd;
 }
 
 }  // namespace rankslice

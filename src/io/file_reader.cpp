@@ -61,13 +61,15 @@ FileIdentity identity_of(int fd, std::string const& path) {
 void FdTraits::close(Handle fd) noexcept { ::close(fd); }
 
 UniqueFd open_regular(std::string const& path) {
-  // Without O_NONBLOCK the open of a FIFO waits for its writer; regular files do not know the flag.
+  // Without O_NONBLOCK the open of a FIFO waits for its writer. Regular files do not know the flag, but io_uring before
+  // Linux 5.15 leaves out what would wait for the disk.
   auto const flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
   UniqueFd fd(uninterrupted([&] { return ::open(path.c_str(), flags); }));
   if (!fd.valid()) fail_open(path, errno);
   if (!S_ISREG(status(path, fd.get()).st_mode)) {
     throw FormatError(fmt::format("{}: is not a regular file", path), path);
   }
+  ::fcntl(fd.get(), F_SETFL, 0);
   return fd;
 }
 

@@ -16,6 +16,7 @@ namespace rankslice {
 namespace {
 
 constexpr auto kLeaf = 1_MiB;
+constexpr auto kLookedAt = 1_GiB;   // at once: mincore(2) wants a byte for each page
 constexpr auto kDropBytes = 8_MiB;  // of what is forgotten at once
 
 #ifndef SYS_cachestat
@@ -114,7 +115,9 @@ bool add_cold_parts(int fd, Range bytes, std::vector<Range>& cold) {
 std::optional<std::vector<Range>> cold_parts(int fd, std::vector<Range> const& runs) {
   std::vector<Range> cold;
   for (auto const& run : runs) {
-    if (!run.empty() && !add_cold_parts(fd, run, cold)) return std::nullopt;
+    for (auto begin = run.begin; begin < run.end; begin += kLookedAt) {
+      if (!add_cold_parts(fd, {begin, std::min(run.end, begin + kLookedAt)}, cold)) return std::nullopt;
+    }
   }
   return cold;
 }

@@ -1,11 +1,7 @@
 #include "io/read_ahead.hpp"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <numeric>
 #include <utility>
 
@@ -13,14 +9,14 @@
 
 #include "core/literals.hpp"
 #include "io/direct_file.hpp"
+#include "io/memory.hpp"
 
 namespace rankslice {
 
 namespace {
 
-constexpr std::size_t kMostBlocks = 12;  // under way or not used up, 1 MiB each: more gain little on any disk
+constexpr std::size_t kMostBlocks = 8;  // under way or not used up, 1 MiB each: more gain little on any disk
 
-constexpr auto kHugePage = 2_MiB;
 constexpr auto kNowhere = SIZE_MAX;
 
 std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -45,15 +41,10 @@ ReadAhead::ReadAhead(BlockPlan plan, OpenForBlocks open, MakeEngine const& make_
                     [&](std::uint32_t i) { return std::pair(plan_.blocks[i].file, plan_.blocks[i].bytes.begin); });
   auto const slots = std::min(kMostBlocks, blocks_.size());
   slot_bytes_ = round_up(largest(plan_), kDirectAlignment);
-  auto const bytes = round_up(slots * slot_bytes_, kHugePage);
-  memory_.reset(static_cast<std::byte*>(std::aligned_alloc(kHugePage, bytes)));
-  if (!memory_.valid()) throw std::bad_alloc();
-  ::madvise(memory_.get(), bytes, MADV_HUGEPAGE);  // a wish: fewer pages for the kernel to keep at hand
+  memory_ = allocate_host(slots * slot_bytes_);
   for (auto slot = slots; slot-- > 0;) free_slots_.push_back(static_cast<std::uint32_t>(slot));
-  engine_ = make_engine(static_cast<unsigned>(slots), {memory_.get(), slots * slot_bytes_});
+  engine_ = make_engine(static_cast<unsigned>(slots), memory_.span());
 }
-
-void ReadAhead::MemoryTraits::close(Handle memory) noexcept { std::free(memory); }
 
 ReadAhead::~ReadAhead() = default;
 
@@ -139,7 +130,7 @@ void ReadAhead::file_has_one_less(std::uint32_t file) {
   if (--files_[file].blocks == 0) files_[file].fd.reset();
 }
 
-std::byte* ReadAhead::memory_of(Block const& block) const { return memory_.get() + block.slot * slot_bytes_; }
+std::byte* ReadAhead::memory_of(Block const& block) const { return memory_.data.get() + block.slot * slot_bytes_; }
 
 void AheadReader::read(std::span<std::byte> out, std::uint64_t offset) {
   for (std::size_t done = 0; done < out.size();) {
@@ -153,12 +144,12 @@ void AheadReader::read(std::span<std::byte> out, std::uint64_t offset) {
   }
 }
 
-/// False: it failed. Who asks for more than that is told so of all that was asked for.
+/// False: it ends too early. Who asks for more than that is told so of all that was asked for.
 bool AheadReader::read_behind(std::span<std::byte> out, std::uint64_t offset) {
   try {
     file_->read(out, offset);
     return true;
-  } catch (Error const&) {
+  } catch (FormatError const&) {
     return false;
   }
 }

@@ -7,7 +7,8 @@
 #include <span>
 #include <vector>
 
-#include "core/unique_handle.hpp"
+#include "rankslice/buffer.hpp"
+
 #include "io/block_plan.hpp"
 #include "io/file.hpp"
 #include "io/read_engine.hpp"
@@ -67,13 +68,8 @@ class ReadAhead {
   std::vector<Block> blocks_;          // as those of the plan
   std::vector<std::uint32_t> placed_;  // blocks by file and place
   std::vector<OpenedFile> files_;
-  struct MemoryTraits {
-    using Handle = std::byte*;
-    static Handle null() noexcept { return nullptr; }
-    static void close(Handle memory) noexcept;
-  };
   std::uint64_t slot_bytes_ = 0;
-  UniqueHandle<MemoryTraits> memory_;
+  Buffer memory_;  // slots of one block each
   std::vector<std::uint32_t> free_slots_;
   std::size_t next_ = 0;  // of the plan
   std::uint64_t left_out_ = 0;

@@ -30,6 +30,7 @@ class UringEngine final : public ReadEngine {
   UringEngine(unsigned depth, std::span<std::byte> memory) : memory_(memory) {
     auto const error = -::io_uring_queue_init(depth, &ring_, 0);
     if (error != 0) fail("cannot be set up", error);
+    ::io_uring_ring_dontfork(&ring_);  // a child of this process would take our completions
     ::iovec const whole{memory.data(), memory.size()};
     registered_ = !memory.empty() && ::io_uring_register_buffers(&ring_, &whole, 1) == 0;
   }

@@ -1,3 +1,4 @@
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
@@ -214,6 +215,15 @@ TEST_F(OpenReader, RefusesWhatIsNoRegularFileWithoutWaitingForIt) {
     EXPECT_THAT(message_of<FormatError>([&] { static_cast<void>(open_reader(path)); }, ExitCode::bad_data),
                 AllOf(HasSubstr(path), HasSubstr("not a regular file")));
   }
+}
+
+TEST_F(OpenReader, LeavesNoFileThatIoUringWouldNotWaitFor) {
+  auto const path = dir_.file("data");
+  std::ofstream(path) << "some";
+  EXPECT_EQ(::fcntl(open_regular(path).get(), F_GETFL) & O_NONBLOCK, 0);
+  auto const direct = open_direct(path);
+  if (!direct.valid()) GTEST_SKIP() << "this file system lets nobody past its cache";
+  EXPECT_EQ(::fcntl(direct.get(), F_GETFL) & (O_NONBLOCK | O_DIRECT), O_DIRECT);
 }
 
 TEST_F(OpenReader, SeesAFileThatShrinksUnderIt) {

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -75,6 +76,24 @@ TEST_F(PageCacheOfAFile, IsLookedAtOnOlderSystemsToo) {
   std::vector<Range> const expected{{0, 1_MiB}, {3_MiB, kFileBytes}};
   auto const outcome = test::outcome_with_failing(451, ENOSYS, [&] {
     if (cold() != expected) throw std::runtime_error("other parts");
+  });
+  if (!outcome) GTEST_SKIP() << "system calls cannot be filtered here";
+  EXPECT_EQ(*outcome, "done");
+}
+
+// A byte for each page of 64 GiB would be 16 MiB.
+TEST_F(PageCacheOfAFile, IsLookedAtInBoundedMemory) {
+  constexpr auto kHoles = 64_GiB;
+  auto const path = dir_.file("holes");
+  std::ofstream(path).close();
+  if (::truncate(path.c_str(), kHoles) != 0) GTEST_SKIP() << "this file system has no files so large";
+  auto const fd = open_regular(path);
+  auto const outcome = test::outcome_with_failing(451, ENOSYS, [&] {
+    rusage before{}, after{};
+    ::getrusage(RUSAGE_SELF, &before);
+    if (cold_parts(fd.get(), {{0, kHoles}}) != std::vector{Range{0, kHoles}}) throw std::runtime_error("other parts");
+    ::getrusage(RUSAGE_SELF, &after);
+    if (after.ru_maxrss - before.ru_maxrss > 4096) throw std::runtime_error("took more than 4 MiB");
   });
   if (!outcome) GTEST_SKIP() << "system calls cannot be filtered here";
   EXPECT_EQ(*outcome, "done");

@@ -95,6 +95,8 @@ class AheadOfRequests {
   void ask_all() {
     for (auto const& range : requests_) ask(range);
   }
+  /// From now on the reader behind cannot read this byte.
+  void damage(std::uint64_t offset) { behind_->fail_at(offset); }
   [[nodiscard]] std::vector<Range> const& read_behind() const { return behind_->reads(); }
   [[nodiscard]] ScriptedEngine::Log const& log() const { return log_; }
   [[nodiscard]] ReadAhead const& ahead() const { return *ahead_; }
@@ -122,13 +124,13 @@ TEST(ReadingAhead, ServesEveryRequestFromBlocksThatAreReadOnceInOrder) {
   EXPECT_EQ(file.ahead().left_out(), 0U);
 }
 
-TEST(ReadingAhead, KeepsTwelveBlocksUnderWay) {
+TEST(ReadingAhead, KeepsEightBlocksUnderWay) {
   AheadOfRequests file(in_steps(0, kFileBytes, 16_KiB));
   file.ask({0, 1});
-  EXPECT_EQ(file.log().most_at_once, 12U);
-  EXPECT_EQ(file.log().started.size(), 12U);
+  EXPECT_EQ(file.log().most_at_once, 8U);
+  EXPECT_EQ(file.log().started.size(), 8U);
   file.ask({1, 16_KiB});
-  EXPECT_EQ(file.log().started.size(), 13U) << "for each that is used up one more";
+  EXPECT_EQ(file.log().started.size(), 9U) << "for each that is used up one more";
 }
 
 TEST(ReadingAhead, ReadsWhatNobodySpokeOfFromTheReaderBehind) {
@@ -146,7 +148,7 @@ TEST(ReadingAhead, ReadsWhatIsAskedForOnceMoreFromTheReaderBehind) {
 
 TEST(ReadingAhead, LeavesABlockToTheReaderBehindWhenAllMemoryWaitsToBeAskedFor) {
   AheadOfRequests file(in_steps(0, kFileBytes, 16_KiB));
-  file.ask({20 * 16_KiB, 20 * 16_KiB + 5});  // while the first twelve lie there
+  file.ask({20 * 16_KiB, 20 * 16_KiB + 5});  // while the first eight lie there
   EXPECT_THAT(file.read_behind(), ElementsAre(Range{20 * 16_KiB, 20 * 16_KiB + 5}));
   EXPECT_EQ(file.ahead().left_out(), 16_KiB);
   file.ask_all();
@@ -215,6 +217,14 @@ TEST(ReadingAhead, OfAFileThatEndsEarlyIsTheErrorOfTheReaderBehind) {
   AheadOfRequests file({{0, kFileBytes + 10'000}});
   file.ask({0, kFileBytes - 5});
   EXPECT_THROW(file.ask({kFileBytes - 5, kFileBytes + 1}), FormatError);
+}
+
+// Each try may take a disk half a minute.
+TEST(ReadingAhead, TriesWhatADiskCannotReadOnceMoreAndNoMore) {
+  AheadOfRequests file({{0, kFileBytes}}, {.fails_every = 1});
+  file.damage(50'000);
+  EXPECT_THROW(file.ask({40'000, 60'000}), IoError);
+  EXPECT_EQ(std::ranges::count_if(file.read_behind(), [](Range range) { return range.end > 50'000; }), 1);
 }
 
 TEST(ReadingAhead, ThatCannotOpenAFileSaysSoToWhoAsks) {
