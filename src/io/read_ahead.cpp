@@ -41,7 +41,7 @@ ReadAhead::ReadAhead(BlockPlan plan, OpenForBlocks open, MakeEngine const& make_
                     [&](std::uint32_t i) { return std::pair(plan_.blocks[i].file, plan_.blocks[i].bytes.begin); });
   auto const slots = std::min(kMostBlocks, blocks_.size());
   slot_bytes_ = round_up(largest(plan_), kDirectAlignment);
-  memory_ = allocate_host(slots * slot_bytes_);
+  memory_ = allocate_host(std::max<std::uint64_t>(slots * slot_bytes_, 1_MiB));  // less would not begin at a page
   for (auto slot = slots; slot-- > 0;) free_slots_.push_back(static_cast<std::uint32_t>(slot));
   engine_ = make_engine(static_cast<unsigned>(slots), memory_.span());
 }
