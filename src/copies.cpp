@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <utility>
 
 #include "read_batches.hpp"
 #include "storage_reader.hpp"
@@ -26,7 +27,9 @@ std::vector<std::size_t> find_copies(Checkpoint const& checkpoint) {
   return copies;
 }
 
-/// One number for what each of some pieces holds, which come by parameter.
+std::pair<std::uint32_t, std::uint64_t> place_of(Extent const& extent) { return {extent.file, extent.bytes.begin}; }
+
+/// One number for what each of some pieces holds.
 class PieceDigests {
  public:
   /// Of the pieces with these numbers, which are read in this order.
@@ -86,6 +89,7 @@ void require_equal_copies(Checkpoint const& checkpoint, Communicator& world, Cal
       if (digests[i] != 0 && reads) mine.push_back(i);
       digests[i] = 0;
     }
+    std::ranges::sort(mine, {}, [&](std::size_t i) { return place_of(pieces[i].extent); });
     for (auto const batch : in_batches(mine, [&](std::size_t i) { return pieces[i].extent.bytes.size(); })) {
       auto const numbers = std::span(mine).subspan(batch.begin, batch.size());
       PieceDigests piece_digests(checkpoint, numbers, call.reading, done);
