@@ -7,8 +7,10 @@ namespace rankslice {
 
 namespace {
 
-/// All processors of one who is alone; ranks of a job parse all at once, each the same.
-std::size_t threads_of_one() { return static_cast<std::size_t>(with_threads(CallOptions{}).threads); }
+/// That parse headers. All processors of one who is alone; ranks of a job parse all at once, each the same.
+std::size_t threads_of_one(OpenOptions const& options) {
+  return static_cast<std::size_t>(with_threads({.threads = options.threads}).threads);
+}
 
 }  // namespace
 
@@ -22,7 +24,7 @@ std::shared_ptr<Checkpoint const> open_checkpoint(std::string const& path, Commu
     if (world.size() > 1) {
       packed = pack(parts);
     } else {
-      parts.threads = threads_of_one();
+      parts.threads = threads_of_one(options);
     }
   });
   std::shared_ptr<Checkpoint const> checkpoint;
@@ -36,7 +38,7 @@ std::shared_ptr<Checkpoint const> open_checkpoint(std::string const& path, Commu
 
 std::shared_ptr<Checkpoint const> open_checkpoint(std::string const& path, OpenOptions const& options) {
   auto parts = read_checkpoint_parts(path, options);
-  parts.threads = threads_of_one();
+  parts.threads = threads_of_one(options);
   return std::make_shared<Checkpoint const>(assemble(std::move(parts)));
 }
 

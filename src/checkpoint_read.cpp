@@ -26,7 +26,7 @@ CheckpointParts read_hf(std::string const& folder, OpenOptions const& options) {
   parts.format = CheckpointFormat::huggingface;
   parts.text_only = options.text_only;
   parts.hf_folder = folder;
-  parts.hf = read_hf_folder(folder, parts.warnings);
+  parts.hf = read_hf_folder(folder, parts.warnings, options.threads);
   return parts;
 }
 

@@ -65,7 +65,7 @@ class RunReader {
       for (auto i = batch.begin; i < batch.end; ++i) {
         read(runs[i], reader, [&](std::span<std::byte const> bytes, std::uint64_t at) { use(i, bytes, at); });
       }
-      reader.check_unchanged();
+      reader.finish();
     }
   }
 

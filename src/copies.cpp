@@ -55,7 +55,7 @@ class PieceDigests {
   }
 
   /// @throws IoError for a file that was changed while it was read.
-  void check_unchanged() const { reader_.check_unchanged(); }
+  void finish() const { reader_.finish(); }
 
  private:
   /// Of tensors in the native form: as they lie there.
@@ -94,7 +94,7 @@ void require_equal_copies(Checkpoint const& checkpoint, Communicator& world, Cal
       auto const numbers = std::span(mine).subspan(batch.begin, batch.size());
       PieceDigests piece_digests(checkpoint, numbers, call.reading, done);
       for (auto const i : numbers) digests[i] = piece_digests.of(pieces[i]);
-      piece_digests.check_unchanged();
+      piece_digests.finish();
     }
   });
   world.all_reduce(digests, Reduce::sum);

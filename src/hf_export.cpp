@@ -106,7 +106,8 @@ UnitWriter::Tables HfExport::read_back(std::vector<PlannedSlice> const& units) {
   on_every_rank(world_, [&] {
     auto const slices = part_of(plan_, units, world_.rank()).slices;
     found.assign(2, Digests(model_));
-    found[0] = digest_slices(model_, slices.computed, files_, {.done = done_});
+    PieceReading const reading{.done = done_};
+    found[0] = digest_slices(model_, slices.computed, files_, reading);
     found[1] = digest_copies(model_, slices.copied, files_, done_);
   });
   return found;

@@ -131,10 +131,13 @@ void StreamedTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& us
     auto const bytes = parameter.bytes(slice, Form::native);
     buffer_.resize(std::max<std::size_t>(buffer_.size(), bytes));
     NativeBox<std::byte> const box{.data = buffer_.data(), .slice = slice};
-    reader_for(bytes).for_each_piece({wanted.parameter, slice},
-                                     [&](StoredPiece const& piece, Slice const& of_piece, PieceFiles const& files) {
-                                       transfer_.read(piece, of_piece, files, box, sink);
-                                     });
+    auto& reader = reader_for(bytes);
+    auto const is_last = still_to_come_ == 0;  // of its batch
+    reader.for_each_piece({wanted.parameter, slice},
+                          [&](StoredPiece const& piece, Slice const& of_piece, PieceFiles const& files) {
+                            transfer_.read(piece, of_piece, files, box, sink);
+                          });
+    if (is_last) reader.finish();
     use(slice, {.data = box.data, .slice = slice});
   });
 }

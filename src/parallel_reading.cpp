@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
+#include <thread>
 
 #include "plan/read_plan.hpp"
 #include "plan/thread_shares.hpp"
@@ -44,6 +46,22 @@ ExpectedReads expected_reads(Storage const& storage, Model const& model, std::ve
   return reads;
 }
 
+/// What a share was read by.
+struct ReadShareBy {
+  std::thread::id thread;  // one may do several shares
+  ReadPart part;
+};
+
+void tell(ReadOptions const& how, std::vector<ReadShareBy> shares) {
+  if (!how.tell) return;
+  std::set<std::thread::id> threads;
+  for (auto const& share : shares) threads.insert(share.thread);
+  for (auto& [thread, part] : shares) {
+    part.threads = static_cast<int>(threads.size());
+    if (part.wanted > 0) how.tell(part);
+  }
+}
+
 }  // namespace
 
 void read_pieces(Storage const& storage, Model const& model, std::vector<PlannedSlice> const& plan,
@@ -51,6 +69,7 @@ void read_pieces(Storage const& storage, Model const& model, std::vector<Planned
   auto const threads = static_cast<std::size_t>(std::max(1, reading.threads));
   auto const shares = divide_among_threads(storage, model, in_file_order(storage, model, plan), threads);
   DigestsOfThreads digests_of(model, sums, shares.size());
+  std::vector<ReadShareBy> read_by(shares.size());
   in_threads(static_cast<int>(shares.size()), reading.done, [&](int thread, BlockDone const& done) {
     auto const& pieces = shares[static_cast<std::size_t>(thread)];
     auto* const of_thread = digests_of.of(static_cast<std::size_t>(thread));
@@ -69,8 +88,10 @@ void read_pieces(Storage const& storage, Model const& model, std::vector<Planned
       reader.check_unchanged();
     };
     read_share(for_each_piece, done);
+    read_by[static_cast<std::size_t>(thread)] = {std::this_thread::get_id(), reader.part()};
   });
   digests_of.sum();
+  tell(reading.how, std::move(read_by));
 }
 
 Digests digest_slices(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& storage,

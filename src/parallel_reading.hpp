@@ -15,7 +15,7 @@ namespace rankslice {
 
 /// How pieces are read.
 struct PieceReading {
-  ReadOptions how{};
+  ReadOptions how = ReadOptions();  // gcc 12 takes {} for uninitialised
   int threads = 1;
   BlockDone done{};
   /// By slice of the plan: other ranks of this host may read it, too. With `automatic`, such bytes come from the disk

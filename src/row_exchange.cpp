@@ -101,7 +101,7 @@ void RowExchange::run() {
     }
     on_every_rank(world_, [&] {
       finish_devices();
-      reader_.check_unchanged();
+      reader_.finish();
     });
   } catch (...) {
     // The memory is the caller's again, and nothing may still be on its way there. The first error says more.

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "io/direct_file.hpp"
 #include "io/page_cache.hpp"
 #include "io/positional.hpp"
@@ -17,6 +19,12 @@ std::vector<Extent> places_of(BlockPlan const& plan) {
   return places;
 }
 
+std::uint64_t total_size(std::vector<Range> const& ranges) {
+  std::uint64_t size = 0;
+  for (auto const& range : ranges) size += range.size();
+  return size;
+}
+
 }  // namespace
 
 StorageReader::StorageReader(Storage const& storage, Model const& model, ExpectedReads reads, OpenFile open)
@@ -25,6 +33,8 @@ StorageReader::StorageReader(Storage const& storage, Model const& model, Expecte
   if (open_file_) return;
   open_file_ = reads.extents.empty() ? open_reader : open_in_order;
   choice_ = choose_reads(storage.files, reads.extents, reads.how, reads.alone ? *reads.alone : reads.extents);
+  tell_ = reads.how.tell;
+  for (auto const& of_file : runs_) wanted_ += total_size(of_file);
   if (!choice_.ahead.empty()) read_ahead(reads.how.backend);
 }
 
@@ -99,6 +109,21 @@ void StorageReader::check_unchanged() const {
       throw IoError(ExitCode::io, slot.reader->path() + ": changed while it was read", slot.reader->path());
     }
   }
+}
+
+ReadPart StorageReader::part() const {
+  ReadPart part{.by = choice_.by, .why = choice_.why, .wanted = wanted_, .read = wanted_, .by_pread = wanted_};
+  if (ahead_) {
+    auto const& plan = ahead_->plan();
+    part.read += plan.read - plan.wanted;
+    part.by_pread -= plan.wanted - std::min(plan.wanted, ahead_->left_out());
+  }
+  return part;
+}
+
+void StorageReader::finish() const {
+  check_unchanged();
+  if (tell_ && wanted_ > 0) tell_(part());
 }
 
 }  // namespace rankslice

@@ -50,6 +50,11 @@ class StorageReader {
   /// Every file that was read is still what it was when it was opened. @throws IoError
   void check_unchanged() const;
 
+  /// How what was expected has been read so far; nothing is wanted where that is not known.
+  [[nodiscard]] ReadPart part() const;
+  /// All of it has been read: as `check_unchanged`, and who wants to know is told how.
+  void finish() const;
+
  private:
   struct OpenedFile {
     std::unique_ptr<FileReader> reader;
@@ -63,6 +68,8 @@ class StorageReader {
   Model const& model_;
   OpenFile open_file_;
   ReadChoice choice_;
+  std::function<void(ReadPart const&)> tell_;
+  std::uint64_t wanted_ = 0;              // bytes that are expected
   std::vector<std::vector<Range>> runs_;  // by file, that `pread` reads; empty when they are not known
   ReadWindows windows_;
   std::vector<OpenedFile> open_;

@@ -125,6 +125,9 @@ struct OpenOptions {
   /// it is there; one that the files no longer match is not used, with a warning.
   std::string manifest{};
   bool without_manifest = false;  ///< Look for none.
+  /// That read and parse headers, at most. 0: for files, whose opening is mostly waiting, up to 8; for what is in them
+  /// as many as this process has processors, and one in each of several ranks.
+  int threads = 0;
 };
 
 /// Open a folder of safetensors files, a native store, or a folder written by `save_shards`. Rank 0 reads headers and

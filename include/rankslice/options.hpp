@@ -58,16 +58,28 @@ enum class PageCache : std::uint8_t { keep, drop };
 /// The inverse of `name`; nothing for an unknown one.
 [[nodiscard]] std::optional<PageCache> parse_page_cache(std::string_view name);
 
+/// Tensor bytes that one thread read of a checkpoint.
+struct ReadPart {
+  ReadBackend by = ReadBackend::pread;  ///< What was chosen for them; of `by_pread` of them it was no use.
+  std::string why;                      ///< "the page cache has all of it"
+  std::uint64_t wanted = 0;             ///< Bytes.
+  std::uint64_t read = 0;               ///< The same with gaps and edges.
+  std::uint64_t by_pread = 0;           ///< Of those wanted, what came by `pread`.
+  int threads = 1;                      ///< That read such parts at the same time.
+};
+
 struct ReadOptions {
   ReadBackend backend = ReadBackend::automatic;
   PageCache cache = PageCache::keep;
+  std::function<void(ReadPart const&)> tell{};  ///< Called on every rank, on the caller's thread, for what was read.
 };
 
 /// What every long call accepts.
 struct CallOptions {
-  ReadOptions reading{};
-  /// That move and digest bytes on this rank, the caller's own among them; 0: as many as it has processors, and a fair
-  /// share where other ranks of its host have them too.
+  ReadOptions reading = ReadOptions();  // gcc 12 takes {} for uninitialised
+  /// That move and digest bytes on this rank, the caller's own among them, at most: fewer where the system gives no
+  /// more. 0: as many as it has processors, at most 16, and in a collective call its fair share of those that other
+  /// ranks of its host have too. A local call knows of no others: where there are some, give it its share.
   int threads = 0;
   std::function<void(Progress const&)>
       progress{};  ///< Called on the caller's thread after every block; what it throws ends the call on every rank.

@@ -14,6 +14,7 @@
 #include "agreed_threads.hpp"
 #include "cli/manifest_output.hpp"
 #include "cli/version.hpp"
+#include "core/threads.hpp"
 #include "hf_target.hpp"
 #include "io/file.hpp"
 #include "io/processors.hpp"
@@ -118,7 +119,7 @@ Job::Job(Options const& job_options, Communicator& job_world, Console& job_conso
               {"unlisted_mismatches", 0}}},
             {"choices",
              {{"dense", "each-rank"},
-              {"io", "pread"},
+              {"io", nullptr},
               {"digest", digests(options.verify_level()) ? "while reading" : "off"},
               {"device", "cpu"},
               {"comm", world.kind()}}},
@@ -128,6 +129,7 @@ Job::Job(Options const& job_options, Communicator& job_world, Console& job_conso
 }
 
 void Job::decide_threads() {
+  if (options.threads > 0) on_every_rank(world, [&] { require_threads(options.threads); });
   if (world.size() > 1 || options.threads > 0) {
     threads_ = with_threads({.threads = options.threads}, world).threads;
   } else {
@@ -138,8 +140,13 @@ void Job::decide_threads() {
 }
 
 CallOptions Job::call() {
+  auto reading = options.reading();
+  reading.tell = [this](ReadPart const& part) {
+    readings_.add(part);
+    report["choices"]["io"] = readings_.ways();
+  };
   return {
-      .reading = options.reading(),
+      .reading = std::move(reading),
       .threads = threads_,
       .progress =
           [this](Progress const& progress) {
@@ -161,7 +168,8 @@ OpenOptions Job::open_options() const {
           .dtype = options.open_dtype(),
           .text_only = options.text_only ? std::optional(true) : std::nullopt,
           .manifest = options.manifest,
-          .without_manifest = options.overwrite && writes_to_reference(options)};
+          .without_manifest = options.overwrite && writes_to_reference(options),
+          .threads = options.rank ? threads_ : options.threads};
 }
 
 OpenOptions Job::open_options_of_other() const {
@@ -211,9 +219,15 @@ void Job::expect_free(std::string const& output, StagedOutput::Kind kind, bool o
 }
 
 void Job::report_ranks(RankBytes const& bytes, double seconds_load, Device const* device) {
-  Json mine{{"rank", world.rank()},         {"host", world.host(world.rank())},  {"bytes_read", bytes.read},
-            {"bytes_wanted", bytes.wanted}, {"bytes_owned", bytes.owned},        {"threads", threads_},
-            {"seconds_load", seconds_load}, {"peak_rss_bytes", peak_rss_bytes()}};
+  Json mine{{"rank", world.rank()},
+            {"host", world.host(world.rank())},
+            {"bytes_read", bytes.read},
+            {"bytes_wanted", bytes.wanted},
+            {"bytes_owned", bytes.owned},
+            {"threads", threads_},
+            {"threads_reading", readings_.threads()},
+            {"seconds_load", seconds_load},
+            {"peak_rss_bytes", peak_rss_bytes()}};
   if (device != nullptr) {
     mine["device"] = device->name();
     mine["peak_device_bytes"] = device->peak_bytes();

@@ -15,6 +15,7 @@
 #include "cli/launch.hpp"
 #include "cli/options.hpp"
 #include "cli/plain_collectives.hpp"
+#include "cli/readings.hpp"
 #include "facts/timeline.hpp"
 #include "facts/trace.hpp"
 #include "facts/words.hpp"
@@ -96,6 +97,7 @@ class Job {
   [[nodiscard]] RankTrace own_trace() const;
 
   int threads_ = 0;  ///< 0: not decided.
+  Readings readings_;
   bool report_ready_ = false, metrics_ready_ = false, trace_ready_ = false;
   Timeline timeline_;
   RankClock clock_;

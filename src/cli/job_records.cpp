@@ -99,6 +99,7 @@ void Job::publish_trace() {
 }
 
 void Job::finish() {
+  for (auto const& line : readings_.lines()) console.detail(line);
   report["ok"] = true;
   publish(ExitCode::done);
 }

@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <tuple>
-
 #include "rankslice/store.hpp"
 #include "rankslice/to_hf.hpp"
 
@@ -11,9 +9,7 @@
 #include "cli/device.hpp"
 #include "cli/listing.hpp"
 #include "io/huge_pages.hpp"
-#include "io/read_choice.hpp"
 #include "plan/dense_shares.hpp"
-#include "plan/read_plan.hpp"
 
 namespace rankslice::cli {
 
@@ -67,19 +63,6 @@ void report_pages(Job& job) {
   job.console.detail(fmt::format("pages    {}", why_not.empty() ? "huge" : "small: " + why_not));
 }
 
-/// How this rank's files are read. @throws IoError, FormatError
-void report_reading(Job& job, Checkpoint const& source, std::vector<PlannedSlice> const& slices) {
-  auto const& [model, storage] = std::tie(source.model, source.storage);
-  auto const extents = extents_read(storage, model, in_file_order(storage, model, slices));
-  auto const choice = choose_reads(storage.files, extents, job.options.reading(), extents);
-  std::uint64_t wanted = 0;
-  for (auto const& extent : extents) wanted += extent.bytes.size();
-  auto const blocks = blocks_of(choice);
-  job.report["choices"]["io"] = name(choice.by);
-  job.console.detail(fmt::format("reading  {}: {}; {} wanted, {} read", name(choice.by), choice.why,
-                                 human_bytes(wanted), human_bytes(wanted - blocks.wanted + blocks.read)));
-}
-
 }  // namespace
 
 void load(Job& job) {
@@ -108,7 +91,6 @@ void load(Job& job) {
     job.timed("plan", [&] {
       on_every_rank(job.world, [&] {
         planned = make_load_plan(source->model, source->storage.form, mesh, mesh.rank(coordinate), dense);
-        if (!options.dry_run) report_reading(job, *source, planned.slices);
       });
     });
     if (options.dry_run) return;

@@ -1,17 +1,24 @@
 #include "core/threads.hpp"
 
+#include <fmt/format.h>
 #include <pthread.h>
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <csignal>
+#include <cstddef>
 #include <exception>
+#include <latch>
 #include <mutex>
+#include <new>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "rankslice/error.hpp"
 
 namespace rankslice {
 
@@ -70,6 +77,8 @@ class ThreadGroup {
       try {
         others.emplace_back([this, thread] { run_other(thread); });
       } catch (std::system_error const&) {
+        return;
+      } catch (std::bad_alloc const&) {
         return;
       }
       first_missing_ = thread + 1;
@@ -137,6 +146,28 @@ class ThreadGroup {
 void in_threads(int threads, BlockDone const& done, ThreadStep const& step) {
   if (threads <= 1) return step(0, done);
   ThreadGroup(threads, done, step).run();
+}
+
+void require_threads(int threads) {
+  std::vector<std::jthread> others;
+  std::latch all_tried(1);
+  auto const refuse = [&](std::string const& why) {
+    auto const given = others.size() + 1;
+    all_tried.count_down();
+    throw UsageError(
+        fmt::format("{} threads were asked for, and the system gives {}: {}; what limits them is the number "
+                    "of processes of the user (ulimit -u) or of the cgroup (pids.max), or memory",
+                    threads, given, why));
+  };
+  try {
+    others.reserve(static_cast<std::size_t>(threads));
+    while (static_cast<int>(others.size()) + 1 < threads) others.emplace_back([&] { all_tried.wait(); });
+  } catch (std::system_error const& error) {
+    refuse(error.code().message());
+  } catch (std::bad_alloc const&) {
+    refuse("out of memory");
+  }
+  all_tried.count_down();
 }
 
 }  // namespace rankslice

@@ -19,4 +19,7 @@ using ThreadStep = std::function<void(int thread, BlockDone const& done)>;
 /// not to load. Faults and profiling apart, the others are deaf to signals.
 void in_threads(int threads, BlockDone const& done, ThreadStep const& step);
 
+/// See that the system gives so many at once, the caller's own among them. @throws UsageError naming what limits them
+void require_threads(int threads);
+
 }  // namespace rankslice

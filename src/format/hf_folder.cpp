@@ -183,11 +183,12 @@ struct OpenedFile {
 };
 
 /// Opening and reading a file is waiting, mostly: several at once where there are many.
-std::vector<OpenedFile> open_files(std::string const& folder, std::vector<std::string> const& names) {
+std::vector<OpenedFile> open_files(std::string const& folder, std::vector<std::string> const& names, int threads) {
   constexpr std::size_t kMostThreads = 8;
   constexpr std::size_t kFilesPerThread = 8;
+  auto const most = threads > 0 ? static_cast<std::size_t>(threads) : kMostThreads;
   std::vector<OpenedFile> opened(names.size());
-  each_in_threads(names.size(), std::min(kMostThreads, names.size() / kFilesPerThread), [&](std::size_t i) {
+  each_in_threads(names.size(), std::min(most, names.size() / kFilesPerThread), [&](std::size_t i) {
     auto const path = below(folder, names[i]);
     auto const reader = open_reader(path);
     opened[i] = {reader->identity(), read_safetensors_header(*reader, path)};
@@ -196,8 +197,8 @@ std::vector<OpenedFile> open_files(std::string const& folder, std::vector<std::s
 }
 
 /// The headers of the files, which are distinct.
-std::vector<HfFile> read_headers(std::string const& folder, std::vector<std::string> const& names) {
-  auto opened = open_files(folder, names);
+std::vector<HfFile> read_headers(std::string const& folder, std::vector<std::string> const& names, int threads) {
+  auto opened = open_files(folder, names, threads);
   std::vector<HfFile> files;
   std::map<std::pair<std::uint64_t, std::uint64_t>, std::string> name_of_inode;
   for (std::size_t i = 0; i < names.size(); ++i) {
@@ -304,20 +305,20 @@ std::vector<SideFile> side_files_in(std::string const& folder) {
   return layout.side_files;
 }
 
-HfLayout read_hf_folder(std::string const& folder, std::vector<std::string>& warnings) {
+HfLayout read_hf_folder(std::string const& folder, std::vector<std::string>& warnings, int threads) {
   auto const contents = list_folder(folder);
   HfLayout layout;
   layout.index_name = choose_index(folder, contents.indexes);
   if (layout.index_name.empty()) {
     if (contents.weights.empty()) fail_without_weights(folder, contents.names);
     expect_whole_set(folder, contents.weights);
-    layout.files = read_headers(folder, contents.weights);
+    layout.files = read_headers(folder, contents.weights, threads);
   } else {
     auto const index_path = below(folder, layout.index_name);
     layout.index = read_file(index_path, kMaxIndexBytes);
     auto const index = parse_hf_index(layout.index, index_path);
     expect_shards(folder, index, layout.index_name);
-    layout.files = read_headers(folder, index.shards);
+    layout.files = read_headers(folder, index.shards, threads);
   }
   add_side_files(layout, folder, contents.names, warnings);
   read_config(layout);

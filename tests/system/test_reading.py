@@ -156,7 +156,9 @@ def test_every_command_reads_tensors_past_the_page_cache_when_it_is_told_to(comm
     given, folder = inputs[which]
     on_rank = OnRank(tmp_path, traced="all", strace=TRACE_OPENING + " -e inject=io_uring_setup:error=EPERM")
     rest = [argument.format(out=tmp_path / "out", folder=folder) for argument in rest]
-    run_ok(name, given, *rest, "--io", "direct", ranks=ranks, on_rank=on_rank)
+    result = run_ok(name, given, *rest, "--io", "direct", "--json", "-v", ranks=ranks, on_rank=on_rank)
+    assert result.json["choices"]["io"] == "direct"
+    assert "reading  direct: as asked for, one after the other: " in result.stderr
     shards = reference.shard_files(folder)
     headers = {path.name: len(reference.raw_header(path)) for path in shards}
     reads = 0
@@ -167,6 +169,33 @@ def test_every_command_reads_tensors_past_the_page_cache_when_it_is_told_to(comm
             assert np.array_equal(direct[file][begin:], everything[file][begin:]), f"rank {rank}, {file}"
             assert which != "checkpoint" or ranks > 1 or (direct[file][begin:] == 1).all(), file
     assert reads > 0
+
+
+@pytest.mark.parametrize("command", ["load", "verify", "to-hf"])
+def test_every_command_tells_how_it_has_read(command, stored, tmp_path):
+    output = [tmp_path / "out"] if command == "to-hf" else []
+    assert run_ok(command, stored, *output, "--dry-run", "--json").json["choices"]["io"] is None
+    for path in reference.shard_files(stored):
+        path.read_bytes()
+    result = run_ok(command, stored, *output, "--json", "-v")
+    assert result.json["choices"]["io"] == "pread"
+    total = sum(int(mask.sum()) for mask in tensor_bytes(stored).values())
+    assert f"reading  pread: the page cache has all of it; {total / 1e6:.1f} MB wanted, " in result.stderr
+
+
+def test_several_ways_are_told_by_their_bytes(stored):
+    """A thread has the first half of the bytes, which are not in the page cache, and another one the rest."""
+    uring_or_skip()
+    cool(stored)
+    for path in reference.shard_files(stored)[2:]:
+        path.read_bytes()
+    result = run_ok("load", stored, "--verify", "off", "--threads", 2, "--json", "-v")
+    if "direct" not in result.json["choices"]["io"]:
+        pytest.skip("not on a local disk")
+    assert result.json["choices"]["io"] == "direct, pread"
+    direct, pread = re.findall(r"reading  (.*)", result.stderr)
+    assert re.match(r"direct: \d+ % are not in the page cache, but on a local disk; 7.\d MB wanted, ", direct)
+    assert re.match(r"pread: the page cache has nearly all of it; .* read, by 2 threads", pread)
 
 
 @pytest.mark.parametrize("command", ["load", "verify", "to-hf"])

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+import checkpoints
 import program
 import reference
 from program import run_ok
@@ -63,12 +64,32 @@ def threads_started(trace):
     return len(re.findall(r"clone3?\(.*CLONE_THREAD", trace.read_text()))
 
 
-def test_one_thread_starts_no_other(strace, mini, tmp_path):
-    for threads in (1, 4):
+@pytest.fixture(scope="module")
+def many_files(tmp_path_factory):
+    """A checkpoint with more files than one thread opens where several may."""
+    return checkpoints.write_mini(tmp_path_factory.mktemp("many") / "ckpt", shards=32)
+
+
+def test_one_thread_starts_no_other(strace, many_files, tmp_path):
+    for threads in (1, 3):
         under = ("strace", "-f", "-o", tmp_path / f"trace{threads}", "-e", "trace=clone,clone3")
-        run_ok("load", mini, "--threads", threads, under=under)
+        run_ok("load", many_files, "--threads", threads, under=under)
     assert threads_started(tmp_path / "trace1") == 0
-    assert threads_started(tmp_path / "trace4") == 2 * 3, "three more while it loads, and while it verifies"
+    assert threads_started(tmp_path / "trace3") == 4 * 2, "two more to see that it gets them, to open, load and verify"
+
+
+def test_threads_that_the_system_refuses_are_an_error_only_where_they_are_asked_for(strace, mini):
+    refusing = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=clone,clone3:error=EAGAIN")
+    result = program.expect(2, "load", mini, "--threads", 3, under=refusing)
+    assert "3 threads were asked for, and the system gives 1: " in result.stderr and "ulimit -u" in result.stderr
+    report = run_ok("load", mini, "--json", under=refusing).json
+    assert [rank["threads_reading"] for rank in report["rank"]] == [1]
+
+
+def test_the_report_has_the_threads_that_read(mini):
+    """At most one for each tensor; to-hf streams with one."""
+    report = run_ok("load", mini, "--include", r".*norm\.weight", "--threads", 64, "--json").json
+    assert 1 < report["rank"][0]["threads_reading"] < 64
 
 
 def test_no_thread_at_all_is_wrong_usage(mini):

@@ -122,6 +122,31 @@ TEST_P(ParallelReading, ReadsEveryByteOnceAndTellsOfIt) {
   EXPECT_EQ(done, all);
 }
 
+TEST_P(ParallelReading, TellsTheCallerHowEachShareWasRead) {
+  std::uint64_t all = 0;
+  for (auto const& piece : source_->storage.pieces) {
+    all += piece.extent.bytes.size() + (piece.scales ? piece.scales->bytes.size() : 0);
+  }
+  auto const caller = std::this_thread::get_id();
+  for (auto const way : {ReadBackend::pread, ReadBackend::direct}) {
+    std::vector<ReadPart> parts;
+    (void)digest({.how = {.backend = way, .tell = [&](ReadPart const& part) {
+                            EXPECT_EQ(std::this_thread::get_id(), caller);
+                            parts.push_back(part);
+                          }}});
+    ASSERT_THAT(parts.size(), testing::AllOf(testing::Ge(1), testing::Le(GetParam())));
+    std::uint64_t wanted = 0;
+    for (auto const& part : parts) {
+      wanted += part.wanted;
+      EXPECT_EQ(part.threads, parts.size());
+      EXPECT_GE(part.read, part.wanted);
+      EXPECT_EQ(part.by_pread, part.by == ReadBackend::pread ? part.wanted : 0);
+      EXPECT_NE(part.why, "");
+    }
+    EXPECT_EQ(wanted, all);
+  }
+}
+
 TEST_P(ParallelReading, EndsWithTheErrorOfAnyFileAndLeavesNoThread) {
   for (auto const& bad : source_->storage.files) {
     auto const before = thread_count();

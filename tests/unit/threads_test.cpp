@@ -1,5 +1,6 @@
 #include "core/threads.hpp"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/syscall.h>
 
@@ -7,6 +8,10 @@
 #include <barrier>
 #include <cerrno>
 #include <csignal>
+#include <cstddef>
+#include <cstdlib>
+#include <mutex>
+#include <new>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -16,6 +21,21 @@
 #include "rankslice/error.hpp"
 
 #include "support/failing_syscall.hpp"
+
+namespace {
+
+thread_local int allocations_left = -1;  // of this thread; less than none: there is no limit
+
+}  // namespace
+
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  if (allocations_left == 0) throw std::bad_alloc();
+  if (allocations_left > 0) --allocations_left;
+  if (auto* const memory = std::malloc(size == 0 ? 1 : size)) return memory;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace rankslice {
 namespace {
@@ -152,6 +172,29 @@ TEST(ThreadsOfOthers, AreTheCallersWhereTheSystemGivesNone) {
   });
   if (!outcome) GTEST_SKIP() << "system calls cannot be filtered here";
   EXPECT_EQ(*outcome, "done");
+}
+
+TEST(ThreadsOfOthers, AreTheCallersWhereThereIsNoMemoryForThem) {
+  std::set<int> ran;
+  std::mutex mutex;
+  for (int given = 0; given <= 3; ++given) {
+    ran.clear();
+    allocations_left = 2 + given;  // two for the list of them and for their errors
+    in_threads(4, {}, [&](int thread, BlockDone const&) {
+      allocations_left = -1;
+      std::lock_guard const lock(mutex);
+      ran.insert(thread);
+    });
+    EXPECT_EQ(ran, (std::set{0, 1, 2, 3})) << given;
+  }
+}
+
+TEST(RequiredThreads, AreThereOrAnErrorThatNamesTheLimits) {
+  for (auto const threads : {1, 2, 16}) EXPECT_NO_THROW(require_threads(threads));
+  auto const outcome = test::outcome_with_failing(SYS_clone3, EAGAIN, [] { require_threads(3); });
+  if (!outcome) GTEST_SKIP() << "system calls cannot be filtered here";
+  EXPECT_THAT(*outcome, testing::AllOf(testing::StartsWith("2 3 threads were asked for, and the system gives 1: "),
+                                       testing::HasSubstr("ulimit -u"), testing::HasSubstr("pids.max")));
 }
 
 TEST(ThreadsOfOthers, TellNothingWhereNothingWasDone) {

@@ -31,8 +31,9 @@ Call::~Call() { current_call = outer_; }
 
 Call* Call::current() { return current_call; }
 
-CallOptions Call::options() {
-  return {.progress = [this](Progress const& progress) { report(progress); },
+CallOptions Call::options(int threads) {
+  return {.threads = threads,
+          .progress = [this](Progress const& progress) { report(progress); },
           .stop = {},
           .notice = [this](Notice const& notice) { log(notice); }};
 }

@@ -44,7 +44,8 @@ class Call {
   /// That of this thread, the innermost one; null where there is none.
   [[nodiscard]] static Call* current();
 
-  [[nodiscard]] CallOptions options();
+  /// `threads`: as in `CallOptions`.
+  [[nodiscard]] CallOptions options(int threads = 0);
 
   /// Python code that C++ calls meanwhile, with the GIL. @throws what `keep` gives
   void with_gil(std::function<void()> const& step);

@@ -115,7 +115,7 @@ void bind_checkpoint(nb::module_& module) {
       "open_checkpoint",
       [](std::string const& path, World const& world, std::string const& family, std::string const& source,
          std::string const& expert_layout, std::optional<std::string> const& dtype, std::optional<bool> text_only,
-         std::string const& manifest, bool without_manifest, nb::object const& stores) {
+         std::string const& manifest, bool without_manifest, nb::object const& stores, int threads) {
         OpenOptions options{.family = family,
                             .store = nullptr,
                             .source = source,
@@ -123,13 +123,14 @@ void bind_checkpoint(nb::module_& module) {
                             .dtype = {},
                             .text_only = text_only,
                             .manifest = manifest,
-                            .without_manifest = without_manifest};
+                            .without_manifest = without_manifest,
+                            .threads = threads};
         if (dtype) options.dtype = known(parse_dtype(*dtype), "dtype", *dtype);
         return open(path, world, std::move(options), stores);
       },
       nb::arg("path"), nb::arg("world").none(), nb::arg("family"), nb::arg("source"), nb::arg("expert_layout"),
       nb::arg("dtype").none(), nb::arg("text_only").none(), nb::arg("manifest"), nb::arg("without_manifest"),
-      nb::arg("stores") = nb::none());
+      nb::arg("stores") = nb::none(), nb::arg("threads") = 0);
   module.def("transformers_names", &transformers_names, nb::arg("checkpoint"));
   module.def("native_names", &native_names, nb::arg("family"), nb::arg("names"));
   module.def(

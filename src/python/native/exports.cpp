@@ -16,7 +16,8 @@ namespace {
 ExportReport export_state(StateDict const& state, std::string const& out_dir, World const& world, bool overwrite,
                           std::string const& include, std::string const& exclude, std::string const& layout,
                           std::shared_ptr<Checkpoint const> const& originals, std::string const& gdn_dtype,
-                          std::uint64_t max_file_bytes, bool gather, bool resume, nb::object const& progress) {
+                          std::uint64_t max_file_bytes, bool gather, bool resume, nb::object const& progress,
+                          int threads) {
   Call call(progress);
   ExportOptions const options{.overwrite = overwrite,
                               .keys = key_selection(include, exclude),
@@ -26,14 +27,14 @@ ExportReport export_state(StateDict const& state, std::string const& out_dir, Wo
                               .max_file_bytes = max_file_bytes,
                               .gather = gather,
                               .resume = resume,
-                              .call = call.options()};
+                              .call = call.options(threads)};
   return call.run([&] { return to_hf(state, out_dir, *world, options); });
 }
 
 void save(StateDict const& state, std::string const& out_dir, World const& world, bool overwrite,
-          nb::object const& progress) {
+          nb::object const& progress, int threads) {
   Call call(progress);
-  SaveOptions const options{.overwrite = overwrite, .call = call.options()};
+  SaveOptions const options{.overwrite = overwrite, .call = call.options(threads)};
   call.run([&] { world ? save_shards(state, out_dir, *world, options) : save_shard(state, out_dir, options); });
 }
 
@@ -53,9 +54,9 @@ void bind_exports(nb::module_& module) {
   module.def("to_hf", &export_state, nb::arg("state"), nb::arg("out_dir"), nb::arg("world"), nb::arg("overwrite"),
              nb::arg("include"), nb::arg("exclude"), nb::arg("export_layout"), nb::arg("originals").none(),
              nb::arg("gdn_dtype"), nb::arg("max_file_bytes"), nb::arg("gather"), nb::arg("resume"),
-             nb::arg("progress").none());
+             nb::arg("progress").none(), nb::arg("threads") = 0);
   module.def("save_shards", &save, nb::arg("state"), nb::arg("out_dir"), nb::arg("world").none(), nb::arg("overwrite"),
-             nb::arg("progress").none());
+             nb::arg("progress").none(), nb::arg("threads") = 0);
 }
 
 }  // namespace rankslice::python

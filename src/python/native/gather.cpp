@@ -62,14 +62,14 @@ class Assembly {
 
 void gather_to(nb::object const& consumer, StateDict const& state, World const& world, std::string const& receivers,
                int rank, std::string const& include, std::string const& exclude, std::string const& layout,
-               std::string const& gdn_dtype) {
+               std::string const& gdn_dtype, int threads) {
   Call call(consumer.attr("look"));
   GatherOptions const options{.receivers = known(parse_receivers(receivers), "receivers", receivers),
                               .rank = rank,
                               .keys = key_selection(include, exclude),
                               .layout = known(parse_export_layout(layout), "layout", layout),
                               .gdn_dtype = known(parse_gdn_dtype(gdn_dtype), "gdn_dtype", gdn_dtype),
-                              .call = call.options()};
+                              .call = call.options(threads)};
   Assembly assembly(consumer, call, *world);
   call.run([&] { gather(state, *world, options, [&](HfBlock const& block) { assembly.add(block); }); });
 }
@@ -78,7 +78,8 @@ void gather_to(nb::object const& consumer, StateDict const& state, World const& 
 
 void bind_gather(nb::module_& module) {
   module.def("gather", &gather_to, nb::arg("consumer"), nb::arg("state"), nb::arg("world"), nb::arg("receivers"),
-             nb::arg("rank"), nb::arg("include"), nb::arg("exclude"), nb::arg("layout"), nb::arg("gdn_dtype"));
+             nb::arg("rank"), nb::arg("include"), nb::arg("exclude"), nb::arg("layout"), nb::arg("gdn_dtype"),
+             nb::arg("threads") = 0);
 }
 
 }  // namespace rankslice::python

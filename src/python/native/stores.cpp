@@ -12,9 +12,9 @@ namespace rankslice::python {
 namespace {
 
 SaveReport save(StoreLibrary const& library, StateDict const& state, std::string const& path, World const& world,
-                bool overwrite, bool resume, nb::object const& progress) {
+                bool overwrite, bool resume, nb::object const& progress, int threads) {
   Call call(progress);
-  SaveOptions const options{.overwrite = overwrite, .resume = resume, .call = call.options()};
+  SaveOptions const options{.overwrite = overwrite, .resume = resume, .call = call.options(threads)};
   return call.run([&] { return library.save(state, path, *world, options); });
 }
 
@@ -26,7 +26,7 @@ void bind_stores(nb::module_& module) {
       .def_ro("bytes_written", &SaveReport::bytes_written)
       .def_ro("resumed", &SaveReport::resumed);
   module.def("save_store", &save, nb::arg("library"), nb::arg("state"), nb::arg("path"), nb::arg("world"),
-             nb::arg("overwrite"), nb::arg("resume"), nb::arg("progress").none());
+             nb::arg("overwrite"), nb::arg("resume"), nb::arg("progress").none(), nb::arg("threads") = 0);
 }
 
 }  // namespace rankslice::python

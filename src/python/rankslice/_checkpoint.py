@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal, Union
 
-from rankslice import _native, _stores
+from rankslice import _native, _stores, _threads
 from rankslice._native import Checkpoint
 from rankslice.errors import UsageError
 
@@ -91,6 +91,7 @@ def opened(
             "" if isinstance(manifest, bool) else os.fspath(manifest),
             manifest is False,
             _stores.library_for,
+            _threads.shared(world),
         )
     return _native.select(checkpoint, include or "", exclude or "")
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
-from rankslice import _native, _steps
+from rankslice import _native, _steps, _threads
 from rankslice._checkpoint import Source
 from rankslice._progress import Progress, reporting
 from rankslice._state import MAX_FILE_BYTES
@@ -143,7 +143,7 @@ def to_hf(
     with reporting(progress, taken.world, taken.is_first) as report:
         wrote = _native.to_hf(
             taken.state, out, world, overwrite, include or "", exclude or "", export_layout, copied,
-            gdn_dtype, max_file_bytes, gather, resume, report,
+            gdn_dtype, max_file_bytes, gather, resume, report, _threads.shared(taken.world),
         )  # fmt: skip
     headers = cast("Headers", wrote.headers)
     return ExportReport(headers, wrote.bytes_read, wrote.bytes_written, wrote.files, resumed(wrote))
@@ -174,4 +174,4 @@ def save_shards(
     taken = take(state, source, mesh=mesh, process_group=process_group)
     out = _steps.agreed(taken.world, lambda: os.fspath(out_dir))
     with reporting(progress, taken.world, taken.is_first) as report:
-        _native.save_shards(taken.state, out, taken.world, overwrite, report)
+        _native.save_shards(taken.state, out, taken.world, overwrite, report, _threads.shared(taken.world))

@@ -7,7 +7,7 @@ import weakref
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Callable, Iterator, Literal
 
-from rankslice import _mesh, _native, _progress, _steps
+from rankslice import _mesh, _native, _progress, _steps, _threads
 from rankslice._checkpoint import Source
 from rankslice._handover import Handover
 from rankslice._state import StateDict
@@ -88,8 +88,9 @@ def gather(
 
     def work() -> None:
         _native.gather(
-            handover, taken.state, world, receivers, receiver, include or "", exclude or "", layout, gdn_dtype
-        )
+            handover, taken.state, world, receivers, receiver, include or "", exclude or "", layout, gdn_dtype,
+            _threads.shared(taken.world),
+        )  # fmt: skip
 
     def run() -> None:
         with shown:

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
-from rankslice import _native
+from rankslice import _native, _threads
 from rankslice.errors import UsageError
 
 if TYPE_CHECKING:
@@ -101,5 +101,6 @@ def save_store(
     taken = take(state, source, mesh=mesh, process_group=process_group)
     world = taken.world or _native.make_solo_communicator()
     with reporting(progress, taken.world, taken.is_first) as report:
-        wrote = _native.save_store(hdf5, taken.state, os.fspath(path), world, overwrite, resume, report)
+        threads = _threads.shared(taken.world)
+        wrote = _native.save_store(hdf5, taken.state, os.fspath(path), world, overwrite, resume, report, threads)
     return SaveReport(wrote.bytes_written, resumed(wrote))

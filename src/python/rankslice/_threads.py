@@ -20,5 +20,14 @@ def decided(threads: int | None, world: _native.Communicator | None) -> int:
             raise UsageError(f"threads: expected 1 or more, got {threads}")
 
     _steps.agreed(world, require_some)
-    # Ranks that work alone do not know one another; torchrun tells how many there are on the host.
-    return _native.decide_threads(world, threads or 0, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return _native.decide_threads(world, threads or 0, _processes_of_host())
+
+
+def shared(world: _native.Communicator | None) -> int:
+    """For calls that are not asked for a number: 0 for ranks of a world, which agree on it, else a fair share. Local."""
+    return 0 if world is not None else _native.decide_threads(None, 0, _processes_of_host())
+
+
+def _processes_of_host() -> int:
+    """Ranks that work alone do not know one another; torchrun tells how many there are."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
