@@ -216,6 +216,26 @@ def test_ranks_that_load_alone_share_the_processors_of_their_host(monkeypatch):
     assert 1 <= _threads.decided(None, None) <= processors
 
 
+def test_calls_of_a_rank_alone_that_have_no_threads_argument_take_its_share(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(len(os.sched_getaffinity(0))))
+    used = {}
+
+    def noting(name, called):
+        def call(*arguments):
+            used.setdefault(name, set()).add(arguments[-1])
+            return called(*arguments)
+
+        return call
+
+    for name in ("open_checkpoint", "save_shards", "to_hf", "gather"):
+        monkeypatch.setattr(_native, name, noting(name, getattr(_native, name)))
+    state = rankslice.load(tiny, rank=0, world_size=1)
+    rankslice.save_shards(state, tmp_path / "shards")
+    rankslice.to_hf(state, tmp_path / "hf")
+    assert dict(rankslice.gather(state))
+    assert used == {"open_checkpoint": {1}, "save_shards": {1}, "to_hf": {1}, "gather": {1}}
+
+
 def test_no_thread_at_all_is_refused(tiny):
     with pytest.raises(rankslice.errors.UsageError, match="threads: expected 1 or more, got 0"):
         rankslice.load(tiny, rank=0, world_size=1, threads=0)

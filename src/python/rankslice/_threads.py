@@ -24,7 +24,7 @@ def decided(threads: int | None, world: _native.Communicator | None) -> int:
 
 
 def shared(world: _native.Communicator | None) -> int:
-    """For calls that are not asked for a number: 0 for ranks of a world, which agree on it, else a fair share. Local."""
+    """For calls without a number: 0 for ranks of a world, which agree on it, else a fair share. Local."""
     return 0 if world is not None else _native.decide_threads(None, 0, _processes_of_host())
 
 
