@@ -11,6 +11,7 @@
 
 #include "rankslice/error.hpp"
 
+#include "core/literals.hpp"
 #include "io/host_limits.hpp"
 
 namespace rankslice {
@@ -43,10 +44,16 @@ std::vector<AddressRange> joined_pages(std::span<Buffer const> memory) {
   return joined;
 }
 
-std::uint64_t bytes_of_whole_huge_pages(AddressRange const& range) {
-  auto const begin = (range.begin + kHugePage - 1) / kHugePage * kHugePage;
-  auto const end = range.end / kHugePage * kHugePage;
-  return end > begin ? end - begin : 0;
+/// What of a mapping is whole huge pages of ranges.
+std::uint64_t bytes_on_whole_huge_pages(AddressRange const& mapping, std::span<AddressRange const> ranges,
+                                        std::uint64_t huge_page) {
+  std::uint64_t bytes = 0;
+  for (auto const& range : ranges) {
+    auto const begin = (std::max(range.begin, mapping.begin) + huge_page - 1) / huge_page * huge_page;
+    auto const end = std::min(range.end, mapping.end) / huge_page * huge_page;
+    if (end > begin) bytes += end - begin;
+  }
+  return bytes;
 }
 
 /// How a mapping begins in `smaps`: "7f0000000000-7f0000400000 rw-p …". False for its other lines.
@@ -57,12 +64,13 @@ bool parse_mapping(std::string_view line, AddressRange& mapping) {
   return std::from_chars(begin.ptr + 1, end, mapping.end, 16).ec == std::errc{};
 }
 
-bool touches_any(AddressRange const& mapping, std::span<AddressRange const> ranges) {
-  return std::ranges::any_of(ranges,
-                             [&](auto const& range) { return mapping.begin < range.end && range.begin < mapping.end; });
-}
-
 }  // namespace
+
+std::uint64_t huge_page_bytes(std::string const& root) {
+  std::uint64_t bytes = 0;
+  std::ifstream(root + "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size") >> bytes;
+  return bytes > 0 ? bytes : 2_MiB;
+}
 
 std::string why_no_huge_pages(std::string const& root) {
   auto const given = huge_pages(root);
@@ -78,28 +86,30 @@ void require_huge_pages() {
   throw UsageError(fmt::format("huge pages were asked for, and there are none: {}{}", why_not, kAdvice));
 }
 
-HugePageShare share_on_huge_pages(std::span<Buffer const> memory, std::istream& smaps) {
+HugePageShare share_on_huge_pages(std::span<Buffer const> memory, std::istream& smaps, std::uint64_t huge_page) {
   constexpr std::string_view kHuge = "AnonHugePages:";
   auto const ranges = joined_pages(memory);
   HugePageShare share;
-  for (auto const& range : ranges) share.possible += bytes_of_whole_huge_pages(range);
-  bool is_ours = false;
+  share.possible = bytes_on_whole_huge_pages({.begin = 0, .end = UINT64_MAX}, ranges, huge_page);
+  std::uint64_t ours = 0;
   for (std::string line; std::getline(smaps, line);) {
     AddressRange mapping;
-    if (parse_mapping(line, mapping)) is_ours = touches_any(mapping, ranges);
-    if (is_ours && line.starts_with(kHuge)) share.found += std::stoull(line.substr(kHuge.size())) * 1_KiB;
+    if (parse_mapping(line, mapping)) ours = bytes_on_whole_huge_pages(mapping, ranges, huge_page);
+    if (ours > 0 && line.starts_with(kHuge))
+      share.found += std::min<std::uint64_t>(ours, std::stoull(line.substr(kHuge.size())) * 1_KiB);
   }
   return share;
 }
 
 void require_on_huge_pages(std::span<Buffer const> memory) {
   std::ifstream smaps("/proc/self/smaps");
-  auto const share = share_on_huge_pages(memory, smaps);
+  auto const huge_page = huge_page_bytes();
+  auto const share = share_on_huge_pages(memory, smaps, huge_page);
   if (share.found >= share.possible) return;
   throw UsageError(
       fmt::format("huge pages were asked for, and the system gave {} of {} (memory is in pieces, or short: "
                   "/sys/kernel/mm/transparent_hugepage/defrag says whether it may be put in order){}",
-                  share.found / kHugePage, share.possible / kHugePage, kAdvice));
+                  share.found / huge_page, share.possible / huge_page, kAdvice));
 }
 
 }  // namespace rankslice

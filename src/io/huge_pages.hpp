@@ -8,11 +8,10 @@
 
 #include "rankslice/buffer.hpp"
 
-#include "core/literals.hpp"
-
 namespace rankslice {
 
-inline constexpr std::uint64_t kHugePage = 2_MiB;
+/// How large a huge page is: 2 MiB on most systems, 512 MiB where pages have 64 KiB. `root` stands for "/".
+[[nodiscard]] std::uint64_t huge_page_bytes(std::string const& root = "");
 
 /// Why this process cannot have huge pages by asking for them (`madvise`); empty when it can. `root` stands for "/".
 [[nodiscard]] std::string why_no_huge_pages(std::string const& root = "");
@@ -27,8 +26,10 @@ struct HugePageShare {
 };
 
 /// Of host memory that has been written, by what `smaps` says: the text of /proc/self/smaps. Buffers that lie side by
-/// side share huge pages.
-[[nodiscard]] HugePageShare share_on_huge_pages(std::span<Buffer const> memory, std::istream& smaps);
+/// side share huge pages. The system joins mappings that touch: of what it found in one, at most what this memory could
+/// have of it is counted.
+[[nodiscard]] HugePageShare share_on_huge_pages(std::span<Buffer const> memory, std::istream& smaps,
+                                                std::uint64_t huge_page = huge_page_bytes());
 
 /// @throws UsageError where the system gave too few for this memory, which has been written
 void require_on_huge_pages(std::span<Buffer const> memory);

@@ -5,6 +5,8 @@
 
 #include <limits>
 #include <new>
+#include <optional>
+#include <utility>
 
 #include "core/literals.hpp"
 #include "io/huge_pages.hpp"
@@ -25,12 +27,13 @@ std::uint64_t whole_pages(std::uint64_t bytes) {
 
 // Anonymous memory of `length` bytes, whole pages, that begins at a huge page: mapped larger, then trimmed.
 std::byte* map_at_huge_page(std::uint64_t length, HugePages pages) {
-  auto const mapped_length = length + kHugePage;
+  static auto const huge_page = huge_page_bytes();
+  auto const mapped_length = length + huge_page;
   auto* const mapped = ::mmap(nullptr, mapped_length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) throw std::bad_alloc();
   auto* const first = static_cast<std::byte*>(mapped);
   auto const address = reinterpret_cast<std::uintptr_t>(first);
-  auto const before = round_up(address, kHugePage) - address;
+  auto const before = round_up(address, huge_page) - address;
   auto const after = mapped_length - before - length;
   if (before > 0) ::munmap(first, before);
   if (after > 0) ::munmap(first + before + length, after);
@@ -51,10 +54,27 @@ void give_back(std::byte* memory, std::uint64_t length) {
   if (::munmap(memory, length) != 0) ::madvise(memory, length, MADV_DONTNEED);
 }
 
-/// Part of a mapping, which goes back to the system by itself.
-Buffer own_pages(std::byte* data, std::uint64_t bytes) {
-  return {{data, [length = whole_pages(bytes)](std::byte* memory) { give_back(memory, length); }}, bytes};
-}
+/// Of which tensors get one part after the other, that each go back to the system by themselves.
+class Mapping {
+ public:
+  Mapping(std::uint64_t length, HugePages pages) : rest_(map_at_huge_page(length, pages)), length_(length) {}
+  Mapping(Mapping const&) = delete;
+  Mapping& operator=(Mapping const&) = delete;
+  ~Mapping() {
+    if (length_ > 0) give_back(rest_, length_);
+  }
+
+  [[nodiscard]] Buffer cut(std::uint64_t bytes) {
+    auto const length = whole_pages(bytes);
+    auto* const data = std::exchange(rest_, rest_ + length);
+    length_ -= length;
+    return {{data, [length](std::byte* memory) { give_back(memory, length); }}, bytes};
+  }
+
+ private:
+  std::byte* rest_;
+  std::uint64_t length_;
+};
 
 std::uint64_t bytes_to_map(std::span<std::uint64_t const> sizes) {
   std::uint64_t total = 0;
@@ -70,17 +90,11 @@ std::uint64_t bytes_to_map(std::span<std::uint64_t const> sizes) {
 std::vector<Buffer> allocate_host(std::span<std::uint64_t const> sizes, HugePages pages) {
   if (pages == HugePages::on) require_huge_pages();
   auto const total = bytes_to_map(sizes);
-  std::vector<Buffer> buffers(sizes.size());
-  for (std::size_t i = 0; i < sizes.size(); ++i) {  // before the mapping, which nobody owns until they do
-    if (sizes[i] < kOwnPages) buffers[i] = from_heap(sizes[i]);
-  }
-  if (total == 0) return buffers;
-  auto* next = map_at_huge_page(total, pages);
-  for (std::size_t i = 0; i < sizes.size(); ++i) {
-    if (sizes[i] < kOwnPages) continue;
-    buffers[i] = own_pages(next, sizes[i]);
-    next += whole_pages(sizes[i]);
-  }
+  std::optional<Mapping> mapping;
+  if (total > 0) mapping.emplace(total, pages);
+  std::vector<Buffer> buffers;
+  buffers.reserve(sizes.size());
+  for (auto const bytes : sizes) buffers.push_back(bytes < kOwnPages ? from_heap(bytes) : mapping->cut(bytes));
   return buffers;
 }
 

@@ -12,6 +12,7 @@
 
 #include "rankslice/error.hpp"
 
+#include "core/literals.hpp"
 #include "io/memory.hpp"
 
 namespace rankslice {
@@ -30,9 +31,9 @@ std::string mapping(std::uint64_t begin, std::uint64_t end, std::uint64_t huge_k
                      begin, end, huge_kib);
 }
 
-HugePageShare share(std::vector<Buffer> const& memory, std::string const& smaps) {
+HugePageShare share(std::vector<Buffer> const& memory, std::string const& smaps, std::uint64_t huge_page = 2_MiB) {
   std::istringstream text(smaps);
-  return share_on_huge_pages(memory, text);
+  return share_on_huge_pages(memory, text, huge_page);
 }
 
 constexpr std::uint64_t kBase = 0x7f0000000000;  // where a huge page begins
@@ -55,6 +56,23 @@ TEST(HugePages, CountsThoseOfTheMappingsThatHoldTheTensorsOnly) {
   auto const found = share({at(kBase, 6_MiB)}, smaps);
   EXPECT_EQ(found.possible, 6_MiB);
   EXPECT_EQ(found.found, 4_MiB);
+}
+
+TEST(HugePages, OfAMappingThatIsSharedWithOtherMemoryCountAtMostAsTheTensorsCouldHave) {
+  auto const found = share({at(kBase, 4_MiB), at(kBase + 8_MiB, 1_MiB)}, mapping(kBase - 8_MiB, kBase + 16_MiB, 16384));
+  EXPECT_EQ(found.possible, 4_MiB);
+  EXPECT_EQ(found.found, 4_MiB);
+}
+
+TEST(HugePages, AreAsLargeAsTheSystemSays) {
+  EXPECT_EQ(share({at(kBase, 1023_MiB)}, "", 512_MiB).possible, 512_MiB);
+  auto const root = std::filesystem::path(testing::TempDir()) / "huge_page_size";
+  auto const folder = root / "sys/kernel/mm/transparent_hugepage";
+  EXPECT_EQ(huge_page_bytes(root), 2_MiB) << "where it does not say so";
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder / "hpage_pmd_size") << "536870912\n";
+  EXPECT_EQ(huge_page_bytes(root), 512_MiB);
+  std::filesystem::remove_all(root);
 }
 
 TEST(HugePages, WhereTheSystemSaysNeverOrNothingThereAreNone) {

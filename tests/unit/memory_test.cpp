@@ -3,12 +3,28 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <new>
 #include <string>
 #include <vector>
 
 #include "core/literals.hpp"
+
+namespace {
+
+thread_local int allocations_left = -1;  // until one fails; below 0 none does
+
+}  // namespace
+
+[[gnu::noinline]] void* operator new(std::size_t bytes) {
+  if (allocations_left == 0) throw std::bad_alloc();
+  if (allocations_left > 0) --allocations_left;
+  if (auto* const memory = std::malloc(bytes == 0 ? 1 : bytes)) return memory;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace rankslice {
 
@@ -150,6 +166,24 @@ TEST(AllocateHost, TakesHugePagesApartThatATensorSharesWithOthersWhenItIsFreed) 
   auto const split = huge_page_count("thp_split_page");
   for (std::size_t i = 0; i < sizes.size(); i += 2) buffers[i] = {};
   EXPECT_GE(huge_page_count("thp_split_page"), split + sizes.size() / 2) << "or they are used up until all are freed";
+}
+
+TEST(AllocateHost, WithoutMemoryForTheOwnersOfSomeNothingStays) {
+  std::vector<std::uint64_t> const sizes(20, 4_MiB);
+  auto const before = mapped_kib();
+  int failures = 0;
+  for (bool failed = true; failed; ++failures) {
+    allocations_left = failures;
+    failed = false;
+    try {
+      static_cast<void>(allocate_host(sizes, HugePages::automatic));
+    } catch (std::bad_alloc const&) {
+      failed = true;
+    }
+    allocations_left = -1;
+    ASSERT_LT(mapped_kib(), before + 2048) << failures;
+  }
+  EXPECT_GT(failures, 20) << "every owner was refused once";
 }
 
 TEST(AllocateHost, MoreThanTheAddressSpaceIsBadAlloc) {
