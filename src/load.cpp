@@ -31,6 +31,9 @@ namespace {
 std::vector<Buffer> allocate(std::span<std::uint64_t const> sizes, LoadOptions const& options) {
   auto const& device = options.device;
   if (!device) return allocate_host(sizes, options.huge_pages);
+  if (options.huge_pages == HugePages::on) {
+    throw UsageError("huge pages were asked for: they are of host memory, and the tensors are to be on a device");
+  }
   std::vector<Buffer> buffers;
   for (auto const bytes : sizes) buffers.push_back({device->allocate(bytes), bytes, device});
   return buffers;
@@ -57,7 +60,7 @@ StateDict allocate_slice(std::shared_ptr<Checkpoint const> const& source, Mesh c
 
 /// @throws UsageError where the tensors, which have been read, were to be on huge pages and are not
 void require_pages(StateDict const& state, LoadOptions const& options) {
-  if (options.huge_pages != HugePages::on || options.device) return;
+  if (options.huge_pages != HugePages::on) return;
   std::vector<Buffer> memory;
   for (auto const& [fqn, tensor] : state.tensors) memory.push_back(tensor.data);
   require_on_huge_pages(memory);

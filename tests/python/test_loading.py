@@ -264,3 +264,11 @@ def test_tensors_stand_on_huge_pages_or_small_ones_as_asked_for(tiny):
 def test_pages_of_a_kind_that_there_is_not_are_refused(tiny):
     with pytest.raises(rankslice.errors.UsageError, match="hugepages: there is no 1GB"):
         rankslice.load(tiny, rank=0, world_size=1, hugepages="1GB")
+
+
+def test_ranks_that_ask_for_different_pages_are_told_the_same(tiny, run_ranks):
+    reports = run_ranks("hugepages.py", 2, tiny)
+    first, second = (report["told"] for report in reports)
+    assert first == second and all(report["group_works"] for report in reports)
+    assert first["one has a device"]["type"] == "UsageError"
+    assert "the tensors are to be on cuda" in first["one has a device"]["message"]

@@ -47,6 +47,11 @@ TEST_F(DeviceFailure, EndsTheLoadAndGivesAllMemoryBack) {
   }
 }
 
+TEST_F(DeviceFailure, HugePagesAreNotForItsMemory) {
+  LoadOptions const options{.device = device_, .huge_pages = HugePages::on};
+  EXPECT_THROW((void)load(source_, make_mesh(1), MeshCoordinate{}, options), UsageError);
+}
+
 TEST_F(DeviceFailure, OfADownloadOrDigestEndsTheProof) {
   auto const state = load(source_, make_mesh(1), MeshCoordinate{}, {.device = device_});
   device_->calls_until_failure = 3;
