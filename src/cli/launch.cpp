@@ -6,8 +6,9 @@
 #include <array>
 #include <charconv>
 #include <cstdlib>
-#include <cstring>
 #include <optional>
+#include <sstream>
+#include <string>
 #include <string_view>
 
 #include "rankslice/error.hpp"
@@ -16,11 +17,26 @@ namespace rankslice::cli {
 
 namespace {
 
+std::optional<int> parse_number(std::string_view text) {
+  int value = 0;
+  if (std::from_chars(text.data(), text.data() + text.size(), value).ec != std::errc{}) return std::nullopt;
+  return value;
+}
+
 std::optional<int> number(char const* variable) {
   auto const* const text = std::getenv(variable);
-  int value = 0;
-  if (text == nullptr || std::from_chars(text, text + std::strlen(text), value).ec != std::errc{}) return std::nullopt;
-  return value;
+  return text == nullptr ? std::nullopt : parse_number(text);
+}
+
+/// Of a list, "4(x2),3", in which 4 stands twice; at least 1.
+int largest_number(char const* variable) {
+  auto const* const text = std::getenv(variable);
+  std::istringstream list(text == nullptr ? "" : text);
+  auto largest = 1;
+  for (std::string entry; std::getline(list, entry, ',');) {
+    largest = std::max(largest, parse_number(entry).value_or(1));
+  }
+  return largest;
 }
 
 /// By the variable that speaks of more ranks.
@@ -65,11 +81,9 @@ LaunchEnvironment launch_environment() {
 }
 
 int processes_of_host() {
-  auto most = 1;
-  for (auto const* variable :
-       {"LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE"}) {
-    most =
-        std::max(most, number(variable).value_or(1));  // Slurm's may be a list, "4(x2),3", of which this is the first
+  auto most = largest_number("SLURM_STEP_TASKS_PER_NODE");  // it does not say which host is this one
+  for (auto const* variable : {"LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"}) {
+    most = std::max(most, number(variable).value_or(1));
   }
   return most;
 }

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <new>
+#include <numeric>
 #include <sstream>
 #include <vector>
 
@@ -17,11 +19,14 @@ namespace {
 constexpr double kMostThreads = 16;       // more read no faster from any disk or cache we know
 constexpr double kRoundingErrors = 1e-6;  // six sixths of a processor are one
 
-/// For hosts with any number of processors: the call refuses a set that is too small.
+int count_online() { return static_cast<int>(std::max(1L, ::sysconf(_SC_NPROCESSORS_ONLN))); }
+
+/// For hosts with any number of processors: the call refuses a set that is too small. Where the system does not tell,
+/// all that there are.
 std::vector<int> affinity() {
   for (int most = 1024; most <= 1 << 20; most *= 2) {
     auto* const set = CPU_ALLOC(static_cast<std::size_t>(most));
-    if (set == nullptr) return {};
+    if (set == nullptr) throw std::bad_alloc();
     auto const size = CPU_ALLOC_SIZE(static_cast<std::size_t>(most));
     std::vector<int> ids;
     auto const known = ::sched_getaffinity(0, size, set) == 0;
@@ -31,7 +36,9 @@ std::vector<int> affinity() {
     CPU_FREE(set);
     if (known) return ids;
   }
-  return {};
+  std::vector<int> all(static_cast<std::size_t>(count_online()));
+  std::iota(all.begin(), all.end(), 0);
+  return all;
 }
 
 /// "150000 100000" or "max 100000": microseconds of processors in so many of time. "-1" or "max" is no limit.
@@ -69,7 +76,7 @@ std::size_t common_processors(std::string const& root) {
     auto const list = first_line(group.folder + (group.first_version ? "/cpuset.cpus" : "/cpuset.cpus.effective"));
     if (auto const count = count_in_list(list); count > 0) return count;
   }
-  return static_cast<std::size_t>(std::max(1L, ::sysconf(_SC_NPROCESSORS_ONLN)));
+  return static_cast<std::size_t>(count_online());
 }
 
 std::size_t count_in_list(std::string_view list) {

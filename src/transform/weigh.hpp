@@ -32,11 +32,11 @@ class FactorTable {
   std::array<std::vector<std::int16_t>, 3> pieces_;
 };
 
-/// Lines of little-endian words at any address: `count` words of 1, 2 or 4 bytes each, that follow one another, or are
-/// halves of elements of 8 bytes.
+/// Lines of little-endian words at any address: `count` words of 1, 2 or 4 bytes each, that follow one another, or, at
+/// less speed, are any distance apart, as halves of elements of 8 bytes are and the words of a column.
 struct WordLines {
   std::byte const* data = nullptr;
-  std::uint64_t word_bytes = 1, word_stride = 1;  ///< In bytes; they differ for halves only: 4 and 8.
+  std::uint64_t word_bytes = 1, word_stride = 1;  ///< In bytes.
   std::uint64_t count = 0;
   std::uint64_t lines = 0, line_stride = 0;  ///< In bytes.
 };

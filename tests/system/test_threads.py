@@ -54,8 +54,9 @@ def test_a_rank_that_may_use_one_processor_has_one_thread(mini):
     assert report["choices"]["threads"] == 1
 
 
-def test_processes_that_load_alone_share_by_what_their_launcher_says(mini):
-    many = {"LOCAL_WORLD_SIZE": str(len(os.sched_getaffinity(0))), "RANK": "1", "WORLD_SIZE": "4"}
+@pytest.mark.parametrize(("variable", "says"), [("LOCAL_WORLD_SIZE", "{}"), ("SLURM_STEP_TASKS_PER_NODE", "1(x3),{}")])
+def test_processes_that_load_alone_share_by_what_their_launcher_says(mini, variable, says):
+    many = {variable: says.format(len(os.sched_getaffinity(0))), "RANK": "1", "WORLD_SIZE": "4"}
     report = run_ok("load", mini, "--rank", 1, "--ranks", 4, "--json", env=many).json
     assert report["choices"]["threads"] == 1
 

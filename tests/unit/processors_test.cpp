@@ -2,14 +2,21 @@
 
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <filesystem>
 #include <fstream>
 #include <numeric>
 #include <random>
 #include <string>
 #include <vector>
+
+#include "rankslice/error.hpp"
+
+#include "support/failing_syscall.hpp"
 
 namespace rankslice {
 namespace {
@@ -128,6 +135,15 @@ TEST(OwnProcessors, AreThoseOfTheAffinityMask) {
   ::sched_setaffinity(0, sizeof before, &before);
 }
 
+TEST(OwnProcessors, AreAllThatThereAreWhereTheSystemDoesNotTell) {
+  auto const online = static_cast<std::size_t>(::sysconf(_SC_NPROCESSORS_ONLN));
+  auto const outcome = test::outcome_with_failing(SYS_sched_getaffinity, EPERM, [&] {
+    if (own_processors().ids.size() != online) throw UsageError("some are missing");
+  });
+  if (!outcome) GTEST_SKIP() << "system calls cannot be filtered here";
+  EXPECT_EQ(*outcome, "done");
+}
+
 /// A system of a few files.
 class Cpus : public testing::Test {
  protected:
@@ -162,6 +178,13 @@ TEST_F(Cpus, KnowTheFirstVersionOfGroups) {
   write("/sys/fs/cgroup/cpuset/y/cpuset.cpus", "4-9\n");
   EXPECT_EQ(own_processors(root_).quota->processors, 3);
   EXPECT_EQ(common_processors(root_), 6U);
+}
+
+TEST_F(Cpus, HaveTheQuotaOfAContainerThatSeesItsOwnGroupUnderTheNameThatItHasOutside) {
+  write("/proc/self/cgroup", "7:cpu,cpuacct:/docker/4f1c\n");
+  write("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "200000\n");
+  write("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(own_processors(root_).quota->processors, 2);
 }
 
 TEST_F(Cpus, HaveNoQuotaWhereNobodyLimitsThem) {

@@ -69,10 +69,9 @@ class Weigh : public testing::TestWithParam<VectorTarget> {
   OnTarget const here_{GetParam()};
 };
 
-WordLines const kKinds[] = {{.word_bytes = 1, .word_stride = 1},
-                            {.word_bytes = 2, .word_stride = 2},
-                            {.word_bytes = 4, .word_stride = 4},
-                            {.word_bytes = 4, .word_stride = 8}};
+WordLines const kKinds[] = {{.word_bytes = 1, .word_stride = 1}, {.word_bytes = 2, .word_stride = 2},
+                            {.word_bytes = 4, .word_stride = 4}, {.word_bytes = 4, .word_stride = 8},
+                            {.word_bytes = 1, .word_stride = 3}, {.word_bytes = 2, .word_stride = 6}};
 
 std::vector<std::uint32_t> random_factors(std::size_t count) {
   std::mt19937_64 random(count);
