@@ -15,4 +15,12 @@ if [ -n "$missing" ]; then
   echo "skipped: $python lacks $missing (tests/requirements.txt)"
   exit 77
 fi
-exec "$python" -m pytest -q --rootdir "$(dirname "$file")" "$file" "$@"
+# Runs beside one another would share a folder, and clear it for one another.
+folder=$(mktemp -d "${TMPDIR:-/tmp}/pytest.XXXXXX") || exit 1
+"$python" -m pytest -q --rootdir "$(dirname "$file")" --basetemp "$folder" "$file" "$@"
+code=$?
+case $code in
+  0 | 77) rm -rf "$folder" ;;
+  *) echo "what it wrote is in $folder" ;;
+esac
+exit $code
