@@ -3,9 +3,10 @@
 import re
 
 import numpy as np
+import pytest
 
 import reference
-from program import OnRank, run_ok
+from program import OnRank, run, run_ok
 
 # Everything that can bring bytes of a file into memory.
 CALLS = "pread64,preadv,preadv2,read,readv,mmap,sendfile,splice,tee,copy_file_range,io_uring_setup,io_uring_enter"
@@ -61,3 +62,9 @@ def tensor_bytes(ckpt):
     for file, begin, end in reference.extents(ckpt).values():
         masks[file][begin:end] = True
     return masks
+
+
+def uring_or_skip():
+    found = run("doctor", "--json").json
+    if "available" not in str([entry for entry in found["hosts"][0]["findings"] if entry["check"] == "io_uring"]):
+        pytest.skip("io_uring is not to be had here")

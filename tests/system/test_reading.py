@@ -10,7 +10,7 @@ import pytest
 import checkpoints
 import reference
 from program import MPIEXEC, MPIEXEC_OPTIONS, PROGRAM, OnRank, run, run_ok
-from system_calls import TRACE, TRACE_OPENING, tensor_bytes, times_read
+from system_calls import TRACE, TRACE_OPENING, tensor_bytes, times_read, uring_or_skip
 
 WAYS = ["pread", "io_uring", "direct"]
 BLOCK = 1 << 20
@@ -50,12 +50,6 @@ def block_input(*arguments, ranks=None):
 
 def is_in_memory(folder):
     return subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True).stdout == "tmpfs\n"
-
-
-def uring_or_skip():
-    found = run("doctor", "--json").json
-    if "available" not in str([entry for entry in found["hosts"][0]["findings"] if entry["check"] == "io_uring"]):
-        pytest.skip("io_uring is not to be had here")
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
