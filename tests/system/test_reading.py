@@ -11,6 +11,7 @@ import checkpoints
 import reference
 from program import MPIEXEC, MPIEXEC_OPTIONS, PROGRAM, OnRank, run, run_ok
 from system_calls import TRACE, TRACE_OPENING, tensor_bytes, times_read, uring_or_skip
+from test_reads import own_bytes
 
 WAYS = ["pread", "io_uring", "direct"]
 BLOCK = 1 << 20
@@ -81,20 +82,31 @@ def test_what_the_page_cache_lacks_is_read_past_it_and_what_it_has_is_not(stored
     assert "reading  pread: the page cache has all of it" in second.stderr
 
 
-@pytest.mark.parametrize("way", ["io_uring", "direct"])
-def test_a_cold_load_brings_from_the_disk_what_was_planned(way, stored):
-    """Reads of io_uring are no system calls that strace sees: the kernel counts what it brings for a process."""
+@pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (0, 2), (1, 2), (0, 4), (3, 4)])
+def test_a_rank_brings_from_the_disk_once_what_it_holds_and_nothing_of_others(rank, ranks, stored):
+    """Past the page cache, where the kernel counts each read, those of io_uring too, which strace does not see."""
     uring_or_skip()
-    shards = reference.shard_files(stored)
-    tensors = sum(int(mask.sum()) for mask in tensor_bytes(stored).values())
+    owned = own_bytes(stored, reference.read_folder(stored), reference.Mesh(1, ranks), rank)
     cool(stored)
     headers = block_input("inspect", stored)  # cold from `cool`, with what the system reads ahead of them
     cool(stored)
-    brought = block_input("load", stored, "--verify", "off", "--threads", 1, "--io", way)
-    if way == "io_uring":  # through the page cache: no page of a file twice
-        assert tensors <= brought <= sum(path.stat().st_size + 4096 for path in shards)
-    else:
-        assert tensors <= brought <= tensors + headers + len(shards) * 2 * 4096
+    alone = ["--rank", rank, "--ranks", ranks, "--threads", 1]
+    brought = block_input("load", stored, "--verify", "off", *alone, "--io", "direct")
+    total = sum(int(mask.sum()) for mask in owned.values())
+    runs = sum(int(np.diff(mask.astype("i1"), prepend=0).clip(0).sum()) for mask in owned.values())
+    assert total <= brought <= total + headers + runs * 2 * 4096
+
+
+@pytest.mark.usefixtures("strace")
+def test_reads_by_io_uring_are_no_more_than_there_are_blocks(stored, tmp_path):
+    """Through the page cache, where reading twice would bring nothing more from the disk."""
+    uring_or_skip()
+    on_rank = OnRank(tmp_path, traced="0", strace="-f -e trace=io_uring_enter")
+    run_ok("load", stored, "--verify", "off", "--threads", 1, "--io", "io_uring", on_rank=on_rank)
+    calls = "".join(trace.read_text() for trace in on_rank.traces(0))
+    made = sum(map(int, re.findall(r"io_uring_enter\(.*= (\d+)$", calls, re.MULTILINE)))
+    sizes = [int(mask.sum()) for mask in tensor_bytes(stored).values()]
+    assert sum(sizes) / BLOCK <= made <= sum(-(-size // BLOCK) + 1 for size in sizes) + 1, "and one to see if they work"
 
 
 @pytest.mark.parametrize("mesh", [["--ep", 2], ["--ep", 4], ["--ep", 2, "--ep-shard", 2]], ids=str)
