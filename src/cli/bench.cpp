@@ -4,11 +4,11 @@
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
-#include <tuple>
 
 #include "rankslice/load.hpp"
 
 #include "agreed_threads.hpp"
+#include "cli/bench_command.hpp"
 #include "cli/bench_compare.hpp"
 #include "cli/bench_report.hpp"
 #include "cli/bench_scratch.hpp"
@@ -40,7 +40,7 @@ std::vector<BenchStep> selected_steps(Options const& options, int ranks) {
   }
   if (options.compare.empty()) return steps;
   if (options.steps.empty()) steps.clear();
-  steps.push_back({.name = "compare", .uses_held = true, .make = compare_step});
+  steps.push_back({.name = "compare", .make = compare_step});
   if (options.cold) steps.push_back({.name = "compare-cold", .is_cold = true, .make = compare_cold_step});
   return steps;
 }
@@ -85,24 +85,6 @@ std::vector<Extent> owned_extents(Checkpoint const& checkpoint, LoadPlan const& 
   return extents;
 }
 
-/// What makes the same figures again, where the same things are.
-std::string command_line(Job const& job) {
-  auto const& options = job.options;
-  auto line = fmt::format("mpirun -n {} rankslice bench", job.world.size());
-  line += options.input.empty() ? " --preset " + (options.preset.empty() ? "small" : options.preset)
-                                : " " + fs::path(options.input).lexically_normal().filename().string();
-  if (options.cold) line += " --cold";
-  for (auto const& [flag, value, usual] : {std::tuple("--ep", options.ep, 0),
-                                           {"--ep-shard", options.ep_shard, 1},
-                                           {"--repeats", options.repeats, 5},
-                                           {"--threads", options.threads, 0}}) {
-    if (value != usual) line += fmt::format(" {} {}", flag, value);
-  }
-  if (options.io != "auto") line += " --io " + options.io;
-  return line + fmt::format(" --compare {} --chart {}", fs::path(options.compare).filename().string(),
-                            fs::path(options.chart).filename().string());
-}
-
 /// One `bench`: the checkpoint that it measures and the folder that it fills and removes. Every function is collective.
 class Bench {
  public:
@@ -121,7 +103,7 @@ class Bench {
                        stop_when_asked();
                      },
                  .plain_mpi = job.plain_mpi,
-                 .comparison = {.python = job.options.compare}} {}
+                 .comparison = {.python = job.options.compare, .patience = job.options.timeout()}} {}
 
   void run() {
     auto const& input = job_.options.input;
@@ -155,7 +137,7 @@ class Bench {
   void say_what_would_be_done() {
     for (auto const& step : steps_) {
       job_.console.say(fmt::format("bench    would measure {}, {}", step.name,
-                                   counted(static_cast<std::uint64_t>(job_.options.repeats), "repeat")));
+                                   counted(static_cast<std::uint64_t>(job_.options.bench_repeats()), "repeat")));
     }
   }
 
@@ -270,6 +252,7 @@ void Bench::prepare_comparison() {
     return open_checkpoint(subject_.checkpoint->path, job_.world, job_.open_options());
   };
   on_every_rank(job_.world, [&] { require_comparable(*subject_.checkpoint); });
+  hold();
   find_other_loaders(subject_, job_.console);
 }
 
@@ -280,7 +263,7 @@ void Bench::hold() {
 }
 
 void Bench::measure_step(BenchStep const& known) {
-  auto const repeats = job_.options.repeats;
+  auto const repeats = job_.options.bench_repeats();
   if (known.uses_held && subject_.held.tensors.empty()) hold();
   Step step;
   on_every_rank(job_.world, [&] { step = known.make(subject_); });
@@ -290,6 +273,7 @@ void Bench::measure_step(BenchStep const& known) {
     subject_.alive();
     job_.console.progress({.phase = known.name, .done = done, .total = total});
   }));
+  forget_loaders(subject_, report_.steps.back().left_out, job_.console);
 }
 
 void Bench::describe() {
@@ -304,7 +288,9 @@ void Bench::describe() {
   report_.bytes = tensor_bytes(checkpoint);
   report_.mesh = subject_.mesh;
   report_.comm = job_.world.kind();
-  report_.repeats = options.repeats;
+  report_.repeats = options.bench_repeats();
+  report_.huge_pages = options.hugepages;
+  report_.loaders = subject_.comparison.loaders;
   if (!subject_.scratch.empty()) {
     report_.scratch = fs::weakly_canonical(scratch_place(options)).string();
     report_.scratch_file_system = file_system_of(report_.scratch);
@@ -321,7 +307,8 @@ void Bench::tell() {
   on_every_rank(job_.world, [&] {
     if (job_.world.rank() != 0) return;
     if (!job_.options.json) print_data(to_text(report_));
-    if (!job_.options.chart.empty()) write_whole(job_.options.chart, to_chart(report_, command_line(job_)));
+    auto const& path = job_.options.chart;
+    if (!path.empty()) write_whole(path, svg_chart(to_chart(report_, bench_command(job_.options, job_.world.size()))));
   });
 }
 

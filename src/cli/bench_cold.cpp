@@ -1,4 +1,4 @@
-#include <algorithm>
+#include <fmt/format.h>
 
 #include "cli/bench_steps.hpp"
 
@@ -12,19 +12,34 @@ std::unique_ptr<ReadEngine> uring_engine(std::span<std::byte> memory) {
   return make_uring_engine(kReadsUnderWay, memory);
 }
 
+/// What the device gives to reads of 1 MiB.
+Run direct_run(BenchSubject& subject) {
+  auto const memory = std::make_shared<Buffer>();
+  auto* const make_engine = subject.has_uring ? uring_engine : pread_engine;
+  return {.name = "O_DIRECT",
+          .meaning = subject.has_uring
+                         ? fmt::format("the same past the page cache, {} reads at once for each thread", kReadsUnderWay)
+                         : "the same past the page cache, one read after the other",
+          .bytes = subject.direct->bytes(),
+          .work =
+              [=, &subject] {
+                *memory = allocate_small_pages(subject.direct->memory_bytes());
+                subject.direct->read_by(make_engine, subject.alive, memory->span());
+              },
+          .clean = [memory] { *memory = {}; }};
+}
+
 }  // namespace
 
 void make_cold(BenchSubject const& subject, Step& step) {
-  auto const left = std::make_shared<std::uint64_t>(0);
   for (auto& run : step.runs) {
-    run.prepare = [left, plain = subject.plain, before = std::move(run.prepare)] {
+    run.prepare = [plain = subject.plain, before = std::move(run.prepare)] {
       if (before) before();
       plain->drop_page_cache();
-      *left = std::max(*left, plain->bytes_in_page_cache());
     };
   }
-  step.takes_memory = true;
-  step.left_in_cache = [left] { return *left; };
+  step.takes_memory = 2;
+  step.left_in_cache = [plain = subject.plain] { return plain->left_in_page_cache(); };
 }
 
 Step read_step(BenchSubject& subject) {
@@ -74,8 +89,7 @@ Step cold_step(BenchSubject& subject) {
   step.runs.push_back(read_run(subject, subject.plain, "pread, 4 KiB pages",
                                "the owned extents into fresh memory, as they are", allocate_small_pages));
   if (subject.direct) {
-    step.runs.push_back(read_run(subject, subject.direct, "pread, O_DIRECT", "the same past the page cache, 1 MiB each",
-                                 allocate_small_pages));
+    step.runs.push_back(direct_run(subject));
   }
   for (std::size_t i = 0; i < ours; ++i) {
     for (auto limit = ours; limit < step.runs.size(); ++limit) step.comparisons.push_back({i, limit});

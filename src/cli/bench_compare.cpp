@@ -1,8 +1,7 @@
 #include "cli/bench_compare.hpp"
 
 #include <fmt/format.h>
-
-#include <span>
+#include <unistd.h>
 
 #include "rankslice/error.hpp"
 #include "rankslice/load.hpp"
@@ -20,15 +19,18 @@ namespace rankslice::cli {
 
 namespace {
 
+constexpr auto kOurs = "rankslice in Python";
+
 std::string script_in(std::string const& scratch) { return scratch + "/compare.py"; }
 std::string job_of(BenchSubject const& subject) {
   return fmt::format("{}/compare-{}.json", subject.scratch, subject.world.rank());
 }
 
-std::unique_ptr<PythonProcess> start_python(BenchSubject const& subject, std::vector<std::string> arguments) {
-  arguments.insert(arguments.begin(), script_in(subject.scratch));
-  return std::make_unique<PythonProcess>(subject.comparison.python, std::move(arguments),
-                                         fmt::format("{}/compare-{}.err", subject.scratch, subject.world.rank()));
+std::shared_ptr<PythonProcess> start_python(BenchSubject const& subject, std::string const& way) {
+  auto const& [python, patience, open, loaders] = subject.comparison;
+  auto const errors = fmt::format("{}/compare-{}-{}.err", subject.scratch, subject.world.rank(), loaders.size());
+  return std::make_shared<PythonProcess>(
+      python, std::vector<std::string>{script_in(subject.scratch), job_of(subject), way}, errors, patience);
 }
 
 Json ranges_json(std::vector<Range> const& ranges) {
@@ -96,15 +98,28 @@ Json describe_job(BenchSubject const& subject) {
           {"ep", subject.mesh.ep},
           {"ep_shard", subject.mesh.ep_shard},
           {"threads", subject.call.threads},
+          {"io", name(subject.call.reading.backend)},
+          {"cache", subject.call.reading.cache == PageCache::drop ? "drop" : "keep"},
+          {"hugepages", name(subject.huge_pages)},
           {"tensors", tensors}};
 }
 
-/// The slowest thing here: every library loads once before it is timed, and every byte of it is looked at.
-void require_same_tensors(BenchSubject const& subject, std::string const& way) {
-  auto const differences = Json::parse(start_python(subject, {job_of(subject), "check", way})->line(subject.alive));
+/// @throws IoError for a library that is not there
+void introduce(BenchSubject const& subject, OtherLoader& loader, bool& answers) {
+  auto const facts = Json::parse(loader.python->line(subject.alive));
+  answers = true;
+  if (!facts.contains("version")) throw IoError(ExitCode::io, facts["why_not"].get<std::string>());
+  loader.version = facts["version"];
+}
+
+/// Every byte that it loads is looked at.
+void require_same_tensors(BenchSubject const& subject, OtherLoader const& loader) {
+  loader.python->tell("check\n");
+  auto const differences = Json::parse(loader.python->line(subject.alive));
+  static_cast<void>(loader.python->line(subject.alive));  // "done"
   if (differences.empty()) return;
   auto const first = differences.front().get<std::string>();
-  throw VerifyError(fmt::format("{} does not load what the checkpoint has: {}, the first: {}", way,
+  throw VerifyError(fmt::format("{} does not load what the checkpoint has: {}, the first: {}", loader.way,
                                 counted(differences.size(), "difference"), first));
 }
 
@@ -124,40 +139,41 @@ Run our_run(BenchSubject& subject, std::string name, std::string meaning, Verify
                 if (level == VerifyLevel::off) return;
                 throw_if_bad(subject.world, verify(*loaded, subject.world, {.level = level, .call = subject.call}));
               },
-          .clean = [loaded] { *loaded = {}; }};
+          .clean = [loaded] { *loaded = {}; },
+          .memory_of = [] { return ::getpid(); }};
 }
 
 Run their_run(BenchSubject& subject, OtherLoader const& loader) {
-  struct State {
-    std::unique_ptr<PythonProcess> python;
-    Json found;
-  };
-  auto const state = std::make_shared<State>();
+  auto const process = std::make_shared<::pid_t>(-1);
   auto const version = loader.version.empty() ? "" : loader.version + ": ";
+  auto const python = loader.python;
+  auto const answer = [&subject, python] { return Json::parse(python->line(subject.alive)); };
   return {.name = loader.way,
           .meaning = version + "by one fresh process for each rank, its libraries imported before",
           .bytes = subject.plain->bytes(),
           .keeps_memory = true,
+          .bytes_kept = subject.owned_bytes,
           .work =
-              [&subject, state] {
-                state->python->tell("go\n");
-                state->found = Json::parse(state->python->line(subject.alive));
+              [=] {
+                python->tell("go\n");
+                static_cast<void>(answer());  // "loaded"
               },
           .prepare =
-              [&subject, state, way = loader.way] {
-                state->python = start_python(subject, {job_of(subject), "time", way});
-                static_cast<void>(state->python->line(subject.alive));  // "ready"
+              [=] {
+                python->tell("time\n");
+                *process = answer().get<::pid_t>();
               },
-          .clean = [state] { state->python.reset(); },
-          .memory_elsewhere = [state]() -> std::optional<ResidentMemory> {
-            auto const& found = state->found;
-            if (found["peak"] == 0) return std::nullopt;
-            return ResidentMemory{.kept = found["kept"], .before = found["before"], .peak = found["peak"]};
-          }};
+          .clean =
+              [=] {
+                python->tell("enough\n");
+                static_cast<void>(answer());  // "done"
+              },
+          .memory_of = [process] { return *process; },
+          .is_theirs = loader.way != kOurs};
 }
 
 Step comparison_of(BenchSubject& subject, std::string name) {
-  Step step{.name = std::move(name), .runs = {}, .comparisons = {}, .takes_memory = true};
+  Step step{.name = std::move(name), .runs = {}, .comparisons = {}, .takes_memory = 1};
   step.runs.push_back(
       our_run(subject, "rankslice --verify off", "opened and loaded by this program", VerifyLevel::off));
   step.runs.push_back(
@@ -170,6 +186,13 @@ Step comparison_of(BenchSubject& subject, std::string name) {
     for (auto limit = ours; limit < step.runs.size(); ++limit) step.comparisons.push_back({i, limit});
   }
   return step;
+}
+
+/// All at once: they take seconds to begin.
+void start_loaders(BenchSubject& subject) {
+  for (auto const* const way : {kOurs, "safetensors", "torch DCP", "NeMo Automodel"}) {
+    subject.comparison.loaders.push_back({.way = way, .version = {}, .python = start_python(subject, way)});
+  }
 }
 
 }  // namespace
@@ -186,32 +209,49 @@ void require_comparable(Checkpoint const& checkpoint) {
 }
 
 void find_other_loaders(BenchSubject& subject, Console& console) {
-  std::vector<std::byte> found;
+  auto& [python, patience, open, loaders] = subject.comparison;
   on_every_rank(subject.world, [&] {
-    if (subject.world.rank() != 0) return;
-    write_whole(script_in(subject.scratch), kCompareScript);
-    auto const text = start_python(subject, {})->line(subject.alive);
-    auto const bytes = std::as_bytes(std::span(text));
-    found.assign(bytes.begin(), bytes.end());
+    if (subject.world.rank() == 0) write_whole(script_in(subject.scratch), kCompareScript);
+    write_whole(job_of(subject), describe_job(subject).dump());
+    subject.held = {};  // or it would take the memory of what is measured
   });
-  broadcast_vector(subject.world, found, 0);
-  auto const* const text = reinterpret_cast<char const*>(found.data());
-  auto const ways = Json::parse(text, text + found.size());
-  for (auto const& [way, facts] : ways.items()) {
-    if (facts.contains("version")) {
-      subject.comparison.loaders.push_back({.way = way, .version = facts["version"]});
+  on_every_rank(subject.world, [&] { start_loaders(subject); });
+  auto answers = false;
+  std::string failure;
+  std::vector<OtherLoader> able;
+  for (auto& loader : loaders) {
+    auto why = failure_of([&] { on_every_rank(subject.world, [&] { introduce(subject, loader, answers); }); });
+    if (why.empty()) {
+      able.push_back(loader);
     } else {
-      console.say(fmt::format("bench    without {}: {}", way, facts["why_not"].get<std::string>()));
+      failure = std::move(why);
+      console.say(fmt::format("bench    without {}: {}", loader.way, failure));
     }
+  }
+  on_every_rank(subject.world, [&, &command = python] {
+    if (!answers) throw IoError(ExitCode::io, failure, command);
+  });
+  loaders = std::move(able);
+  std::vector<StepResult::LeftOut> failed;
+  for (auto const& loader : loaders) {
+    auto const check = [&] { on_every_rank(subject.world, [&] { require_same_tensors(subject, loader); }); };
+    if (loader.way == kOurs) {
+      check();
+    } else if (auto why = failure_of(check); !why.empty()) {
+      failed.push_back({.name = loader.way, .why = std::move(why)});
+    }
+  }
+  forget_loaders(subject, failed, console);
+}
+
+void forget_loaders(BenchSubject& subject, std::vector<StepResult::LeftOut> const& failed, Console& console) {
+  for (auto const& [way, why] : failed) {
+    console.warn(fmt::format("{} is not compared: {}", way, why));
+    std::erase_if(subject.comparison.loaders, [&name = way](OtherLoader const& loader) { return loader.way == name; });
   }
 }
 
-Step compare_step(BenchSubject& subject) {
-  write_whole(job_of(subject), describe_job(subject).dump());
-  subject.held = {};  // or it would take the memory of what is measured
-  for (auto const& loader : subject.comparison.loaders) require_same_tensors(subject, loader.way);
-  return comparison_of(subject, "compare");
-}
+Step compare_step(BenchSubject& subject) { return comparison_of(subject, "compare"); }
 
 Step compare_cold_step(BenchSubject& subject) {
   auto step = comparison_of(subject, "compare-cold");

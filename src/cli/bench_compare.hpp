@@ -8,12 +8,16 @@ namespace rankslice::cli {
 /// @throws UsageError for what other libraries cannot load into the same state dict
 void require_comparable(Checkpoint const& checkpoint);
 
-/// See which libraries the Python of the subject has, and tell of those that it lacks. Collective. @throws IoError
+/// Start the libraries that the Python of the subject has, and see that each loads what `held` is; that is given back.
+/// Those that are not there or fail are left out and named. Collective.
+/// @throws IoError when that Python does nothing at all, VerifyError when ours in Python loads something else
 void find_other_loaders(BenchSubject& subject, Console& console);
+/// End them, and say so.
+void forget_loaders(BenchSubject& subject, std::vector<StepResult::LeftOut> const& failed, Console& console);
 
-/// Loading by us and by other libraries. See first that all have the same in the end. Local. @throws VerifyError
+/// Loading by us and by other libraries. Local.
 [[nodiscard]] Step compare_step(BenchSubject& subject);
-/// The same with nothing in the page cache, after `compare_step`.
+/// The same with nothing in the page cache.
 [[nodiscard]] Step compare_cold_step(BenchSubject& subject);
 
 }  // namespace rankslice::cli

@@ -105,7 +105,7 @@ Step transpose_step(BenchSubject& subject) {
                        [=] { copied(*fresh = allocate_huge_pages(bytes)); }),
                    run("memcpy, warm memory", "… into memory that was written before", [=] { copied(warm); })},
           .comparisons = {{0, 2}, {1, 3}},
-          .takes_memory = true};
+          .takes_memory = 2};
 }
 
 Step digest_step(BenchSubject& subject) {

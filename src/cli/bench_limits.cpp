@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <cstring>
 #include <filesystem>
 #include <new>
+#include <tuple>
 
 #include "rankslice/error.hpp"
 #include "rankslice/mesh.hpp"
@@ -18,6 +20,7 @@
 #include "core/literals.hpp"
 #include "core/threads.hpp"
 #include "io/memory.hpp"
+#include "io/page_cache.hpp"
 #include "io/positional.hpp"
 
 namespace rankslice::cli {
@@ -25,7 +28,7 @@ namespace rankslice::cli {
 namespace {
 
 constexpr auto kBlockBytes = 1_MiB;
-constexpr auto kPageBytes = 4_KiB;  // and what O_DIRECT takes on every common device
+constexpr auto kPageBytes = 4_KiB;  // what O_DIRECT takes on every common device
 
 void write_fully(int fd, std::string const& path, std::span<std::byte const> bytes, std::uint64_t offset) {
   while (!bytes.empty()) {
@@ -47,18 +50,6 @@ Range whole_pages(Range bytes) {
   return {bytes.begin / kPageBytes * kPageBytes, (bytes.end + kPageBytes - 1) / kPageBytes * kPageBytes};
 }
 
-/// Of a range of pages those that are in the page cache. All of them where the system does not tell.
-std::uint64_t resident_bytes(int fd, Range pages) {
-  if (pages.empty()) return 0;
-  auto* const mapped = ::mmap(nullptr, pages.size(), PROT_READ, MAP_SHARED, fd, static_cast<::off_t>(pages.begin));
-  if (mapped == MAP_FAILED) return pages.size();
-  std::vector<unsigned char> resident((pages.size() + kPageBytes - 1) / kPageBytes, 1);
-  ::mincore(mapped, pages.size(), resident.data());  // touches nothing
-  ::munmap(mapped, pages.size());
-  return static_cast<std::uint64_t>(std::ranges::count_if(resident, [](auto page) { return (page & 1U) != 0; })) *
-         kPageBytes;
-}
-
 }  // namespace
 
 Buffer allocate_small_pages(std::uint64_t bytes) {
@@ -74,14 +65,19 @@ Buffer allocate_huge_pages(std::uint64_t bytes) {
 }
 
 PlainReader::PlainReader(Storage const& storage, std::vector<Extent> const& extents, int threads, Way way)
-    : threads_(threads), extents_(extents), paths_(storage.files.size()), files_(storage.files.size()) {
-  for (auto const& [file, bytes] : extents_) {
+    : threads_(threads), paths_(storage.files.size()), files_(storage.files.size()) {
+  auto in_order = extents;
+  if (way == Way::direct)
+    std::ranges::sort(in_order, {}, [](Extent const& e) { return std::tuple(e.file, e.bytes.begin); });
+  for (auto const& [file, bytes] : in_order) {
     if (!files_[file].valid()) {
       paths_[file] = storage.files[file].path;
       files_[file] = open_file(paths_[file], way == Way::direct ? O_DIRECT : 0);
     }
     bytes_ += bytes.size();
-    auto const from = way == Way::direct ? whole_pages(bytes) : bytes;
+    auto from = way == Way::direct ? whole_pages(bytes) : bytes;
+    auto const goes_on = way == Way::direct && !blocks_.empty() && blocks_.back().file == file;
+    if (goes_on) from.begin = std::max(from.begin, blocks_.back().bytes.end);  // a page that two extents share
     for (auto begin = from.begin; begin < from.end; begin += kBlockBytes) {
       auto const end = std::min(begin + kBlockBytes, from.end);
       blocks_.push_back({.file = file, .bytes = {begin, end}, .place = memory_bytes_});
@@ -131,19 +127,23 @@ void PlainReader::warm_page_cache(Alive const& alive) const {
   for_each_block(alive, [&](int thread, Block const&) { return memory[static_cast<std::size_t>(thread)].data(); });
 }
 
-void PlainReader::read_by(std::unique_ptr<ReadEngine> (*make_engine)(std::span<std::byte>), Alive const& alive) const {
+void PlainReader::read_by(std::unique_ptr<ReadEngine> (*make_engine)(std::span<std::byte>), Alive const& alive,
+                          std::span<std::byte> out) const {
   auto const share = [&](int thread, BlockDone const& done) {
-    auto const memory = allocate_small_pages(kReadsUnderWay * kBlockBytes);
-    auto const engine = make_engine(memory.span());
+    auto const memory = allocate_small_pages(out.empty() ? kReadsUnderWay * kBlockBytes : 0);
+    auto const engine = make_engine(out.empty() ? memory.span() : std::span<std::byte>{});
     auto const mine =
         balanced_part(blocks_.size(), static_cast<std::uint64_t>(threads_), static_cast<std::uint64_t>(thread));
     std::array<std::uint64_t, kReadsUnderWay> block_in{};  // by place in `memory`
     auto next = mine.begin;
+    auto const to = [&](std::uint64_t place) {
+      return out.empty() ? memory.data.get() + place * kBlockBytes : out.data() + blocks_[block_in[place]].place;
+    };
     auto const start_in = [&](std::uint64_t place) {
       block_in[place] = next;
       auto const& block = blocks_[next++];
       engine->start({.fd = files_[block.file].get(),
-                     .to = memory.data.get() + place * kBlockBytes,
+                     .to = to(place),
                      .size = static_cast<std::uint32_t>(block.bytes.size()),
                      .offset = block.bytes.begin,
                      .tag = place});
@@ -153,7 +153,7 @@ void PlainReader::read_by(std::unique_ptr<ReadEngine> (*make_engine)(std::span<s
       auto const [place, got] = engine->wait();
       auto const& block = blocks_[block_in[place]];
       auto const whole = got == static_cast<::ssize_t>(block.bytes.size());
-      if (!whole) read_block(block, memory.data.get() + place * kBlockBytes);  // or it tells what is wrong
+      if (!whole) read_block(block, to(place));  // or it tells what is wrong
       done(block.bytes.size());
       if (next < mine.end) start_in(place);
     }
@@ -170,9 +170,15 @@ void PlainReader::drop_page_cache() const {
   }
 }
 
-std::uint64_t PlainReader::bytes_in_page_cache() const {
+std::optional<std::uint64_t> PlainReader::left_in_page_cache() const {
   std::uint64_t bytes = 0;
-  for (auto const& [file, range] : extents_) bytes += resident_bytes(files_[file].get(), whole_pages(range));
+  for (auto const& file : files_) {
+    struct ::stat facts {};
+    if (!file.valid() || ::fstat(file.get(), &facts) != 0) continue;
+    auto const cached = bytes_in_page_cache(file.get(), {0, static_cast<std::uint64_t>(facts.st_size)});
+    if (!cached) return std::nullopt;
+    bytes += *cached;
+  }
   return bytes;
 }
 

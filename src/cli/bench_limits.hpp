@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -49,12 +50,14 @@ class PlainReader {
   void read(std::span<std::byte> out, Alive const& alive) const;
   /// Into the same small memory again and again: the page cache has them then, if it has the room.
   void warm_page_cache(Alive const& alive) const;
-  /// The same through an engine, as many blocks under way as one call of `make_engine` allows: one for each thread.
-  void read_by(std::unique_ptr<ReadEngine> (*make_engine)(std::span<std::byte>), Alive const& alive) const;
+  /// Through an engine, `kReadsUnderWay` blocks at once for each thread: into `out` as `read` does, or into the same
+  /// small memory.
+  void read_by(std::unique_ptr<ReadEngine> (*make_engine)(std::span<std::byte>), Alive const& alive,
+               std::span<std::byte> out = {}) const;
   /// Let the page cache of this host forget the files, as far as it does that.
   void drop_page_cache() const;
-  /// Of the extents, in whole pages.
-  [[nodiscard]] std::uint64_t bytes_in_page_cache() const;
+  /// Of the whole files what it has all the same; nothing where the system does not tell.
+  [[nodiscard]] std::optional<std::uint64_t> left_in_page_cache() const;
 
  private:
   struct Block {
@@ -67,7 +70,6 @@ class PlainReader {
   void for_each_block(Alive const& alive, Place const& place) const;
 
   int threads_;
-  std::vector<Extent> extents_;
   std::vector<Block> blocks_;
   std::vector<std::string> paths_;
   std::vector<UniqueFd> files_;

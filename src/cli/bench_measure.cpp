@@ -1,12 +1,17 @@
 #include "cli/bench_measure.hpp"
 
 #include <malloc.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <fstream>
+#include <limits>
+#include <memory>
 #include <span>
+
+#include "rankslice/error.hpp"
 
 #include "cli/bench_memory.hpp"
 
@@ -38,26 +43,26 @@ bool reset_peak() {
 /// Looks at the resident memory around the work of one run.
 class MemoryWatch {
  public:
-  explicit MemoryWatch(Run const& run) : elsewhere_(run.memory_elsewhere), possible_(run.keeps_memory) {
+  explicit MemoryWatch(Run const& run) : memory_of_(run.memory_of), possible_(run.keeps_memory) {
     seen_.kept = run.bytes_kept;
   }
 
   void before_work() {
-    if (!possible_ || elsewhere_) return;
+    if (!possible_) return;
     ::malloc_trim(0);  // what an earlier run has freed is not this one's
+    if (memory_of_) {
+      auto const process = memory_of_();
+      seen_.before = std::max(seen_.before, own_memory_of(process));
+      own_peak_ = std::make_unique<MemoryPeak>(process);
+      return;
+    }
     possible_ = reset_peak();
     seen_.before = std::max(seen_.before, status_bytes("VmRSS"));
   }
   void after_work() {
     if (!possible_) return;
-    if (!elsewhere_) {
-      seen_.peak = std::max(seen_.peak, status_bytes("VmHWM"));
-    } else if (auto const told = elsewhere_()) {
-      seen_ = {
-          .kept = told->kept, .before = std::max(seen_.before, told->before), .peak = std::max(seen_.peak, told->peak)};
-    } else {
-      possible_ = false;
-    }
+    seen_.peak = std::max(seen_.peak, own_peak_ ? own_peak_->bytes() : status_bytes("VmHWM"));
+    own_peak_.reset();
   }
   /// By rank, on rank 0. Collective.
   [[nodiscard]] std::optional<std::vector<ResidentMemory>> of_all(Communicator& world) const {
@@ -72,7 +77,8 @@ class MemoryWatch {
   }
 
  private:
-  std::function<std::optional<ResidentMemory>()> elsewhere_;
+  std::function<::pid_t()> memory_of_;
+  std::unique_ptr<MemoryPeak> own_peak_;
   bool possible_;
   ResidentMemory seen_;
 };
@@ -100,21 +106,44 @@ double slowest(double seconds, Communicator& world) {
   return static_cast<double>(nanoseconds.front()) / 1e9;
 }
 
-double run_once(Run const& run, bool takes_memory, MemoryWatch& memory, Communicator& world) {
+/// Of the rank that has most; nothing where one has none.
+std::optional<std::uint64_t> most(std::optional<std::uint64_t> mine, Communicator& world) {
+  constexpr auto kUnknown = std::numeric_limits<std::uint64_t>::max();
+  std::vector<std::uint64_t> all{mine.value_or(kUnknown)};
+  world.all_reduce(all, Reduce::max);
+  if (all.front() == kUnknown) return std::nullopt;
+  return all.front();
+}
+
+void run_once(Step const& step, Run const& run, MemoryWatch& memory, Communicator& world, RunResult& result) {
   on_every_rank(world, [&] {
     if (run.prepare) run.prepare();
   });
+  std::optional<std::uint64_t> left;
   on_every_rank(world, [&] {
-    if (takes_memory) call_in_memory(2 * run.bytes);
+    if (step.takes_memory > 0) call_in_memory(step.takes_memory * run.bytes);
     memory.before_work();
+    if (step.left_in_cache) left = step.left_in_cache();  // after every rank has let it forget the files
   });
+  if (step.left_in_cache) left = most(left, world);
   wait_for_all(world);
   auto const seconds = slowest(time_work(run, world), world);
   on_every_rank(world, [&] {
     memory.after_work();
     if (run.clean) run.clean();
   });
-  return seconds;
+  result.seconds.push_back(seconds);
+  if (step.left_in_cache) result.left_in_cache.push_back(left);
+}
+
+void leave_out(StepResult& result, std::size_t which, std::string why) {
+  result.left_out.push_back({.name = result.runs[which].name, .why = std::move(why)});
+  result.runs.erase(result.runs.begin() + static_cast<std::ptrdiff_t>(which));
+  std::erase_if(result.comparisons, [=](Comparison c) { return c.ours == which || c.limit == which; });
+  for (auto& [ours, limit] : result.comparisons) {
+    if (ours > which) --ours;
+    if (limit > which) --limit;
+  }
 }
 
 }  // namespace
@@ -128,8 +157,21 @@ double RunResult::median() const {
   return sorted.size() % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
+std::string failure_of(std::function<void()> const& step) {
+  try {
+    step();
+    return {};
+  } catch (IoError const& error) {
+    if (error.code == ExitCode::input_missing) throw;
+    return error.what();
+  } catch (VerifyError const& error) {
+    return error.what();
+  }
+}
+
 StepResult measure(Step const& step, int repeats, Communicator& world, NextRun const& next) {
-  StepResult result{.name = step.name, .runs = {}, .comparisons = step.comparisons};
+  StepResult result{
+      .name = step.name, .runs = {}, .comparisons = step.comparisons, .is_cold = step.left_in_cache != nullptr};
   std::vector<MemoryWatch> memory;
   std::uint64_t total = 0;
   for (auto const& run : step.runs) {
@@ -145,20 +187,22 @@ StepResult measure(Step const& step, int repeats, Communicator& world, NextRun c
     total += run.bytes * static_cast<std::uint64_t>(repeats);
   }
   auto const runs = step.runs.size();
+  std::vector<std::string> why_not(runs);
   std::uint64_t done = 0;
   for (std::size_t i = 0; i < runs * static_cast<std::size_t>(repeats); ++i) {
     auto const which = (i / runs + i % runs) % runs;
+    auto const& run = step.runs[which];
     on_every_rank(world, [&] { next(done, total); });
-    result.runs[which].seconds.push_back(run_once(step.runs[which], step.takes_memory, memory[which], world));
-    done += step.runs[which].bytes;
+    auto const once = [&] { run_once(step, run, memory[which], world, result.runs[which]); };
+    if (!run.is_theirs) once();
+    if (run.is_theirs && why_not[which].empty()) why_not[which] = failure_of(once);
+    done += run.bytes;
   }
   for (std::size_t i = 0; i < runs; ++i) {
     if (step.runs[i].keeps_memory) result.runs[i].memory = memory[i].of_all(world);
   }
-  if (step.left_in_cache) {
-    std::vector<std::uint64_t> left{step.left_in_cache()};
-    world.all_reduce(left, Reduce::sum);
-    result.left_in_cache = left.front();
+  for (auto i = runs; i-- > 0;) {
+    if (!why_not[i].empty()) leave_out(result, i, std::move(why_not[i]));
   }
   return result;
 }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -36,8 +38,9 @@ struct Run {
   std::function<void()> work;
   std::function<void()> prepare{};  ///< Local.
   std::function<void()> clean{};    ///< Local. Not called when `work` fails.
-  /// Of a run that keeps memory in another process: what that says, if it can.
-  std::function<std::optional<ResidentMemory>()> memory_elsewhere{};
+  /// The process whose own memory is looked at (`own_memory_of`), instead of all that is resident of this one.
+  std::function<::pid_t()> memory_of{};
+  bool is_theirs = false;  ///< Others' code: when it fails it is left out, and all else goes on.
 };
 
 /// Which run of a step is held against which.
@@ -50,9 +53,9 @@ struct Step {
   std::string name;
   std::vector<Run> runs;
   std::vector<Comparison> comparisons;
-  bool takes_memory = false;  ///< From the system, for tensors or the page cache: at most twice what a run moves.
-  /// Of cold runs: the most bytes of this rank that were in the page cache all the same when one began.
-  std::function<std::uint64_t()> left_in_cache{};
+  std::uint64_t takes_memory = 0;  ///< From the system, for tensors and the page cache: times what a run moves.
+  /// Of cold runs: what of the files is in the page cache of this host all the same; nothing where it does not tell.
+  std::function<std::optional<std::uint64_t>()> left_in_cache{};
 };
 
 struct RunResult {
@@ -63,6 +66,9 @@ struct RunResult {
   bool keeps_memory = false;
   /// By rank, on rank 0, of a run that keeps memory; nothing where the system does not let the peak be reset.
   std::optional<std::vector<ResidentMemory>> memory{};
+  /// By repeat of a cold run: `Step::left_in_cache` when it began, of the host that had most; nothing where one of them
+  /// does not tell.
+  std::vector<std::optional<std::uint64_t>> left_in_cache{};
 
   [[nodiscard]] double min() const;
   /// The mean of the middle two, of an even number.
@@ -70,10 +76,14 @@ struct RunResult {
 };
 
 struct StepResult {
+  struct LeftOut {
+    std::string name, why;
+  };
   std::string name;
   std::vector<RunResult> runs;
   std::vector<Comparison> comparisons;
-  std::optional<std::uint64_t> left_in_cache{};  ///< `Step::left_in_cache` of all ranks.
+  bool is_cold = false;
+  std::vector<LeftOut> left_out{};  ///< Runs that failed, which are not among the others any more.
 
   /// Ours divided by the limit.
   [[nodiscard]] double ratio_of_minima(Comparison which) const {
@@ -83,6 +93,9 @@ struct StepResult {
     return runs[which.ours].median() / runs[which.limit].median();
   }
 };
+
+/// Why a step could not read or found a difference; empty where it did not. @throws all other errors of the step
+[[nodiscard]] std::string failure_of(std::function<void()> const& step);
 
 /// Called before every run with the bytes of this rank that are done, and those of the whole step. May throw.
 using NextRun = std::function<void(std::uint64_t done, std::uint64_t total)>;

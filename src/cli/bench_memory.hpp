@@ -1,6 +1,11 @@
 #pragma once
 
+#include <sys/types.h>
+
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <thread>
 
 namespace rankslice::cli {
 
@@ -9,5 +14,26 @@ namespace rankslice::cli {
 /// times as long as a first touch otherwise does, and would be counted against whichever run comes first. Local.
 /// @throws std::bad_alloc
 void call_in_memory(std::uint64_t bytes);
+
+/// What a process has in memory, less pages of files, which the system takes back where it needs them; 0 where the
+/// system does not tell. Local.
+[[nodiscard]] std::uint64_t own_memory_of(::pid_t process);
+
+/// Looks at it, again and again, from another thread until it is destroyed.
+class MemoryPeak {
+ public:
+  explicit MemoryPeak(::pid_t process);
+  ~MemoryPeak();
+  MemoryPeak(MemoryPeak const&) = delete;
+  MemoryPeak& operator=(MemoryPeak const&) = delete;
+
+  [[nodiscard]] std::uint64_t bytes() const { return std::max<std::uint64_t>(peak_, own_memory_of(process_)); }
+
+ private:
+  ::pid_t process_;
+  std::atomic<std::uint64_t> peak_;
+  std::atomic<bool> ended_ = false;
+  std::thread thread_;
+};
 
 }  // namespace rankslice::cli

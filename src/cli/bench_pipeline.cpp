@@ -134,7 +134,7 @@ Step load_step(BenchSubject& subject) {
                read_run(subject, subject.plain, "pread, 2 MiB pages", "the same into fresh memory on huge pages",
                         allocate_huge_pages)},
       .comparisons = {{0, 5}, {0, 6}, {1, 0}, {2, 0}, {3, 0}, {4, 0}},
-      .takes_memory = true};
+      .takes_memory = 2};
 }
 
 Step verify_step(BenchSubject& subject) {
@@ -171,7 +171,7 @@ Step store_step(BenchSubject& subject) {
                                  PlainWriter::Sync::every_file),
                    writing.limit("pwrite", "the same without waiting for the disk", PlainWriter::Sync::none)},
           .comparisons = {{0, 1}, {0, 2}},
-          .takes_memory = true};
+          .takes_memory = 2};
 }
 
 Step to_hf_step(BenchSubject& subject) {
@@ -203,7 +203,7 @@ Step to_hf_step(BenchSubject& subject) {
                                 PlainWriter::Sync::every_file),
                    by_one.limit("pwrite, rank 0", "the same without waiting for the disk", PlainWriter::Sync::none)},
           .comparisons = {{0, 2}, {0, 3}, {1, 2}, {1, 3}, {4, 5}, {4, 6}},
-          .takes_memory = true};
+          .takes_memory = 2};
 }
 
 Step gather_step(BenchSubject& subject) {
@@ -225,7 +225,7 @@ Step gather_step(BenchSubject& subject) {
                 .bytes = bytes,
                 .work = [blocks, bytes, &subject] { copy_blocks(*blocks, bytes, subject.alive); }}},
       .comparisons = {{0, 1}},
-      .takes_memory = true};
+      .takes_memory = 2};
 }
 
 }  // namespace rankslice::cli

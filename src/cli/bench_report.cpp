@@ -10,7 +10,6 @@
 #include <set>
 #include <span>
 
-#include "cli/chart.hpp"
 #include "facts/words.hpp"
 
 namespace rankslice::cli {
@@ -55,11 +54,18 @@ Json memory_json(RunResult const& run) {
   return list;
 }
 
+Json left_json(RunResult const& run) {
+  auto list = Json::array();
+  for (auto const& bytes : run.left_in_cache) list.push_back(bytes ? Json(*bytes) : Json(nullptr));
+  return list;
+}
+
 Json run_json(RunResult const& run) {
   Json json{{"name", run.name},           {"meaning", run.meaning},   {"bytes", run.bytes},
             {"seconds", run.seconds},     {"seconds_min", run.min()}, {"seconds_median", run.median()},
             {"gb_per_second", speed(run)}};
   if (run.keeps_memory) json["memory"] = memory_json(run);
+  if (!run.left_in_cache.empty()) json["left_in_page_cache_bytes"] = left_json(run);
   if (run.count.number > 0) {
     json["count"] = run.count.number;
     json["of"] = run.count.of;
@@ -79,7 +85,8 @@ Json step_json(StepResult const& step) {
                       {"of_medians", step.ratio_of_medians(comparison)}});
   }
   Json json{{"step", step.name}, {"runs", runs}, {"ratios", ratios}};
-  if (step.left_in_cache) json["left_in_page_cache_bytes"] = *step.left_in_cache;
+  if (!step.left_out.empty()) json["left_out"] = Json::object();
+  for (auto const& [name, why] : step.left_out) json["left_out"][name] = why;
   return json;
 }
 
@@ -163,14 +170,36 @@ std::string memory_lines(StepResult const& step) {
     text += fmt::format("{:<28} {} over the {} that it owns; {} were resident before\n", run.name,
                         human_bytes(over(worst)), human_bytes(worst.kept), human_bytes(worst.before));
   }
-  return text.empty() ? "" : "\npeak resident memory of the rank with most over what it owns\n" + text;
+  if (text.empty()) return {};
+  auto const what =
+      step.name.starts_with("compare") ? "peak memory, less pages of files, of" : "peak resident memory of";
+  return fmt::format("\n{}: {} the rank with most over what it owns\n{}", step.name, what, text);
+}
+
+/// In which repeats of a run how much was there already.
+std::string began_warm(RunResult const& run) {
+  std::vector<std::string> repeats;
+  for (std::size_t i = 0; i < run.left_in_cache.size(); ++i) {
+    auto const& left = run.left_in_cache[i];
+    if (left == 0U) continue;
+    repeats.push_back(fmt::format("{} ({})", i + 1, left ? human_bytes(*left) : "not known"));
+  }
+  if (repeats.empty()) return {};
+  return fmt::format("{:<28} began with some of it in the page cache in repeat {}\n", run.name,
+                     fmt::join(repeats, ", "));
 }
 
 std::string cache_lines(StepResult const& step) {
-  if (!step.left_in_cache) return {};
-  if (*step.left_in_cache == 0) return fmt::format("{}: nothing was in the page cache when a run began\n", step.name);
-  return fmt::format("{}: {} stayed in the page cache when a run began, so these times are not those of the disk\n",
-                     step.name, human_bytes(*step.left_in_cache));
+  if (!step.is_cold) return {};
+  std::string warm, first;
+  for (auto const& run : step.runs) {
+    warm += began_warm(run);
+    first += fmt::format("{:<28} {:>12.2f} ms\n", run.name, run.seconds.front() * 1e3);
+  }
+  return fmt::format(
+      "\n{}: cold is the page cache of this system. What the disk's own host or controller keeps is not forgotten, so\n"
+      "the first repeat tells most of the disk\n{}{}",
+      step.name, first, warm.empty() ? "Nothing was in the page cache when a run began.\n" : warm);
 }
 
 std::string heading(BenchReport const& report) {
@@ -190,14 +219,6 @@ std::string heading(BenchReport const& report) {
     text += fmt::format("written to {}, below {}\n", text_of(or_null(report.scratch_file_system)), report.scratch);
   }
   return text + "\n";
-}
-
-BarGroup bars_of(StepResult const& step) {
-  BarGroup group{.title = step.name == "compare" ? "in the page cache" : "not in the page cache", .bars = {}};
-  for (auto const& run : step.runs) {
-    group.bars.push_back({.name = run.name, .seconds = run.min(), .ours = run.name.starts_with("rankslice")});
-  }
-  return group;
 }
 
 }  // namespace
@@ -235,25 +256,6 @@ Json to_json(BenchReport const& report) {
           {"scratch", {{"path", or_null(report.scratch)}, {"file_system", or_null(report.scratch_file_system)}}},
           {"rank", report.ranks},
           {"steps", steps}};
-}
-
-std::string to_chart(BenchReport const& report, std::string const& command) {
-  std::vector<BarGroup> groups;
-  std::uint64_t bytes = 0;
-  for (auto const& step : report.steps) {
-    if (!step.name.starts_with("compare")) continue;
-    groups.push_back(bars_of(step));
-    bytes = step.runs.front().bytes;
-  }
-  auto const& first = report.ranks.front();
-  return svg_chart(
-      fmt::format("Loading {} of a {} checkpoint of {}", human_bytes(bytes), report.family, human_bytes(report.bytes)),
-      groups,
-      {fmt::format("{}, native layout ready; minimum of {}, the slowest rank's", counted(report.ranks.size(), "rank"),
-                   counted(static_cast<std::uint64_t>(report.repeats), "repeat")),
-       fmt::format("{}, {} of {} a rank, {}", text_of(first["cpu"]), first["usable_cores"].get<int>(),
-                   counted(first["cores"].get<std::uint64_t>(), "core"), text_of(or_null(report.file_system))),
-       command});
 }
 
 std::string to_text(BenchReport const& report) {

@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "cli/bench_measure.hpp"
+#include "cli/bench_steps.hpp"
+#include "cli/chart.hpp"
 #include "cli/job.hpp"
 
 namespace rankslice::cli {
@@ -23,17 +25,19 @@ struct BenchReport {
   Mesh mesh;
   std::string comm;
   int repeats = 0;
-  std::string scratch;  ///< The folder below which it was; empty when nothing was written.
+  std::string huge_pages;  ///< As `--hugepages` has them.
+  std::string scratch;     ///< The folder below which it was; empty when nothing was written.
   std::string scratch_file_system;
   Json ranks;  ///< `describe_ranks`
   std::vector<StepResult> steps;
+  std::vector<OtherLoader> loaders;  ///< That were compared.
 };
 
 /// The document `rankslice.bench/1`, less how the run ended.
 [[nodiscard]] Json to_json(BenchReport const& report);
 
-/// The steps that compare with other libraries as a chart (`svg_chart`), whose caption is the machine and `command`.
-[[nodiscard]] std::string to_chart(BenchReport const& report, std::string const& command);
+/// The steps that compare with other libraries, as a chart.
+[[nodiscard]] BarChart to_chart(BenchReport const& report, std::string const& command);
 
 /// The table for people, and what its lines mean.
 [[nodiscard]] std::string to_text(BenchReport const& report);

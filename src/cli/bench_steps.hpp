@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <span>
@@ -17,17 +18,20 @@
 #include "cli/bench_limits.hpp"
 #include "cli/bench_measure.hpp"
 #include "cli/plain_collectives.hpp"
+#include "cli/python_process.hpp"
 
 namespace rankslice::cli {
 
-/// Another library that loads checkpoints, as compare.py calls it.
+/// Another library that loads checkpoints, as compare.py calls it, in a process of its own.
 struct OtherLoader {
   std::string way, version;
+  std::shared_ptr<PythonProcess> python{};
 };
 
 /// What `--compare` needs.
 struct LoaderComparison {
   std::string python;
+  std::chrono::milliseconds patience{};                       ///< For each line that it says.
   std::function<std::shared_ptr<Checkpoint const>()> open{};  ///< Collective.
   std::vector<OtherLoader> loaders{};
 };

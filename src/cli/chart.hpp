@@ -1,25 +1,32 @@
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 namespace rankslice::cli {
 
-/// One bar: how long something took.
-struct Bar {
+/// What something took, each time that it was done.
+struct BarRow {
+  enum class Kind : std::uint8_t { ours, theirs, limit };
   std::string name;
-  double seconds = 0;
-  bool ours = false;
+  Kind kind = Kind::theirs;
+  std::vector<std::optional<double>> seconds{};  ///< A bar for each of `BarChart::series`; none where it is not known.
+  std::string note{};                            ///< Stands to the right of them.
 };
 
-struct BarGroup {
+struct BarChart {
   std::string title;
-  std::vector<Bar> bars;
+  std::vector<std::string> series;
+  std::string notes;  ///< What the notes of the rows are.
+  std::vector<BarRow> rows;
+  std::vector<std::string> caption;
+  std::string command;  ///< Stands below, as on a command line.
 };
 
-/// A bar chart as an SVG document, to be read on light and on dark pages. Every bar says its seconds, and how many
-/// times those of the first one of its group. `caption` stands below. Pure.
-[[nodiscard]] std::string svg_chart(std::string const& title, std::vector<BarGroup> const& groups,
-                                    std::vector<std::string> const& caption);
+/// As an SVG document, to be read on light and on dark pages. Every bar says its seconds, and how many times those of
+/// the first row they are. Long lines are broken; what is no UTF-8, or a control character, is replaced. Pure.
+[[nodiscard]] std::string svg_chart(BarChart const& chart);
 
 }  // namespace rankslice::cli

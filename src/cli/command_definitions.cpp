@@ -171,7 +171,7 @@ void add_bench(CLI::App& app, Options& o) {
   option(sub, "--scratch", o.scratch,
          "Folder that all ranks share; what is written goes below it and is removed [$TMPDIR, or the working folder]")
       ->type_name("DIR");
-  option(sub, "--repeats", o.repeats, "How often each run is timed")->check(CLI::Range(1, 1000))->capture_default_str();
+  option(sub, "--repeats", o.repeats, "How often each run is timed [5; with --compare 3]")->check(CLI::Range(1, 1000));
   std::vector<std::string> steps;
   for (auto const& step : bench_steps()) steps.emplace_back(step.name);
   option(sub, "--steps", o.steps, fmt::format("Some of {} [all that --cold asks for]", fmt::join(steps, ",")))

@@ -1,8 +1,10 @@
 """One rank's share of `rankslice bench --compare`: the same slices of the same checkpoint, loaded by another library.
 
-compare.py                  prints which libraries are there, as JSON: their versions, or why not
-compare.py JOB check WAY    loads, and prints what is not as JOB says
-compare.py JOB time WAY     prints "ready", waits for a line, loads, and prints seconds and memory
+compare.py JOB WAY imports a library and prints its version, or why that is not to be had, as JSON. For every line that it
+reads then, a process that begins as a copy of this one loads once, and a last "done" is printed when that has ended:
+
+check     prints what is not as JOB says
+time      prints its number, waits for a line, loads, prints "loaded" and keeps all of it until the next line
 
 JOB is a JSON file with the tensors that this rank has to end up with: names, dtypes, shapes, digests, and the parts of
 the checkpoint's tensors that they are made of.
@@ -15,7 +17,7 @@ import importlib.metadata
 import json
 import os
 import sys
-import time
+import traceback
 from pathlib import Path
 
 DTYPES = {
@@ -23,14 +25,21 @@ DTYPES = {
     "U8": "uint8",
     "I8": "int8",
     "I16": "int16",
+    "U16": "uint16",
     "I32": "int32",
+    "U32": "uint32",
     "I64": "int64",
+    "U64": "uint64",
     "F16": "float16",
     "BF16": "bfloat16",
     "F32": "float32",
     "F64": "float64",
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "C64": "complex64",
 }
 AUTOMODEL_READER = "nemo_automodel.components.checkpoint._backports.hf_storage"
 
@@ -38,6 +47,8 @@ AUTOMODEL_READER = "nemo_automodel.components.checkpoint._backports.hf_storage"
 def dtype_of(tensor):
     import torch
 
+    if tensor["dtype"] not in DTYPES:
+        raise TypeError(f"{tensor['dtype']} is no dtype of torch's")
     return getattr(torch, DTYPES[tensor["dtype"]])
 
 
@@ -94,16 +105,17 @@ def with_reader(make_reader):
 
         reader = make_reader(job)
         reader.set_up_storage_reader(reader.read_metadata(), True)
-        tensors, views, items = {}, {}, []
+        tensors, views, items = {}, [], []
         for name, tensor in job["tensors"].items():
             tensors[name] = torch.empty(tensor["shape"], dtype=dtype_of(tensor))
             for piece in tensor["pieces"]:
-                views[piece["key"]] = target_of(tensors[name], piece)
                 index = MetadataIndex(piece["key"], [0] * len(piece["from"]))
+                place = MetadataIndex(piece["key"], index.offset, len(views))
+                views.append(target_of(tensors[name], piece))
                 items.append(
                     ReadItem(
                         type=LoadItemType.TENSOR,
-                        dest_index=index,
+                        dest_index=place,
                         dest_offsets=torch.Size([0] * len(piece["from"])),
                         storage_index=index,
                         storage_offsets=torch.Size([begin for begin, _ in piece["from"]]),
@@ -123,7 +135,7 @@ class Places:
         self.views = views
 
     def resolve_tensor(self, item):
-        return self.views[item.dest_index.fqn]
+        return self.views[item.dest_index.index]
 
     def commit_tensor(self, item, tensor):
         pass
@@ -142,33 +154,26 @@ def automodel_reader(job):
 def with_rankslice(job):
     import rankslice
 
-    shape = {key: job[key] for key in ("rank", "world_size", "ep", "ep_shard")}
-    return dict(rankslice.load(job["checkpoint"], **shape).items())
+    keys = ("rank", "world_size", "ep", "ep_shard", "threads", "io", "cache", "hugepages")
+    return dict(rankslice.load(job["checkpoint"], **{key: job[key] for key in keys}).items())
 
 
 TORCH_READER = "torch.distributed.checkpoint.hf_storage"
 WAYS = {  # what is loaded with, the modules that have to be there, and the package whose version is told
+    "rankslice in Python": (with_rankslice, ["rankslice"], "rankslice"),
     "safetensors": (as_written_by_hand, ["safetensors.torch"], "safetensors"),
     "torch DCP": (with_reader(torch_reader), ["safetensors.torch", TORCH_READER], "torch"),
     "NeMo Automodel": (with_reader(automodel_reader), ["safetensors.torch", AUTOMODEL_READER], "nemo-automodel"),
-    "rankslice in Python": (with_rankslice, ["rankslice"], "rankslice"),
 }
 
 
-def versions():
-    found = {}
-    for way, (_, modules, package) in WAYS.items():
-        try:
-            import_all(modules)
-            found[way] = {"version": version_of(package)}
-        except Exception as error:  # noqa: BLE001 (whatever a library may not like about this place)
-            found[way] = {"why_not": f"{type(error).__name__}: {error}"}
-    return found
-
-
-def import_all(modules):
-    for module in modules:
-        importlib.import_module(module)
+def introduced(modules, package):
+    try:
+        for module in ["torch", *modules]:
+            importlib.import_module(module)
+        return {"version": version_of(package)}
+    except Exception as error:  # noqa: BLE001 (whatever a library may not like about this place)
+        return {"why_not": f"{type(error).__name__}: {error}"}
 
 
 def version_of(package):
@@ -199,50 +204,46 @@ def differences(job, loaded):
     return found
 
 
-def resident(field):
-    """Bytes that the system says of this process: VmRSS now, VmHWM its peak."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
-
-
-def reset_peak():
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
 def timed(job, load, answer):
-    has_peak = reset_peak()
-    before = resident("VmRSS")
-    answer("ready")
+    answer(os.getpid())
     sys.stdin.readline()
-    start = time.perf_counter()
     tensors = load(job)
-    seconds = time.perf_counter() - start
-    held = sum(tensor.nbytes for tensor in tensors.values())
-    peak = resident("VmHWM") if has_peak else 0
-    return {"seconds": seconds, "kept": held, "before": before, "peak": peak}
+    answer("loaded")
+    sys.stdin.readline()
+    del tensors
+
+
+def loaded_once(request, job, load, answer):
+    """In a process of its own, which begins with the libraries of this one and none of its memory used."""
+    child = os.fork()
+    if child > 0:
+        return os.waitpid(child, 0)[1] == 0
+    try:
+        if request == "check":
+            answer(differences(job, load(job)))
+        else:
+            timed(job, load, answer)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
 
 
 def main(arguments):
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
 
-    def answer(text):
-        print(text, file=answers, flush=True)
+    def answer(found):
+        print(json.dumps(found), file=answers, flush=True)
 
-    if not arguments:
-        answer(json.dumps(versions()))
-        return
-    job = json.loads(Path(arguments[0]).read_text())
-    load, modules, _ = WAYS[arguments[2]]
-    import torch
-
-    import_all(modules)
-    torch.set_num_threads(job["threads"])
-    answer(json.dumps(differences(job, load(job)) if arguments[1] == "check" else timed(job, load, answer)))
+    load, modules, package = WAYS[arguments[1]]
+    answer(introduced(modules, package))
+    for request in iter(sys.stdin.readline, ""):
+        job = json.loads(Path(arguments[0]).read_text())
+        importlib.import_module("torch").set_num_threads(job["threads"])
+        if not loaded_once(request.strip(), job, load, answer):
+            sys.exit(1)
+        answer("done")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ struct Options {
   bool headers_only = false;
 
   std::string scratch;
-  int repeats = 5;
+  int repeats = 0;  ///< 0: `bench_repeats`
   bool cold = false;
   std::string compare, chart;
   std::vector<std::string> steps;  ///< Empty: all
@@ -73,6 +73,8 @@ struct Options {
   std::string shell;               ///< For whose completion.
 
   [[nodiscard]] std::chrono::milliseconds timeout() const;
+  /// How often `bench` times each run: other libraries take their time.
+  [[nodiscard]] int bench_repeats() const { return repeats > 0 ? repeats : compare.empty() ? 5 : 3; }
   [[nodiscard]] VerifyLevel verify_level() const;
   [[nodiscard]] bool resumes() const { return resume == "on"; }
   [[nodiscard]] DenseReading dense_reading() const;

@@ -2,6 +2,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -11,25 +12,28 @@
 
 namespace rankslice::cli {
 
-/// A program that we started, talk to in lines, and end. Local.
+/// A program that we started, talk to in lines, and end. It knows nothing of the MPI job that we belong to. Local.
 class PythonProcess {
  public:
-  /// `errors`: the file that gets what it writes to stderr. @throws IoError `input_missing` when it cannot be started
-  PythonProcess(std::string const& python, std::vector<std::string> arguments, std::string errors);
-  /// Ends it, if it has not ended.
+  /// `errors`: the file that gets what it writes to stderr. `patience`: for each of its lines.
+  /// @throws IoError `input_missing` when it cannot be started
+  PythonProcess(std::string const& python, std::vector<std::string> arguments, std::string errors,
+                std::chrono::milliseconds patience);
+  /// Ends it, and what it has started itself.
   ~PythonProcess();
   PythonProcess(PythonProcess const&) = delete;
   PythonProcess& operator=(PythonProcess const&) = delete;
 
   void tell(std::string_view line);
   /// The next line that it prints; `alive` is called while it is waited for, and may throw.
-  /// @throws IoError with the last line of its errors when there is none
+  /// @throws IoError with the last line of its errors when there is none, or none in time
   [[nodiscard]] std::string line(std::function<void()> const& alive);
 
  private:
   [[nodiscard]] std::string last_error() const;
 
   std::string python_, errors_, unread_;
+  std::chrono::milliseconds patience_;
   UniqueFd talk_;
   ::pid_t pid_ = -1;
 };

@@ -122,6 +122,13 @@ std::optional<std::vector<Range>> cold_parts(int fd, std::vector<Range> const& r
   return cold;
 }
 
+std::optional<std::uint64_t> bytes_in_page_cache(int fd, Range bytes) {
+  if (bytes.empty()) return 0;
+  auto const pages = cached_pages(fd, bytes);
+  if (!pages) return std::nullopt;
+  return std::min(*pages * page_bytes(), bytes.size());
+}
+
 DroppingReader::DroppingReader(std::unique_ptr<FileReader> file, std::vector<Range> cold)
     : file_(std::move(file)), fd_(open_regular(file_->path())), cold_(std::move(cold)) {}
 

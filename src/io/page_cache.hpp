@@ -17,6 +17,9 @@ namespace rankslice {
 /// or may write to it. Nothing is read or mapped into sight. Local.
 [[nodiscard]] std::optional<std::vector<Range>> cold_parts(int fd, std::vector<Range> const& runs);
 
+/// Of a range of a file what is in the page cache of this host; nothing where the system does not tell. Local.
+[[nodiscard]] std::optional<std::uint64_t> bytes_in_page_cache(int fd, Range bytes);
+
 /// Another reader, behind whom the page cache forgets what was not there before, but for the first and the last page
 /// of it: others may want the rest of these.
 class DroppingReader final : public FileReader {

@@ -1,5 +1,7 @@
 """`bench --compare`: other libraries load the very same tensors, and a chart of how long that takes."""
 
+import json
+import os
 import sys
 import xml.etree.ElementTree as ET
 
@@ -8,6 +10,7 @@ import pytest
 from program import expect, run_ok
 
 ALWAYS = ["rankslice --verify off", "rankslice", "safetensors", "torch DCP", "pread, 4 KiB pages"]
+NO_LIBRARIES = {"PYTHONPATH": "/nowhere"}
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -45,33 +48,114 @@ def memory_of_rank_0(step):
     return [(entry["name"], entry["memory"][0]) for entry in step["runs"] if entry.get("memory")]
 
 
+def texts_of(root, style):
+    return [text.text for text in root.iter(f"{SVG}text") if style in text.get("class").split()]
+
+
 def test_the_chart_has_a_bar_for_every_way_warm_and_cold(tiny, tmp_path):
-    chart = tmp_path / "chart.svg"
-    found = compare(tiny, "--cold", "--chart", chart, "--scratch", tmp_path, "--json").json
+    chart = tmp_path / "a chart.svg"
+    options = ["--cold", "--cache", "drop", "--hugepages", "off", "--io", "pread", "--scratch", tmp_path]
+    found = compare(tiny, *options, "--chart", chart, "--json").json
     assert [step["step"] for step in found["steps"]] == ["compare", "compare-cold"]
     root = ET.parse(chart).getroot()
-    runs = [entry for step in found["steps"] for entry in step["runs"]]
-    bars = root.findall(f"{SVG}rect")
-    assert len(bars) == len(runs)
-    longest = max(entry["seconds_min"] for entry in runs)
+    warm, cold = ([entry["seconds_min"] for entry in step["runs"]] for step in found["steps"])
+    runs = found["steps"][0]["runs"]
+    bars = [bar for bar in root.iter(f"{SVG}rect") if "bar" in bar.get("class").split()]
+    seconds = [figure for both in zip(warm, cold, strict=True) for figure in both]
     widest = max(float(bar.get("width")) for bar in bars)
-    for bar, entry in zip(bars, runs, strict=True):
-        expected = max(1.0, widest * entry["seconds_min"] / longest)
-        assert float(bar.get("width")) == pytest.approx(expected, abs=0.2), entry["name"]
-        assert bar.get("class") == ("ours" if entry["name"].startswith("rankslice") else "other")
-    texts = [text.text for text in root.findall(f"{SVG}text")]
-    assert [text for text in texts if text in {entry["name"] for entry in runs}] == [entry["name"] for entry in runs]
-    assert any(text.startswith("mpirun -n 1 rankslice bench tiny --cold --repeats 1 --compare") for text in texts)
+    for bar, figure in zip(bars, seconds, strict=True):
+        assert float(bar.get("width")) == pytest.approx(max(1.0, widest * figure / max(seconds)), abs=0.2)
+    kinds = [bar.get("class").split()[1] for bar in bars[::2]]
+    ours = ["ours" if entry["name"].startswith("rankslice") else "theirs" for entry in runs[:-1]]
+    assert kinds == [*ours, "limit"]
+    assert texts_of(root, "name") == [entry["name"] for entry in runs]
+    ratios = [figure / first[0] for first in (warm, cold) for figure in first]
+    told = sorted(float(text.split()[3]) for text in texts_of(root, "figure"))
+    assert told == pytest.approx(sorted(ratios), abs=0.051)
+    over = [max(seen["peak_rss_bytes"] - seen["owned_bytes"] for seen in entry["memory"]) for entry in runs[:-1]]
+    assert [text.split()[0] for text in texts_of(root, "note")[1:] if text] == [f"{bytes_ / 1e6:.0f}" for bytes_ in over]
+    command = " ".join(texts_of(root, "command"))
+    expected = "$ mpirun -n 1 rankslice bench tiny --cold --repeats 1 --io pread --cache drop --hugepages off --scratch "
+    assert command.startswith(expected) and command.endswith("--chart 'a chart.svg'")
+    assert max(map(len, texts_of(root, "command") + texts_of(root, "caption"))) <= 128
+    assert root.find(f"{SVG}title").text.startswith("Loading a qwen3_5_moe checkpoint")
     assert "prefers-color-scheme: dark" in chart.read_text()
 
 
-def test_a_library_that_loads_something_else_is_found_out(tiny, tmp_path):
-    """Here one that calls itself rankslice."""
+@pytest.mark.parametrize("name", ["<b>&.svg", "ctrl\x1b.svg", b"\xff\xfe.svg", "x" * 200 + ".svg"], ids=repr)
+def test_a_chart_is_xml_whatever_names_are_in_it(name, tiny, tmp_path):
+    chart = tmp_path / os.fsdecode(name)
+    compare(tiny, "--chart", chart, "--scratch", tmp_path, env=NO_LIBRARIES)
+    root = ET.parse(chart).getroot()
+    assert max(map(len, texts_of(root, "command"))) <= 128
+
+
+# What becomes of those that fail -------------------------------------------------------------------------------------
+
+
+def with_module(folder, name, text):
+    (folder / name).write_text(text)
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_our_own_package_that_loads_something_else_is_an_error(tiny, tmp_path):
     for content, says in [("{}", "missing"), ("{'model.bogus': None}", "model.bogus: not expected")]:
-        (tmp_path / "rankslice.py").write_text(f"def load(*_, **__):\n    return {content}\n")
+        env = with_module(tmp_path, "rankslice.py", f"def load(*_, **__):\n    return {content}\n")
         arguments = ["bench", tiny, "--repeats", 1, "--compare", sys.executable, "--scratch", tmp_path]
-        expect(3, *arguments, env={"PYTHONPATH": str(tmp_path)}, says=["rankslice in Python", says], ranks=2)
+        expect(3, *arguments, env=env, says=["rankslice in Python", says], ranks=2)
         assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["rankslice.py"]
+
+
+FAILING = [  # how a torch reader begins, in its first or second loading, and why it is left out
+    ("raise MemoryError('too much')", 2, "too much"),
+    ("os._exit(9)", 1, "has ended"),
+    ("time.sleep(1000)", 1, "says nothing for 30 s"),
+    ("return Nothing()", 1, "does not load what the checkpoint has"),
+]
+FAULT = """
+import os, time
+import torch.distributed.checkpoint.hf_storage as module
+
+class Reader(module.HuggingFaceStorageReader):
+    def read_data(self, plan, planner):
+        open(os.path.join("{folder}", str(time.monotonic_ns())), "w").close()
+        if len(os.listdir("{folder}")) >= {count}:
+            {begins}
+        return super().read_data(plan, planner)
+
+class Nothing:
+    def wait(self):
+        pass
+
+module.HuggingFaceStorageReader = Reader
+"""
+
+
+@pytest.mark.parametrize(("begins", "loading", "why"), FAILING)
+def test_a_library_that_fails_is_left_out_and_the_others_are_measured(begins, loading, why, tiny, tmp_path):
+    """The last rank's, when it loads to be looked at, or to be timed."""
+    (tmp_path / "times").mkdir()
+    fault = FAULT.format(folder=tmp_path / "times", count=2 * loading, begins=begins)
+    env = with_module(tmp_path, "sitecustomize.py", fault)
+    result = compare(tiny, "--scratch", tmp_path, "--timeout", 30, "--json", env=env, ranks=2)
+    (step,) = result.json["steps"]
+    names = [entry["name"] for entry in step["runs"]]
+    assert "safetensors" in names and names[-1] == "pread, 4 KiB pages" and "torch DCP" not in names
+    assert {ratio["limit"] for ratio in step["ratios"]} == set(names[2:])
+    assert result.stderr.count("torch DCP is not compared: ") == 1 and why in result.stderr
+    assert set(step.get("left_out", {})) == ({"torch DCP"} if loading == 2 else set())
+
+
+def test_libraries_know_nothing_of_the_ranks(tiny, tmp_path):
+    """Or one that calls MPI_Init would be a rank of the same job."""
+    seen = tmp_path / "seen"
+    env = with_module(
+        tmp_path, "sitecustomize.py", f"import json, os\nopen('{seen}', 'w').write(json.dumps(dict(os.environ)))\n"
+    )
+    compare(tiny, "--scratch", tmp_path, env=env | {"KEPT": "1"}, ranks=2)
+    variables = json.loads(seen.read_text())
+    assert variables["KEPT"] == "1"
+    assert not [name for name in variables if name.startswith(("OMPI_", "PMIX_", "PMI_"))]
 
 
 def test_libraries_that_are_not_there_are_named(tiny, tmp_path):
