@@ -1,7 +1,7 @@
 """One rank's share of `rankslice bench --compare`: the same slices of the same checkpoint, loaded by another library.
 
-compare.py JOB WAY imports a library and prints its version, or why that is not to be had, as JSON. For every line that it
-reads then, a process that begins as a copy of this one loads once, and a last "done" is printed when that has ended:
+compare.py JOB WAY imports a library and prints its version, or why that is not to be had, as JSON. For every line that
+it reads then, a process that begins as a copy of this one loads once, and "done" is printed when that has ended:
 
 check     prints what is not as JOB says
 time      prints its number, waits for a line, loads, prints "loaded" and keeps all of it until the next line
