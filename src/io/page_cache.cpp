@@ -16,8 +16,9 @@ namespace rankslice {
 namespace {
 
 constexpr auto kLeaf = 1_MiB;
-constexpr auto kLookedAt = 1_GiB;   // at once: mincore(2) wants a byte for each page
-constexpr auto kDropBytes = 8_MiB;  // of what is forgotten at once
+constexpr auto kLookedAt = 1_GiB;               // at once: mincore(2) wants a byte for each page
+constexpr auto kDropBytes = 8_MiB;              // of what is forgotten at once
+constexpr std::uint64_t kLargestFolio = 2_MiB;  // what the page cache keeps, and forgets, as one
 
 #ifndef SYS_cachestat
 constexpr long kCachestat = 451;  // the same on every machine, from Linux 6.5 on
@@ -130,33 +131,46 @@ std::optional<std::uint64_t> bytes_in_page_cache(int fd, Range bytes) {
 }
 
 DroppingReader::DroppingReader(std::unique_ptr<FileReader> file, std::vector<Range> cold)
-    : file_(std::move(file)), fd_(open_regular(file_->path())), cold_(std::move(cold)) {}
+    : file_(std::move(file)), cold_(std::move(cold)) {}
 
-/// Once more, with the pages that were under way when it was their turn.
+/// The edges once more: the system reads on behind them, and keeps and forgets memory in large parts, of which one may
+/// lie on both sides.
 DroppingReader::~DroppingReader() {
-  for (auto const& part : cold_) drop(part);
+  std::vector<Range> parts{behind_};
+  edges_.push_back(behind_.end);
+  for (auto const edge : edges_) parts.push_back({edge - std::min(edge, kLargestFolio), edge + kLargestFolio});
+  drop(parts);
 }
 
 void DroppingReader::read(std::span<std::byte> out, std::uint64_t offset) {
   file_->read(out, offset);
   if (offset != behind_.end) {
-    drop(behind_);
+    drop({behind_});
+    edges_.insert(edges_.end(), {behind_.end, offset});
     behind_ = {offset, offset};
   }
   behind_.end = offset + out.size();
   if (behind_.size() < kDropBytes) return;
-  drop(behind_);
-  behind_.begin = behind_.end;
+  drop({behind_});
+  behind_.begin = behind_.end - kLargestFolio;
 }
 
-void DroppingReader::drop(Range bytes) const {
+/// By a descriptor for this only: a checkpoint may have more files than a process may have open twice.
+void DroppingReader::drop(std::vector<Range> const& parts) const {
+  auto const flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+  UniqueFd const fd(uninterrupted([&] { return ::open(path().c_str(), flags); }));
+  if (!fd.valid()) return;  // to forget is a wish
+  for (auto const& part : parts) drop(fd.get(), part);
+}
+
+void DroppingReader::drop(int fd, Range bytes) const {
   for (auto part = std::ranges::upper_bound(cold_, bytes.begin, {}, &Range::end);
        part != cold_.end() && part->begin < bytes.end; ++part) {
     auto const shared = intersection(*part, bytes);
     auto const begin = (shared.begin + page_bytes() - 1) / page_bytes() * page_bytes();
     auto const end = shared.end / page_bytes() * page_bytes();
     if (begin >= end) continue;
-    ::posix_fadvise(fd_.get(), static_cast<::off_t>(begin), static_cast<::off_t>(end - begin), POSIX_FADV_DONTNEED);
+    ::posix_fadvise(fd, static_cast<::off_t>(begin), static_cast<::off_t>(end - begin), POSIX_FADV_DONTNEED);
   }
 }
 

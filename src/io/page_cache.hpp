@@ -24,7 +24,7 @@ namespace rankslice {
 /// of it: others may want the rest of these.
 class DroppingReader final : public FileReader {
  public:
-  /// `cold`: what may be forgotten, ascending. @throws IoError
+  /// `cold`: what may be forgotten, ascending.
   DroppingReader(std::unique_ptr<FileReader> file, std::vector<Range> cold);
   ~DroppingReader() override;
   DroppingReader(DroppingReader const&) = delete;
@@ -35,12 +35,13 @@ class DroppingReader final : public FileReader {
   void read(std::span<std::byte> out, std::uint64_t offset) override;
 
  private:
-  void drop(Range bytes) const;
+  void drop(std::vector<Range> const& parts) const;
+  void drop(int fd, Range bytes) const;
 
   std::unique_ptr<FileReader> file_;
-  UniqueFd fd_;
   std::vector<Range> cold_;
-  Range behind_;  // read and not forgotten yet
+  Range behind_;                      // read and not forgotten yet
+  std::vector<std::uint64_t> edges_;  // where reads did not go on
 };
 
 }  // namespace rankslice

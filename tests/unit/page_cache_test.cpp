@@ -11,7 +11,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <optional>
 #include <stdexcept>
 
@@ -147,6 +149,38 @@ TEST_F(PageCacheOfAFile, KeepsWhatWasThereBeforeADroppingReaderCame) {
     reader.read(out, 0);
   }
   EXPECT_THAT(cold_parts(fd_.get(), {{0, 6_MiB}}), Optional(ElementsAre(Range{0, 1_MiB}, Range{2_MiB, 6_MiB})));
+}
+
+TEST_F(PageCacheOfAFile, ForgetsWhatADroppingReaderReadInAnyOrder) {
+  {
+    DroppingReader reader(open_in_order(path_), {whole_});
+    test::Bytes out(100'000);
+    for (std::uint64_t at = 60 * out.size(); at > 0; at -= out.size()) reader.read(out, at - out.size());
+  }
+  EXPECT_THAT(cold_parts(fd_.get(), {{0, 5_MiB}}), Optional(ElementsAre(Range{0, 5_MiB})));
+}
+
+TEST_F(PageCacheOfAFile, KeepsWhatOthersReadOfItMeanwhile) {
+  {
+    DroppingReader reader(open_in_order(path_), {whole_});
+    test::Bytes out(1_MiB);
+    reader.read(out, 0);
+    warm({5_MiB, 6_MiB});
+  }
+  EXPECT_THAT(cold_parts(fd_.get(), {{0, 6_MiB}}), Optional(ElementsAre(Range{0, 5_MiB})));
+}
+
+std::ptrdiff_t open_descriptors() {
+  return std::distance(std::filesystem::directory_iterator("/proc/self/fd"), std::filesystem::directory_iterator());
+}
+
+TEST_F(PageCacheOfAFile, TakesADroppingReaderNoDescriptorOfItsOwn) {
+  auto file = open_in_order(path_);
+  auto const before = open_descriptors();
+  DroppingReader reader(std::move(file), {whole_});
+  test::Bytes out(kFileBytes);
+  reader.read(out, 0);
+  EXPECT_EQ(open_descriptors(), before);
 }
 
 }  // namespace

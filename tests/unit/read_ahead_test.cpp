@@ -9,7 +9,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <fstream>
+#include <iterator>
 #include <random>
+#include <thread>
 
 #include "rankslice/error.hpp"
 
@@ -34,6 +36,7 @@ struct Faults {
   unsigned fails_every = 0;         ///< Every n-th read ends with `error`.
   int error = EIO;
   bool last_first = false;  ///< What was started last ends first.
+  unsigned refused = 0;     ///< Reads that it does not start.
 };
 
 /// Reads a file in memory; and misbehaves. Knows what was asked of it.
@@ -42,11 +45,23 @@ class ScriptedEngine final : public ReadEngine {
   struct Log {
     std::vector<Range> started{};
     std::size_t most_at_once = 0;
+    std::size_t ended_late = 0;  // that were under way when the engine went
   };
   ScriptedEngine(std::span<std::byte const> bytes, Faults faults, Log& log)
       : bytes_(bytes), faults_(faults), log_(log) {}
+  /// The kernel may write to the memory of a read until then.
+  ~ScriptedEngine() override {
+    for (auto const& read : under_way_) std::fill_n(read.to, read.size, std::byte{0});
+    log_.ended_late = under_way_.size();
+  }
+  ScriptedEngine(ScriptedEngine const&) = delete;
+  ScriptedEngine& operator=(ScriptedEngine const&) = delete;
 
   void start(EngineRead const& read) override {
+    if (faults_.refused > 0) {
+      --faults_.refused;
+      throw IoError(ExitCode::io, "takes no reads");
+    }
     log_.started.push_back({read.offset, read.offset + read.size});
     under_way_.push_back(read);
     log_.most_at_once = std::max(log_.most_at_once, under_way_.size());
@@ -100,6 +115,7 @@ class AheadOfRequests {
   [[nodiscard]] std::vector<Range> const& read_behind() const { return behind_->reads(); }
   [[nodiscard]] ScriptedEngine::Log const& log() const { return log_; }
   [[nodiscard]] ReadAhead const& ahead() const { return *ahead_; }
+  void stop() { ahead_.reset(); }
 
  private:
   test::Bytes const bytes_ = test::random_bytes(kFileBytes, 1);
@@ -235,6 +251,46 @@ TEST(ReadingAhead, ThatCannotOpenAFileSaysSoToWhoAsks) {
   test::Bytes out(10);
   EXPECT_THROW((void)ahead.serve(0, out, 0), IoError);
   EXPECT_THROW((void)ahead.serve(0, out, 0), IoError) << "and again";
+}
+
+TEST(ReadingAhead, LosesNoMemoryToBlocksThatCouldNotBeStarted) {
+  constexpr auto kRefused = 20U;  // more than there is memory for
+  AheadOfRequests file(in_steps(0, kFileBytes, 16_KiB), {.refused = kRefused});
+  for (unsigned i = 0; i < kRefused; ++i) EXPECT_THROW(file.ask({0, 1}), IoError);
+  file.ask_all();
+  EXPECT_EQ(file.log().most_at_once, 8U);
+  EXPECT_THAT(file.read_behind(), IsEmpty());
+}
+
+TEST(ReadingAhead, KeepsItsMemoryUntilNoReadIsUnderWay) {
+  AheadOfRequests file(in_steps(0, kFileBytes, 16_KiB));
+  file.ask({0, 1});
+  file.stop();
+  EXPECT_EQ(file.log().ended_late, 7U);
+}
+
+TEST(ReadingAhead, OfOneFileByManyThreadsGivesEachItsBytes) {
+  test::TempDir const dir;
+  auto const path = dir.file("data");
+  auto const bytes = test::random_bytes(kFileBytes, 5);
+  std::ofstream(path, std::ios::binary).write(reinterpret_cast<char const*>(bytes.data()), std::ssize(bytes));
+  auto const make_engine = [](unsigned depth, std::span<std::byte> memory) {
+    return why_no_uring_engine().empty() ? make_uring_engine(depth, memory) : make_pread_engine();
+  };
+  constexpr std::size_t kThreads = 4;
+  std::vector<test::Bytes> got(kThreads, test::Bytes(kFileBytes));
+  std::vector<std::jthread> threads;
+  for (auto& out : got) {
+    threads.emplace_back([&] {
+      std::vector<Extent> const extents{{0, {0, kFileBytes}}};
+      ReadAhead ahead(
+          plan_blocks(extents, kLimits), [&](std::uint32_t) { return open_regular(path); }, make_engine);
+      AheadReader(open_reader(path), 0, ahead).read(out, 0);
+      if (ahead.left_out() != 0) out.clear();
+    });
+  }
+  threads.clear();
+  for (auto const& out : got) EXPECT_EQ(out, bytes);
 }
 
 }  // namespace
