@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "agreed_threads.hpp"
 #include "copied_slices.hpp"
 #include "gathered_tensors.hpp"
 #include "hf_files.hpp"
@@ -26,14 +27,14 @@ HfExport::HfExport(ExportPlan const& plan, ExportSubject subject, std::string co
       plan_(plan),
       subject_(std::move(subject)),
       world_(world),
-      options_(options),
+      call_(with_threads(options.call, world)),
       passes_(subject_.values.models().size()),
       alive_(watch({.stop = options.call.stop}, "to_hf", 0, &world)),
       output_(out_dir, StagedOutput::Kind::folder, options.overwrite, world, subject_.key, options.call.notice),
       files_(target_storage(plan.target.files, model_, output_.path())),
       stages_(output_, plan.segments, *this, world, recording_of(options, recording)) {}
 
-void HfExport::write() { stages_.run(create_files(), options_.call); }
+void HfExport::write() { stages_.run(create_files(), call_); }
 
 ExportReport HfExport::publish(std::uint64_t streamed) {
   auto const& hf = plan_.target.files.hf;
@@ -75,7 +76,7 @@ UnitWriter::Tables HfExport::none() const {
 }
 
 void HfExport::expect(std::vector<PlannedSlice> const& to_read_back, std::vector<PlannedSlice> const& to_write) {
-  done_ = watch(options_.call, "to_hf", bytes_to_move(to_read_back, to_write), &world_);
+  done_ = watch(call_, "to_hf", bytes_to_move(to_read_back, to_write), &world_);
 }
 
 UnitWriter::Tables HfExport::write(std::vector<PlannedSlice> const& units) {
@@ -92,7 +93,7 @@ UnitWriter::Tables HfExport::write(std::vector<PlannedSlice> const& units) {
   if (plan_.originals) copied = write_copies(part.slices.copied);
   Tables tables;
   on_every_rank(world_, [&] {
-    check_read_back(model_, part.slices.computed, files_, written, done_);
+    check_read_back(model_, part.slices.computed, files_, written, {.threads = call_.threads, .done = done_});
     tables = subject_.values.passes();
     for (std::size_t i = 0; i < passes_; ++i) tables[i] = without(before[i], std::move(tables[i]));
     tables.push_back(std::move(written));
@@ -106,7 +107,7 @@ UnitWriter::Tables HfExport::read_back(std::vector<PlannedSlice> const& units) {
   on_every_rank(world_, [&] {
     auto const slices = part_of(plan_, units, world_.rank()).slices;
     found.assign(2, Digests(model_));
-    PieceReading const reading{.done = done_};
+    PieceReading const reading{.threads = call_.threads, .done = done_};
     found[0] = digest_slices(model_, slices.computed, files_, reading);
     found[1] = digest_copies(model_, slices.copied, files_, done_);
   });
@@ -193,8 +194,7 @@ Digests HfExport::write_gathered(GatherPlan const& gather) {
 
 Digests HfExport::write_copies(std::vector<PlannedSlice> const& copied) {
   Digests digests;
-  on_every_rank(world_,
-                [&] { digests = copy_slices(model_, copied, *plan_.originals, files_, options_.call.reading, done_); });
+  on_every_rank(world_, [&] { digests = copy_slices(model_, copied, *plan_.originals, files_, call_.reading, done_); });
   on_every_rank(world_, [&] { check_copies(model_, copied, files_, digests, done_); });
   return digests;
 }

@@ -72,7 +72,7 @@ class HfExport final : private UnitWriter {
   ExportPlan const& plan_;
   ExportSubject subject_;
   Communicator& world_;
-  ExportOptions const& options_;
+  CallOptions call_;    // whose threads are decided
   std::size_t passes_;  // over what is written; two tables more are of what was written, and of copies
   BlockDone alive_;     // of what is no tensor
   BlockDone done_;

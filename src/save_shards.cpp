@@ -83,7 +83,7 @@ void write_shard(StateDict const& state, HeldTensors& held, Digests const& expec
   auto const done = watch(options.call, "save_shards", 2 * bytes, world);
   auto const written = write_slices(model, plan, held, target, done);
   require_equal(model, NamedDigests{"held", expected}, NamedDigests{"written", written});
-  check_read_back(model, plan, target, written, done);
+  check_read_back(model, plan, target, written, {.threads = options.call.threads, .done = done});
 }
 
 /// Beside anything else a shard would turn the folder into one of shards for who opens it.
@@ -98,15 +98,16 @@ void require_only_shards(std::string const& folder) {
 
 }  // namespace
 
-void save_shards(StateDict const& state, std::string const& out_dir, Communicator& world, SaveOptions const& options) {
+void save_shards(StateDict const& state, std::string const& out_dir, Communicator& world, SaveOptions const& given) {
   require_agreement(state, world);
+  auto options = given;
+  options.call = with_threads(given.call, world);
   auto const holdings = agree_on_holdings(state, world);
   std::optional<HeldTensors> held;
   Digests expected;
-  auto const call = with_threads(options.call, world);
   on_every_rank(world, [&] {
     held.emplace(state);
-    expected = digest_held(state, call, &world);
+    expected = digest_held(state, options.call, &world);
   });
   (void)in_all_ranks(state, holdings, expected, world);  // for the copies of a tensor that must be equal
   SharedOutput output(out_dir, StagedOutput::Kind::folder, options.overwrite, world);
@@ -116,9 +117,11 @@ void save_shards(StateDict const& state, std::string const& out_dir, Communicato
   output.publish();
 }
 
-void save_shard(StateDict const& state, std::string const& out_dir, SaveOptions const& options) {
+void save_shard(StateDict const& state, std::string const& out_dir, SaveOptions const& given) {
+  auto options = given;
+  options.call = with_threads(given.call);
   HeldTensors held(state);
-  auto const expected = digest_held(state, with_threads(options.call), nullptr);
+  auto const expected = digest_held(state, options.call, nullptr);
   std::error_code error;
   std::filesystem::create_directory(out_dir, error);
   if (error) throw IoError(ExitCode::cannot_create, out_dir + ": " + error.message(), out_dir);

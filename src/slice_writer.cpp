@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "parallel_reading.hpp"
-
 namespace rankslice {
 
 namespace {
@@ -56,8 +54,8 @@ Digests write_slices(Model const& model, std::vector<PlannedSlice> const& plan, 
 }
 
 void check_read_back(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& target,
-                     Digests const& written, BlockDone const& done) {
-  auto const found = digest_slices(model, plan, target, {.done = done});
+                     Digests const& written, PieceReading const& reading) {
+  auto const found = digest_slices(model, plan, target, reading);
   for (auto const& item : plan) {
     for (auto const tensor : model.parameters[item.parameter].tensors) {
       if (std::ranges::equal(found.source.of(tensor), written.source.of(tensor)) &&

@@ -8,6 +8,7 @@
 #include "rankslice/checkpoint.hpp"
 #include "rankslice/digest.hpp"
 
+#include "parallel_reading.hpp"
 #include "plan/plan.hpp"
 #include "target_files.hpp"
 #include "transform/transfer.hpp"
@@ -58,8 +59,9 @@ class SliceWriter {
 [[nodiscard]] Digests write_slices(Model const& model, std::vector<PlannedSlice> const& plan, NativeSource& source,
                                    Storage const& target, BlockDone const& done);
 
-/// Read the written slices back. @throws VerifyError naming the first tensor that is not what was written.
+/// Read the written slices back, as `reading` says. @throws VerifyError naming the first tensor that is not what was
+/// written.
 void check_read_back(Model const& model, std::vector<PlannedSlice> const& plan, Storage const& target,
-                     Digests const& written, BlockDone const& done);
+                     Digests const& written, PieceReading const& reading);
 
 }  // namespace rankslice

@@ -196,12 +196,12 @@ class StoreWriter final : public UnitWriter {
       plan = plan_of(units);
       written.push_back(write_slices(model_, plan, held_, target_, done_));
     });
-    on_every_rank(world_, [&] { check_read_back(model_, plan, target_, written.front(), done_); });
+    on_every_rank(world_, [&] { check_read_back(model_, plan, target_, written.front(), reading()); });
     return written;
   }
   [[nodiscard]] Tables read_back(std::vector<PlannedSlice> const& units) override {
     Tables found;
-    on_every_rank(world_, [&] { found.push_back(digest_slices(model_, plan_of(units), target_, {.done = done_})); });
+    on_every_rank(world_, [&] { found.push_back(digest_slices(model_, plan_of(units), target_, reading())); });
     return found;
   }
   [[nodiscard]] int writers() const override { return world_.size(); }
@@ -217,6 +217,8 @@ class StoreWriter final : public UnitWriter {
   }
 
  private:
+  [[nodiscard]] PieceReading reading() const { return {.threads = call_.threads, .done = done_}; }
+
   StoreSubject const& subject_;
   Model const& model_;
   NativeSource& held_;
@@ -251,13 +253,15 @@ SaveReport fill_store(StoreSubject const& subject, NativeSource& held, SharedOut
 }  // namespace
 
 SaveReport save_recorded_store(StateDict const& state, std::string const& path, Communicator& world,
-                               SaveOptions const& options, Recording const& recording) {
+                               SaveOptions const& given, Recording const& recording) {
   require_agreement(state, world);
+  auto options = given;
+  options.call = with_threads(given.call, world);
   require_same_options(options.resume ? "resume" : "no resume", world);
   auto const holdings = agree_on_holdings(state, world);
   std::optional<HeldTensors> held;
   on_every_rank(world, [&] { held.emplace(state); });
-  auto expected = digest_all_held(state, holdings, with_threads(options.call, world), world);
+  auto expected = digest_all_held(state, holdings, options.call, world);
   add_codes(state, holdings, world, expected);
   auto const key = options.resume ? resume_key(expected, *state.source) : std::string();
   SharedOutput output(path, StagedOutput::Kind::file, options.overwrite, world, key, options.call.notice);

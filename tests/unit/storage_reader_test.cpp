@@ -299,7 +299,9 @@ TEST_F(WrittenSlices, DigestAsTheDefinitionSaysWhenWrittenAndWhenReadBack) {
     EXPECT_TRUE(std::ranges::equal(digests->source.of(kDense), dense));
     EXPECT_TRUE(std::ranges::equal(digests->source.of(kStacked), experts));
   }
-  EXPECT_NO_THROW(check_read_back(model_, plan_, target_, written, {}));
+  for (auto const threads : {1, 2, 3}) {
+    EXPECT_NO_THROW(check_read_back(model_, plan_, target_, written, {.threads = threads})) << threads;
+  }
 }
 
 TEST_F(WrittenSlices, OneFlippedByteIsFoundAndNamedByTensorAndFile) {
@@ -313,13 +315,15 @@ TEST_F(WrittenSlices, OneFlippedByteIsFoundAndNamedByTensorAndFile) {
        {Place{"one", 51 + 4, "dense"}, Place{"one", 51 + 17, "dense"}, Place{"two", 33 + kExpert, "experts"},
         Place{"two", 33 + 5 * kExpert - 1, "experts"}}) {
     test::flip_byte(dir_.file(file), offset);
-    try {
-      check_read_back(model_, plan_, target_, written, {});
-      ADD_FAILURE() << file << " " << offset;
-    } catch (VerifyError const& error) {
-      EXPECT_EQ(error.file, file);
-      EXPECT_EQ(error.tensor, tensor);
-      EXPECT_THAT(error.what(), AllOf(HasSubstr(file + ": " + tensor), HasSubstr("reads back differently")));
+    for (auto const threads : {1, 2, 3}) {
+      try {
+        check_read_back(model_, plan_, target_, written, {.threads = threads});
+        ADD_FAILURE() << file << " " << offset << " " << threads;
+      } catch (VerifyError const& error) {
+        EXPECT_EQ(error.file, file);
+        EXPECT_EQ(error.tensor, tensor);
+        EXPECT_THAT(error.what(), AllOf(HasSubstr(file + ": " + tensor), HasSubstr("reads back differently")));
+      }
     }
     test::flip_byte(dir_.file(file), offset);
   }
