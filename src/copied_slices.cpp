@@ -181,7 +181,7 @@ Digests copy_slices(Model const& model, std::vector<PlannedSlice> const& slices,
 
 Digests digest_copies(Model const& model, std::vector<PlannedSlice> const& slices, Storage const& target,
                       BlockDone const& done) {
-  RunReader reader(model, target, {}, done);
+  RunReader reader(model, target, {.backend = ReadBackend::pread}, done);  // as what was computed is read back
   reader.read(runs_of(model, target, slices), [](auto, auto, auto) {});
   return reader.digests();
 }

@@ -93,7 +93,7 @@ UnitWriter::Tables HfExport::write(std::vector<PlannedSlice> const& units) {
   if (plan_.originals) copied = write_copies(part.slices.copied);
   Tables tables;
   on_every_rank(world_, [&] {
-    check_read_back(model_, part.slices.computed, files_, written, {.threads = call_.threads, .done = done_});
+    check_read_back(model_, part.slices.computed, files_, written, reading_back(call_, done_));
     tables = subject_.values.passes();
     for (std::size_t i = 0; i < passes_; ++i) tables[i] = without(before[i], std::move(tables[i]));
     tables.push_back(std::move(written));
@@ -107,8 +107,7 @@ UnitWriter::Tables HfExport::read_back(std::vector<PlannedSlice> const& units) {
   on_every_rank(world_, [&] {
     auto const slices = part_of(plan_, units, world_.rank()).slices;
     found.assign(2, Digests(model_));
-    PieceReading const reading{.threads = call_.threads, .done = done_};
-    found[0] = digest_slices(model_, slices.computed, files_, reading);
+    found[0] = digest_slices(model_, slices.computed, files_, reading_back(call_, done_));
     found[1] = digest_copies(model_, slices.copied, files_, done_);
   });
   return found;

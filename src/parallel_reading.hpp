@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "rankslice/options.hpp"
@@ -23,6 +24,11 @@ struct PieceReading {
   std::vector<bool> shared{};
   std::function<OpenFile()> make_open{};  ///< Makes what a thread opens its files by, instead of by `how`.
 };
+
+/// How a call reads back what it wrote: where the page cache still has most of it, and so through that.
+[[nodiscard]] inline PieceReading reading_back(CallOptions const& call, BlockDone done) {
+  return {.how = {.backend = ReadBackend::pread}, .threads = call.threads, .done = std::move(done)};
+}
 
 /// A piece as it is read for one of the slices of a plan.
 struct PieceRead {

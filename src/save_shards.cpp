@@ -83,7 +83,7 @@ void write_shard(StateDict const& state, HeldTensors& held, Digests const& expec
   auto const done = watch(options.call, "save_shards", 2 * bytes, world);
   auto const written = write_slices(model, plan, held, target, done);
   require_equal(model, NamedDigests{"held", expected}, NamedDigests{"written", written});
-  check_read_back(model, plan, target, written, {.threads = options.call.threads, .done = done});
+  check_read_back(model, plan, target, written, reading_back(options.call, done));
 }
 
 /// Beside anything else a shard would turn the folder into one of shards for who opens it.

@@ -42,12 +42,17 @@ void StorageReader::read_ahead(ReadBackend asked) {
   auto plan = blocks_of(choice_);
   auto const in_blocks = runs_by_file(places_of(plan), runs_.size());
   for (std::size_t i = 0; i < runs_.size(); ++i) runs_[i] = without(runs_[i], in_blocks[i]);
+  auto const goes_on_by_pread = [this](IoError const& error) {
+    choice_.why += fmt::format("; one after the other: {}", error.what());
+  };
   auto const make_engine = [&](unsigned depth, std::span<std::byte> memory) {
     try {
       if (choice_.uring && asked == ReadBackend::io_uring) return make_uring_engine(depth, memory);
-      if (choice_.uring) return make_lasting_engine(make_uring_engine(depth, memory));
-    } catch (IoError const&) {  // there was one for the asking, but not for each thread: memory or files are limited
+      if (choice_.uring) return make_lasting_engine(make_uring_engine(depth, memory), goes_on_by_pread);
+    } catch (IoError const& error) {  // one was to be had, but not by each thread: memory or files are limited
       if (asked == ReadBackend::io_uring) throw;
+      if (choice_.by == ReadBackend::io_uring) choice_.by = ReadBackend::pread;
+      goes_on_by_pread(error);
     }
     return make_pread_engine();
   };

@@ -217,7 +217,7 @@ class StoreWriter final : public UnitWriter {
   }
 
  private:
-  [[nodiscard]] PieceReading reading() const { return {.threads = call_.threads, .done = done_}; }
+  [[nodiscard]] PieceReading reading() const { return reading_back(call_, done_); }
 
   StoreSubject const& subject_;
   Model const& model_;

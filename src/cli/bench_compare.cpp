@@ -169,7 +169,8 @@ Run their_run(BenchSubject& subject, OtherLoader const& loader) {
                 static_cast<void>(answer());  // "done"
               },
           .memory_of = [process] { return *process; },
-          .is_theirs = loader.way != kOurs};
+          .is_theirs = loader.way != kOurs,
+          .end = [python] { python->end(); }};
 }
 
 Step comparison_of(BenchSubject& subject, std::string name) {

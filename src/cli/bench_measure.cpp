@@ -115,13 +115,14 @@ std::optional<std::uint64_t> most(std::optional<std::uint64_t> mine, Communicato
   return all.front();
 }
 
-void run_once(Step const& step, Run const& run, MemoryWatch& memory, Communicator& world, RunResult& result) {
+void run_once(Step const& step, Run const& run, MemoryWatch& memory, Communicator& world, RunResult& result,
+              std::function<void()> const& alive) {
   on_every_rank(world, [&] {
     if (run.prepare) run.prepare();
   });
   std::optional<std::uint64_t> left;
   on_every_rank(world, [&] {
-    if (step.takes_memory > 0) call_in_memory(step.takes_memory * run.bytes);
+    if (step.takes_memory > 0) call_in_memory(step.takes_memory * run.bytes, alive);
     memory.before_work();
     if (step.left_in_cache) left = step.left_in_cache();  // after every rank has let it forget the files
   });
@@ -192,10 +193,14 @@ StepResult measure(Step const& step, int repeats, Communicator& world, NextRun c
   for (std::size_t i = 0; i < runs * static_cast<std::size_t>(repeats); ++i) {
     auto const which = (i / runs + i % runs) % runs;
     auto const& run = step.runs[which];
-    on_every_rank(world, [&] { next(done, total); });
-    auto const once = [&] { run_once(step, run, memory[which], world, result.runs[which]); };
+    auto const alive = [&] { next(done, total); };
+    on_every_rank(world, alive);
+    auto const once = [&] { run_once(step, run, memory[which], world, result.runs[which], alive); };
     if (!run.is_theirs) once();
-    if (run.is_theirs && why_not[which].empty()) why_not[which] = failure_of(once);
+    if (run.is_theirs && why_not[which].empty()) {
+      why_not[which] = failure_of(once);
+      if (!why_not[which].empty()) on_every_rank(world, run.end);
+    }
     done += run.bytes;
   }
   for (std::size_t i = 0; i < runs; ++i) {

@@ -40,7 +40,8 @@ struct Run {
   std::function<void()> clean{};    ///< Local. Not called when `work` fails.
   /// The process whose own memory is looked at (`own_memory_of`), instead of all that is resident of this one.
   std::function<::pid_t()> memory_of{};
-  bool is_theirs = false;  ///< Others' code: when it fails it is left out, and all else goes on.
+  bool is_theirs = false;       ///< Others' code: when it fails on a rank it is left out, and all else goes on.
+  std::function<void()> end{};  ///< Of theirs: nothing of it runs or keeps memory any more. Local.
 };
 
 /// Which run of a step is held against which.

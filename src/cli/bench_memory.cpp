@@ -2,20 +2,22 @@
 
 #include <sys/sysinfo.h>
 
-#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <fstream>
+#include <new>
 #include <string>
+#include <vector>
 
 #include "core/literals.hpp"
+#include "io/host_limits.hpp"
 #include "io/memory.hpp"
 
 namespace rankslice::cli {
 
 namespace {
 
-constexpr auto kTouched = 2_MiB;  // before it is looked again whether there is more
+constexpr auto kAtOnce = 64_MiB;  // before it is looked again whether there is more
 constexpr auto kPage = 4_KiB;     // or larger
 constexpr std::chrono::milliseconds kBetweenLooks{5};
 
@@ -24,14 +26,25 @@ bool has_spare_memory() {
   return ::sysinfo(&host) == 0 && host.freeram > host.totalram / 8;
 }
 
+/// Not where a cgroup bounds it: who goes beyond that is killed.
+bool may_take_what_is_free() {
+  struct ::sysinfo host {};
+  auto const limit = memory_limit();
+  return limit && ::sysinfo(&host) == 0 && limit->bytes >= std::uint64_t{host.totalram} * host.mem_unit;
+}
+
 }  // namespace
 
-void call_in_memory(std::uint64_t bytes) {
-  auto const memory = allocate_host(bytes);
-  auto const all = memory.span();
-  for (std::uint64_t begin = 0; begin < bytes && has_spare_memory(); begin += kTouched) {
-    auto const end = std::min(bytes, begin + kTouched);
-    for (auto at = begin; at < end; at += kPage) all[at] = std::byte{1};
+void call_in_memory(std::uint64_t bytes, std::function<void()> const& alive) {
+  if (!may_take_what_is_free()) return;
+  std::vector<Buffer> touched;
+  try {
+    for (std::uint64_t taken = 0; taken < bytes && has_spare_memory(); taken += kAtOnce) {
+      auto const memory = touched.emplace_back(allocate_host(kAtOnce)).span();
+      for (std::uint64_t at = 0; at < kAtOnce; at += kPage) memory[at] = std::byte{1};
+      alive();
+    }
+  } catch (std::bad_alloc const&) {  // there is no more for this process
   }
 }
 

@@ -5,15 +5,17 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <thread>
 
 namespace rankslice::cli {
 
-/// Touch so many bytes of fresh memory and give them back, as far as an eighth of the host's memory stays free. A
-/// virtual machine that has been idle for seconds has left its free memory to its host; to get that back takes ten
-/// times as long as a first touch otherwise does, and would be counted against whichever run comes first. Local.
-/// @throws std::bad_alloc
-void call_in_memory(std::uint64_t bytes);
+/// Touch so many bytes of fresh memory and give them back, as far as the system gives them and an eighth of the host's
+/// memory stays free; nothing where a cgroup bounds what this process may have. A virtual machine that has been idle
+/// for seconds has left its free memory to its host; to get that back takes ten times as long as a first touch
+/// otherwise does, and would be counted against whichever run comes first. `alive` is called in between, and may throw.
+/// Local.
+void call_in_memory(std::uint64_t bytes, std::function<void()> const& alive);
 
 /// What a process has in memory, less pages of files, which the system takes back where it needs them; 0 where the
 /// system does not tell. Local.

@@ -97,10 +97,11 @@ PythonProcess::PythonProcess(std::string const& python, std::vector<std::string>
   throw IoError(ExitCode::input_missing, fmt::format("{}: cannot be started: {}", python_, reason(error)), python_);
 }
 
-PythonProcess::~PythonProcess() {
+void PythonProcess::end() {
   if (pid_ < 0) return;
   ::kill(-pid_, SIGKILL);
   while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) continue;
+  pid_ = -1;
 }
 
 void PythonProcess::tell(std::string_view line) {

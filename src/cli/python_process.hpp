@@ -19,10 +19,12 @@ class PythonProcess {
   /// @throws IoError `input_missing` when it cannot be started
   PythonProcess(std::string const& python, std::vector<std::string> arguments, std::string errors,
                 std::chrono::milliseconds patience);
-  /// Ends it, and what it has started itself.
-  ~PythonProcess();
+  ~PythonProcess() { end(); }
   PythonProcess(PythonProcess const&) = delete;
   PythonProcess& operator=(PythonProcess const&) = delete;
+
+  /// Ends it, and what it has started itself.
+  void end();
 
   void tell(std::string_view line);
   /// The next line that it prints; `alive` is called while it is waited for, and may throw.

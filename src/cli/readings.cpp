@@ -5,6 +5,9 @@
 
 #include <algorithm>
 #include <functional>
+#include <ranges>
+#include <string_view>
+#include <utility>
 
 namespace rankslice::cli {
 
@@ -28,9 +31,17 @@ std::vector<ReadBackend> Readings::by_bytes() const {
 
 Json Readings::ways() const {
   if (sums_.empty()) return nullptr;
-  std::vector<std::string_view> names;
-  for (auto const way : by_bytes()) names.push_back(name(way));
-  return fmt::format("{}", fmt::join(names, ", "));
+  std::map<ReadBackend, std::uint64_t> bytes;
+  for (auto const& [way, sum] : sums_) {
+    bytes[way] += sum.wanted - sum.by_pread;
+    bytes[ReadBackend::pread] += sum.by_pread;
+  }
+  std::vector<std::pair<std::uint64_t, std::string_view>> ways;
+  for (auto const& [way, count] : bytes) {
+    if (count > 0) ways.emplace_back(count, name(way));
+  }
+  std::ranges::stable_sort(ways, std::greater(), [](auto const& way) { return way.first; });
+  return fmt::format("{}", fmt::join(ways | std::views::values, ", "));
 }
 
 std::vector<std::string> Readings::lines() const {

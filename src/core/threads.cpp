@@ -149,8 +149,8 @@ void in_threads(int threads, BlockDone const& done, ThreadStep const& step) {
 }
 
 void require_threads(int threads) {
-  std::vector<std::jthread> others;
   std::latch all_tried(1);
+  std::vector<std::jthread> others;
   auto const refuse = [&](std::string const& why) {
     auto const given = others.size() + 1;
     all_tried.count_down();

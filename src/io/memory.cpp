@@ -25,15 +25,16 @@ std::uint64_t whole_pages(std::uint64_t bytes) {
   return round_up(bytes, page);
 }
 
-// Anonymous memory of `length` bytes, whole pages, that begins at a huge page: mapped larger, then trimmed.
+// Anonymous memory of `length` bytes, whole pages, that begins at a huge page where one has room in it: mapped larger,
+// then trimmed.
 std::byte* map_at_huge_page(std::uint64_t length, HugePages pages) {
   static auto const huge_page = huge_page_bytes();
-  auto const mapped_length = length + huge_page;
+  auto const mapped_length = length < huge_page ? length : length + huge_page;
   auto* const mapped = ::mmap(nullptr, mapped_length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) throw std::bad_alloc();
   auto* const first = static_cast<std::byte*>(mapped);
   auto const address = reinterpret_cast<std::uintptr_t>(first);
-  auto const before = round_up(address, huge_page) - address;
+  auto const before = length < huge_page ? 0 : round_up(address, huge_page) - address;
   auto const after = mapped_length - before - length;
   if (before > 0) ::munmap(first, before);
   if (after > 0) ::munmap(first + before + length, after);

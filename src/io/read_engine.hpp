@@ -4,9 +4,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
+
+#include "rankslice/error.hpp"
 
 namespace rankslice {
 
@@ -51,7 +54,9 @@ class ReadEngine {
 /// Why reads by io_uring would fail, as one that is made shows; empty where they would not.
 [[nodiscard]] std::string why_no_uring_engine();
 
-/// By another engine, and one after the other from where that one throws IoError on: what was under way is read again.
-[[nodiscard]] std::unique_ptr<ReadEngine> make_lasting_engine(std::unique_ptr<ReadEngine> engine);
+/// By another engine, and one after the other from where that one throws IoError on, which `on_end` is told: what was
+/// under way is read again.
+[[nodiscard]] std::unique_ptr<ReadEngine> make_lasting_engine(std::unique_ptr<ReadEngine> engine,
+                                                              std::function<void(IoError const&)> on_end);
 
 }  // namespace rankslice

@@ -25,6 +25,8 @@ namespace {
   throw IoError(ExitCode::io, fmt::format("io_uring: {}: {}", what, reason(error)));
 }
 
+constexpr auto kTries = 1000;  // a millisecond apart
+
 class UringEngine final : public ReadEngine {
  public:
   UringEngine(unsigned depth, std::span<std::byte> memory) : memory_(memory) {
@@ -35,7 +37,8 @@ class UringEngine final : public ReadEngine {
     registered_ = !memory.empty() && ::io_uring_register_buffers(&ring_, &whole, 1) == 0;
   }
   ~UringEngine() override {
-    while (in_kernel() > 0) {  // what writes to the caller's memory
+    if (::getpid() != owner_) return;  // a child, which has no part in it
+    while (in_kernel() > 0) {          // what writes to the caller's memory
       ::io_uring_cqe* done = nullptr;
       auto const error = -::io_uring_wait_cqe(&ring_, &done);
       if (error == 0) take(*done);
@@ -71,17 +74,21 @@ class UringEngine final : public ReadEngine {
   [[nodiscard]] std::size_t in_kernel() const { return under_way_ - ::io_uring_sq_ready(&ring_); }
 
   /// What is not with the kernel yet; and wait until one has ended. A kernel that has no memory for one more read takes
-  /// it later, when another one has ended.
+  /// it later: when another one has ended, or a while after.
   void hand_over() {
-    auto error = -::io_uring_submit_and_wait(&ring_, 1);
-    if ((error == EAGAIN || error == EBUSY) && in_kernel() > 0) {
-      ::io_uring_cqe* done = nullptr;
-      error = -::io_uring_wait_cqe(&ring_, &done);
+    for (auto tries = kTries;; look_later()) {
+      auto error = -::io_uring_submit_and_wait(&ring_, 1);
+      auto const takes_none_now = error == EAGAIN || error == EBUSY;
+      if (takes_none_now && in_kernel() > 0) {
+        ::io_uring_cqe* done = nullptr;
+        error = -::io_uring_wait_cqe(&ring_, &done);
+      }
+      if (error <= 0 || error == EINTR) return;
+      if (!takes_none_now || --tries == 0) fail("takes no reads", error);
     }
-    if (error > 0 && error != EINTR) fail("takes no reads", error);
   }
 
-  /// Where the kernel lets nobody wait.
+  /// Where the kernel lets nobody wait, or has no memory for the only read.
   static void look_later() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
 
   EngineCompletion take(::io_uring_cqe& done) {
@@ -91,6 +98,7 @@ class UringEngine final : public ReadEngine {
     return completion;
   }
 
+  ::pid_t owner_ = ::getpid();
   std::span<std::byte> memory_;
   bool registered_ = false;
   std::size_t under_way_ = 0;

@@ -207,12 +207,16 @@ def test_tensors_are_the_same_with_any_number_of_threads(tiny, threads, monkeypa
     assert not rankslice.verify(found, level="full", threads=threads).mismatches
 
 
-def test_ranks_that_load_alone_share_the_processors_of_their_host(monkeypatch):
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [("LOCAL_WORLD_SIZE", "{}"), ("OMPI_COMM_WORLD_LOCAL_SIZE", "{}"), ("SLURM_STEP_TASKS_PER_NODE", "1(x3),{}")],
+)
+def test_ranks_that_load_alone_share_the_processors_of_their_host(variable, says, monkeypatch):
     processors = len(os.sched_getaffinity(0))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processors))
+    monkeypatch.setenv(variable, says.format(processors))
     assert _threads.decided(None, None) == 1
     assert _threads.decided(5, None) == 5
-    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.setenv(variable, "some")
     assert 1 <= _threads.decided(None, None) <= processors
 
 

@@ -79,6 +79,6 @@ def test_beside_what_a_rank_owns_it_needs_little_memory(large, fixed, ep, thread
     report = run_ok("load", large, "--ep", ep, "--threads", threads, "--io", way, "--json", ranks=ep).json
     for rank in report["rank"]:
         beside = rank["peak_rss_bytes"] - rank["bytes_owned"] - fixed(ep)
-        assert beside < 12 * MIB * threads, rank
+        assert beside < 16 * MIB * threads, rank
     owned = [rank["bytes_owned"] for rank in report["rank"]]
     assert ep == 1 or max(owned) < 0.9 * sum(path.stat().st_size for path in large.iterdir()), "experts are divided"

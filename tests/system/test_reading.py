@@ -205,11 +205,16 @@ def test_several_ways_are_told_by_their_bytes(stored):
     if "direct" not in result.json["choices"]["io"]:
         pytest.skip("not on a local disk")
     told = re.findall(r"reading  (\w+): (.*); [\d.]+ MB wanted, [\d.]+ MB read(.*)", result.stderr)
-    assert ", ".join(way for way, _, _ in told) == result.json["choices"]["io"]
+    assert {way for way, _, _ in told} == set(result.json["choices"]["io"].split(", "))
     assert told[1][2] == ", by 2 threads"
     why = {way: reason for way, reason, _ in told}
     assert re.match(r"\d+ % are not in the page cache, but on a local disk", why["direct"])
     assert why["pread"] == "the page cache has nearly all of it"
+    cool(stored)
+    for path in reference.shard_files(stored)[2:]:
+        path.read_bytes()
+    of_one_thread = run_ok("load", stored, "--verify", "off", "--threads", 1, "--json").json
+    assert set(of_one_thread["choices"]["io"].split(", ")) == {"direct", "pread"}
 
 
 @pytest.mark.parametrize("command", ["load", "verify", "to-hf"])
@@ -234,6 +239,27 @@ def test_a_load_makes_few_system_calls(way, stored, tmp_path):
     tensors, total = len(reference.extents(stored)), sum(int(mask.sum()) for mask in tensor_bytes(stored).values())
     headers = 4 * len(reference.shard_files(stored))
     assert made <= 2.1 * total / BLOCK + headers + (tensors if way == "pread" else 0)
+
+
+@pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize("error", ["EAGAIN", "EBUSY", "EINTR"])
+def test_reads_that_the_kernel_does_not_take_at_once_are_taken_later(error, stored, tmp_path):
+    uring_or_skip()
+    inject = f"-f -e trace=io_uring_enter -e inject=io_uring_enter:error={error}:when=2..9"  # the first one is a try
+    on_rank = OnRank(tmp_path, traced="0", strace=inject)
+    run_ok("load", stored, "--threads", 1, "--io", "io_uring", "--save-shards", tmp_path / "s", on_rank=on_rank)
+    assert "".join(trace.read_text() for trace in on_rank.traces(0)).count("(INJECTED)") == 8
+    run_ok("to-hf", tmp_path / "s", tmp_path / "out")
+    assert not checkpoints.folder_differences(stored, tmp_path / "out")
+
+
+@pytest.mark.usefixtures("strace")
+def test_a_thread_that_gets_no_ring_reads_one_after_the_other_and_says_so(stored, tmp_path):
+    uring_or_skip()
+    thirds = "-f -e trace=io_uring_setup -e inject=io_uring_setup:error=ENOMEM:when=3+"  # two are tries
+    on_rank = OnRank(tmp_path, traced="0", strace=thirds)
+    result = run_ok("load", stored, "--verify", "off", "--threads", 1, "--io", "direct", "-v", on_rank=on_rank)
+    assert "one after the other: io_uring: cannot be set up: Cannot allocate memory" in result.stderr
 
 
 @pytest.mark.usefixtures("strace")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 
 from rankslice import _native, _steps
 from rankslice.errors import UsageError
+
+_PROCESSES_OF_HOST = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
 
 def decided(threads: int | None, world: _native.Communicator | None) -> int:
@@ -29,5 +32,7 @@ def shared(world: _native.Communicator | None) -> int:
 
 
 def _processes_of_host() -> int:
-    """Ranks that work alone do not know one another; torchrun tells how many there are."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Ranks that work alone do not know one another; launchers tell how many there are."""
+    told = [os.environ.get(name, "") for name in _PROCESSES_OF_HOST]
+    told += os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(",")  # "4(x2),3": not which host is this one
+    return max([1, *(int(number[0]) for text in told if (number := re.match(r"\d+", text)))])
