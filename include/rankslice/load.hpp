@@ -36,7 +36,7 @@ enum class DenseReading : std::uint8_t {
 /// On which pages of host memory large tensors stand.
 enum class HugePages : std::uint8_t {
   automatic,  ///< On huge pages where the system gives them.
-  on,         ///< … and UsageError where it does not, which is looked at before and after reading.
+  on,         ///< … and UsageError where it does not, which is looked at before and after reading; and with a device.
   off,        ///< On small ones.
 };
 
