@@ -84,8 +84,8 @@ void HeldTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {
   });
 }
 
-StreamedTensors::StreamedTensors(Storage const& storage, Model const& model, ReadOptions const& how)
-    : storage_(storage), model_(model), how_(how), transfer_(model, storage.form), read_(model) {
+StreamedTensors::StreamedTensors(Storage const& storage, Model const& model, ReadOptions const& how, bool swapped)
+    : storage_(storage), model_(model), how_(how), swapped_(swapped), transfer_(model, storage.form), read_(model) {
   read_.without_codes = storage.form == Form::native;
 }
 
@@ -125,12 +125,13 @@ void StreamedTensors::check_unchanged() const {
 
 void StreamedTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& use) {
   auto const& parameter = model_.parameters[wanted.parameter];
+  auto const swapped = swapped_ && parameter.layout == Layout::swapped && storage_.form == Form::hf;
   ParameterDigest digest(model_, parameter);
   DigestSink const sink{.digest = &digest, .sums = &read_};
   for_each_block(parameter, wanted.slice, [&](Slice const& slice) {
     auto const bytes = parameter.bytes(slice, Form::native);
     buffer_.resize(std::max<std::size_t>(buffer_.size(), bytes));
-    NativeBox<std::byte> const box{.data = buffer_.data(), .slice = slice};
+    NativeBox<std::byte> const box{.data = buffer_.data(), .slice = slice, .swapped = swapped};
     auto& reader = reader_for(bytes);
     auto const is_last = still_to_come_ == 0;  // of its batch
     reader.for_each_piece({wanted.parameter, slice},
@@ -138,7 +139,7 @@ void StreamedTensors::for_each_box(PlannedSlice const& wanted, BoxStep const& us
                             transfer_.read(piece, of_piece, files, box, sink);
                           });
     if (is_last) reader.finish();
-    use(slice, {.data = box.data, .slice = slice});
+    use(slice, {.data = box.data, .slice = slice, .swapped = swapped});
   });
 }
 

@@ -32,8 +32,8 @@ class HeldTensors final : public NativeSource {
 /// A stored checkpoint, streamed through a buffer of one expert, or a few MiB of a dense tensor. Digests what it reads.
 class StreamedTensors final : public NativeSource {
  public:
-  /// Both outlive the result. What is expected is read as `how` says.
-  StreamedTensors(Storage const& storage, Model const& model, ReadOptions const& how = {});
+  /// Both outlive the result. What is expected is read as `how` says. `swapped`: boxes are so where they can be.
+  StreamedTensors(Storage const& storage, Model const& model, ReadOptions const& how = {}, bool swapped = false);
   void expect(std::vector<PlannedSlice> const& slices) override;
   void for_each_box(PlannedSlice const& wanted, BoxStep const& use) override;
   [[nodiscard]] Digests const& read() const { return read_; }
@@ -47,6 +47,7 @@ class StreamedTensors final : public NativeSource {
   Storage const& storage_;
   Model const& model_;
   ReadOptions how_;
+  bool swapped_;
   std::vector<PlannedSlice> expected_;
   std::vector<Range> batches_;           // of those
   std::size_t next_ = 0;                 // of the batches

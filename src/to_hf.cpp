@@ -149,7 +149,8 @@ ExportReport export_checkpoint(Checkpoint const& checkpoint, std::string const& 
   if (digests(verify)) require_equal_copies(checkpoint, world, options.call);
 
   Source const source{checkpoint, plan, world, options.call};
-  StreamedTensors streamed(checkpoint.storage, checkpoint.model, options.call.reading);
+  auto const from_file_to_file = !plan.target.converted && !plan.originals && !plan.gather;
+  StreamedTensors streamed(checkpoint.storage, checkpoint.model, options.call.reading, from_file_to_file);
   auto const values = exported_checkpoint(streamed, checkpoint, plan.target);
   ExportSubject subject{.values = *values};
   if (source.compares()) {

@@ -59,6 +59,13 @@ std::span<Byte> native_block(Parameter const& parameter, NativeBox<Byte> const& 
           block.bytes / parameter.unit_bytes(form) * unit};
 }
 
+/// As `transpose`, but in the same order.
+void copy_rows(MatrixView const& from, std::uint64_t unit, std::byte* to, std::uint64_t to_stride) {
+  for (std::uint64_t i = 0; i < from.rows; ++i) {
+    std::memcpy(to + i * to_stride * unit, from.data + i * from.stride * unit, from.columns * unit);
+  }
+}
+
 /// The first `bytes` of a buffer that grows when it has to.
 std::span<std::byte> sized(std::vector<std::byte>& buffer, std::uint64_t bytes) {
   if (buffer.size() < bytes) buffer.resize(bytes);
@@ -97,8 +104,16 @@ struct Transfer::Matrix {
   /// The native element that belongs to the first wanted one of a row.
   template <typename Byte>
   [[nodiscard]] Byte* address(NativeBox<Byte> const& box, std::uint64_t row) const {
-    auto const before = rows_before(box.slice, expert, wanted.begin) * native_columns + native_column + row;
-    return box.data + before * native_unit;
+    auto const column = native_column + row;
+    auto const first = (expert - box.slice.part.begin) * box.slice.rows.size() * native_columns;
+    auto const above = wanted.begin - box.slice.rows.begin;
+    auto const before = box.swapped ? column * stride(box) + above : above * stride(box) + column;
+    return box.data + (first + before) * native_unit;
+  }
+  /// Elements from one row of a box to the next.
+  template <typename Byte>
+  [[nodiscard]] std::uint64_t stride(NativeBox<Byte> const& box) const {
+    return box.swapped ? box.slice.rows.size() : native_columns;
   }
 };
 
@@ -242,7 +257,8 @@ MatrixView Transfer::convert_strip(Matrix const& matrix, Strip const& strip, Mat
   return out;
 }
 
-/// To where the values belong. Those for a device are in the block that its `staging` gave last.
+/// To where the values belong, which in a swapped box are rows. Those for a device are in the block that its `staging`
+/// gave last.
 void Transfer::turn(Matrix const& matrix, Strip const& strip, MatrixView const& values,
                     NativeBox<std::byte> const& out) {
   auto* const to = matrix.address(out, strip.row);
@@ -250,7 +266,7 @@ void Transfer::turn(Matrix const& matrix, Strip const& strip, MatrixView const& 
     device_->upload_transposed(values.data, values.rows, values.columns, values.stride, matrix.native_unit, to,
                                matrix.native_columns);
   } else {
-    transpose(values, matrix.native_unit, to, matrix.native_columns);
+    (out.swapped ? copy_rows : transpose)(values, matrix.native_unit, to, matrix.stride(out));
   }
 }
 
@@ -286,6 +302,20 @@ void Transfer::convert_block(StoredPiece const& piece, std::uint64_t offset, std
 /// Where values are before they go to their place in memory.
 std::span<std::byte> Transfer::last_stop(std::vector<std::byte>& on_host, std::uint64_t bytes) {
   return device_ != nullptr ? device_->staging(bytes) : sized(on_host, bytes);
+}
+
+/// The native values of a strip, in the order of the file.
+std::span<std::byte const> Transfer::turn_back(Matrix const& matrix, Strip const& strip,
+                                               NativeBox<std::byte const> const& in) {
+  auto const columns = matrix.wanted.size();
+  auto const size = strip.rows * columns * matrix.native_unit;
+  auto const* const from = matrix.address(in, strip.row);
+  if (in.swapped && in.slice.rows == matrix.wanted) return {from, size};
+  auto const turned = sized(converted_, size);
+  MatrixView view{.data = from, .rows = columns, .columns = strip.rows, .stride = matrix.stride(in)};
+  if (in.swapped) std::swap(view.rows, view.columns);
+  (in.swapped ? copy_rows : transpose)(view, matrix.native_unit, turned.data(), columns);
+  return turned;
 }
 
 /// Native values as the file has them: themselves, or computed back.
@@ -362,13 +392,7 @@ void Transfer::write(StoredPiece const& piece, Slice const& wanted, NativeBox<st
                      WriteBytes const& out, DigestSink const& sink) {
   if (is_swapped(piece)) {
     return for_each_strip(piece, wanted, [&](Matrix const& matrix, Strip const& strip) {
-      auto const turned = sized(converted_, strip.rows * matrix.wanted.size() * matrix.native_unit);
-      MatrixView const native{.data = matrix.address(in, strip.row),
-                              .rows = matrix.wanted.size(),
-                              .columns = strip.rows,
-                              .stride = matrix.native_columns};
-      transpose(native, matrix.native_unit, turned.data(), matrix.wanted.size());
-      write_strip(matrix, strip, narrow(piece, turned), out, sink);
+      write_strip(matrix, strip, narrow(piece, turn_back(matrix, strip, in)), out, sink);
     });
   }
   auto const& parameter = parameter_of(piece);

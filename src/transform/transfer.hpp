@@ -18,11 +18,14 @@
 
 namespace rankslice {
 
-/// Memory that holds a slice of one parameter in the native form: [part, rows, columns], contiguous.
+/// Memory that holds a slice of one parameter in the native form: [part, rows, columns], contiguous. What goes from
+/// file to file need not be turned in between: a box may have native values as files in the HF form have them, with
+/// these axes swapped.
 template <typename Byte>
 struct NativeBox {
   Byte* data = nullptr;
   Slice slice;
+  bool swapped = false;  ///< [part, columns, rows]; only for parameters of `Layout::swapped`, and on the host.
 };
 
 /// The files that a piece is read from.
@@ -106,6 +109,8 @@ class Transfer {
   void convert_block(StoredPiece const& piece, std::uint64_t offset, std::span<std::byte const> in,
                      std::span<std::byte> out, DigestSink const& sink);
   [[nodiscard]] std::span<std::byte> last_stop(std::vector<std::byte>& on_host, std::uint64_t bytes);
+  [[nodiscard]] std::span<std::byte const> turn_back(Matrix const& matrix, Strip const& strip,
+                                                     NativeBox<std::byte const> const& in);
   [[nodiscard]] std::span<std::byte const> narrow(StoredPiece const& piece, std::span<std::byte const> native);
   void write_strip(Matrix const& matrix, Strip const& strip, std::span<std::byte const> bytes, WriteBytes const& out,
                    DigestSink const& sink);

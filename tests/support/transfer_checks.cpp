@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 
 #include "plan/plan.hpp"
@@ -102,7 +103,27 @@ Bytes expected_box(Move const& move, Slice const& box) {
   return expected;
 }
 
-void expect_read(Move const& move, Slice const& box) {
+/// [part, rows, columns] of a slice as [part, columns, rows].
+Bytes swapped_axes(ExampleParameter const& example, Slice const& slice, std::span<std::byte const> native) {
+  auto const rows = slice.rows.size();
+  auto const columns = example.parameter().columns();
+  auto const unit = example.element_bytes(Form::native);
+  Bytes swapped(native.size());
+  for (std::uint64_t i = 0; i < native.size() / unit; ++i) {
+    auto const [part, row, column] = std::array{i / columns / rows, i / columns % rows, i % columns};
+    auto const to = (part * columns + column) * rows + row;
+    std::ranges::copy(native.subspan(i * unit, unit), swapped.begin() + std::ptrdiff_t(to * unit));
+  }
+  return swapped;
+}
+
+/// In what order values may be in memory.
+std::vector<bool> ways_to_lie(Move const& move) {
+  auto const is_swapped = move.form == Form::hf && move.example.parameter().layout == Layout::swapped;
+  return is_swapped ? std::vector{false, true} : std::vector{false};
+}
+
+void expect_read(Move const& move, Slice const& box, bool swapped) {
   auto const& [example, form, stored, wanted, digests] = move;
   auto const size = example.native_of(box).size();
   Bytes out(kGuard + size + kGuard, kUntouched);
@@ -112,13 +133,15 @@ void expect_read(Move const& move, Slice const& box) {
   Transfer transfer(example.model, form, reported.hook());
   std::vector<Range> reads, planned;
   move.for_pieces([&](StoredPiece const& piece, Slice const& slice) {
-    transfer.read(piece, slice, {file}, {.data = out.data() + kGuard, .slice = box}, sums.sink());
+    transfer.read(piece, slice, {file}, {.data = out.data() + kGuard, .slice = box, .swapped = swapped}, sums.sink());
     append(reads, move.reads_of(piece, slice));
     append(planned, read_ranges(example.model, form, {&piece, slice}));
   });
 
-  auto const expected = expected_box(move, box);
-  EXPECT_TRUE(out == expected) << "bytes differ";
+  auto expected = expected_box(move, box);
+  auto const values = std::span(expected).subspan(kGuard, size);
+  if (swapped) std::ranges::copy(swapped_axes(example, box, values), values.begin());
+  EXPECT_TRUE(out == expected) << "bytes differ" << (swapped ? ", swapped" : "");
   sums.expect(digests);
   EXPECT_EQ(reported.bytes, sum_of_sizes(reads));
   EXPECT_EQ(merged(file.reads()), merged(reads));
@@ -164,21 +187,22 @@ void expect_digested(Move const& move) {
   EXPECT_EQ(merged(file.reads()), merged(reads));
 }
 
-void expect_written(Move const& move, Slice const& box) {
+void expect_written(Move const& move, Slice const& box, bool swapped) {
   auto const& [example, form, stored, wanted, digests] = move;
   TempDir dir;
   auto const path = dir.file("out");
   Bytes expected(stored.bytes.size(), kUntouched);
   write_file(path, expected);
 
-  auto const in = example.native_of(box);
+  auto const native = example.native_of(box);
+  auto const in = swapped ? swapped_axes(example, box, native) : native;
   Reported reported;
   Sums sums(example);
   auto writer = FileWriter::open(path);
   Transfer transfer(example.model, form, reported.hook());
   std::uint64_t written = 0;
   move.for_pieces([&](StoredPiece const& piece, Slice const& slice) {
-    transfer.write(piece, slice, {.data = in.data(), .slice = box}, writer, sums.sink());
+    transfer.write(piece, slice, {.data = in.data(), .slice = box, .swapped = swapped}, writer, sums.sink());
     for (auto const bytes : move.bytes_of(piece, slice)) {
       std::copy_n(stored.bytes.begin() + std::ptrdiff_t(bytes.begin), bytes.size(),
                   expected.begin() + std::ptrdiff_t(bytes.begin));
@@ -186,7 +210,7 @@ void expect_written(Move const& move, Slice const& box) {
     }
   });
   writer.close();
-  EXPECT_TRUE(file_bytes(path) == expected) << "bytes differ";
+  EXPECT_TRUE(file_bytes(path) == expected) << "bytes differ" << (swapped ? ", swapped" : "");
   sums.expect(digests);
   EXPECT_EQ(reported.bytes, written);
 }
@@ -208,15 +232,15 @@ void expect_all_ways(ExampleParameter const& example, Form form, ExampleFile con
                                   << to_string(example.model.tensors.front().shape)
                                   << (form == Form::hf ? " hf " : " native ") << to_string(wanted));
   Move const move{example, form, stored, wanted, example.digests(wanted)};
-  expect_read(move, wanted);
-  expect_read_to_device(move, wanted);
   expect_digested(move);
-  expect_written(move, wanted);
   auto const more = larger(example, wanted);
-  if (more == wanted) return;
-  expect_read(move, more);
-  expect_read_to_device(move, more);
-  expect_written(move, more);
+  for (auto const& box : more == wanted ? std::vector{wanted} : std::vector{wanted, more}) {
+    expect_read_to_device(move, box);
+    for (bool const swapped : ways_to_lie(move)) {
+      expect_read(move, box, swapped);
+      expect_written(move, box, swapped);
+    }
+  }
 }
 
 }  // namespace rankslice::test

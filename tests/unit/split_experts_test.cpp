@@ -149,12 +149,15 @@ class SplitExpertsFile : public testing::Test {
 TEST_F(SplitExpertsFile, Rules40And41And45_GoesToTheNativeFormAndBack) {
   struct Way {
     Form from, to;
+    bool swapped = false;
   };
-  for (auto const& [from, to] : {Way{Form::hf, Form::native}, Way{Form::native, Form::hf}}) {
+  for (auto const& [from, to, swapped] :
+       {Way{Form::hf, Form::native}, Way{Form::native, Form::hf}, Way{Form::native, Form::hf, true},
+        Way{Form::hf, Form::hf}, Way{Form::hf, Form::hf, true}}) {
     auto const& source = from == Form::hf ? hf_ : native_;
     auto const& target = to == Form::hf ? hf_ : native_;
     auto const in = storage(from, "in", source, source.bytes);
-    StreamedTensors streamed(in, example_.model);
+    StreamedTensors streamed(in, example_.model, {}, swapped);
     auto const out = storage(to, "out", target, Bytes(target.bytes.size()));
     auto const written = write_slices(example_.model, all_, streamed, out, {});
     EXPECT_NO_THROW(check_read_back(example_.model, all_, out, written, {}));
