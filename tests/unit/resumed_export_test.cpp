@@ -125,6 +125,7 @@ class ResumedExports : public testing::Test {
     std::mutex mutex;
     auto const on_rank = [&](Communicator& world) {
       auto options = way.options;
+      options.call.threads = 1;  // so that every block is told by itself
       if (world.rank() == 0) {
         options.call.notice = [&](Notice const& notice) {
           (notice.warning ? seen.warnings : seen.notices).push_back(notice.text);

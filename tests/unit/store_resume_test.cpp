@@ -69,6 +69,7 @@ class ResumedStores : public testing::TestWithParam<std::string> {
     std::mutex mutex;
     auto const on_rank = [&](Communicator& world) {
       SaveOptions options{.resume = resume};
+      options.call.threads = 1;  // so that every block is told by itself
       if (world.rank() == 0) {
         options.call.notice = [&](Notice const& notice) {
           (notice.warning ? seen.warnings : seen.notices).push_back(notice.text);
@@ -212,6 +213,7 @@ TEST_F(ResumedStores, GoHomeInTheLayoutOfTheirSourceHoweverOftenTheyAreInterrupt
     auto const errors = exceptions_of_ranks(ranks, [&](Communicator& world) {
       ExportOptions options{
           .layout = ExportLayout::source, .source = open_checkpoint(path("fp8"), world), .resume = true};
+      options.call.threads = 1;
       if (world.rank() == 0) {
         options.call.progress = [&](Progress const& progress) {
           if (progress.phase == "to_hf" && ++seen == blocks) throw Interrupted();
